@@ -1,0 +1,33 @@
+"""Distillery: turn a big image classifier into a small, fast one, and prove it.
+
+Names are imported when they are first used, so that ``import kd`` and ``python -m kd --help`` load nothing heavy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kd.compare import compare
+    from kd.config import DistillConfig
+    from kd.distill import distill
+    from kd.losses import distillation_loss
+    from kd.trainer import ImageDistilTrainer
+
+__version__ = "0.1.0"
+__all__ = ["DistillConfig", "ImageDistilTrainer", "compare", "distill", "distillation_loss"]
+
+_HOMES = {
+    "DistillConfig": "kd.config",
+    "ImageDistilTrainer": "kd.trainer",
+    "compare": "kd.compare",
+    "distill": "kd.distill",
+    "distillation_loss": "kd.losses",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kd' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # over the submodule of the same name that the import has just set
+    return value

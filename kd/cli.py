@@ -1,0 +1,396 @@
+"""The command line: ``python -m kd`` or ``kd``. Exit codes: 0 done, 1 failed or stopped, 2 bad usage."""
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from kd import launch, runs
+from kd.config import PRESETS, DistillConfig, public_name
+from kd.runs import Run, RunError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.call(options)
+    except (RunError, PermissionError, FileNotFoundError) as problem:
+        print(f"kd: {problem}", file=sys.stderr)
+        return 1
+    except BadUsage as problem:
+        print(f"kd: {problem}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has had enough
+        sys.stderr.close()
+        return 1
+
+
+class BadUsage(Exception):
+    """What was asked for makes no sense; nothing was begun."""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="kd", description="Turn a big image classifier into a small, fast one.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, call: Any, help: str, under: Any = commands) -> argparse.ArgumentParser:
+        one = under.add_parser(name, help=help, description=help)
+        one.add_argument("--runs-dir", type=Path, default=runs.default_folder(), metavar="FOLDER",
+                         help="where runs are kept (default: KD_RUNS_DIR, or runs)")  # fmt: skip
+        one.set_defaults(call=call)
+        return one
+
+    one = command("distill", distill, "train a student from a teacher; with no options, the embedded sample, offline")
+    one.add_argument(
+        "--preset", default="sample", help=f"settings to start from: {', '.join(PRESETS)} (default: sample)"
+    )
+    for field in dataclasses.fields(DistillConfig):
+        flag = "--" + public_name(field).replace("_", "-")
+        one.add_argument(flag, dest=f"set_{public_name(field)}", metavar="VALUE", help=field.metadata["help"])
+    one.add_argument("--json", action="store_true", help="print the report as the last line of standard output")
+
+    one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
+    one.add_argument("folder", type=Path)
+    one.add_argument("--resume", action="store_true", help="go on with a run that was closed, or died")
+
+    for name, call, help in (
+        ("resume", resume, "go on with a run that was stopped, failed or died, from its last checkpoint"),
+        ("watch", watch, "show a run as it goes"),
+        ("stop", stop, "ask a run to stop; the best student so far is kept"),
+    ):
+        one = command(name, call, help)
+        one.add_argument("run", metavar="RUN", help="its id, the start of one, or last")
+        if name != "stop":
+            one.add_argument("--json", action="store_true", help="print the report as the last line of standard output")
+
+    command("runs", list_runs, "list the runs, newest first").add_argument("--json", action="store_true")
+
+    one = command("compare", compare, "a run's teacher and student side by side on your pictures")
+    one.add_argument("run", metavar="RUN", help="its id, the start of one, or last")
+    one.add_argument("images", nargs="+", metavar="IMAGE")
+    one.add_argument("--json", action="store_true")
+
+    one = command("students", students, "list the students with random weights: parameters and FLOPs")
+    one.add_argument("--image-size", type=int, default=224, help="side of the pictures in pixels (default: 224)")
+    one.add_argument("--json", action="store_true")
+
+    sample = commands.add_parser("sample", help="the embedded sample and its teacher").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    one = command(
+        "build", build_sample, "remake the sample and train its teacher (about 25 minutes on 2 cores)", sample
+    )
+    one.add_argument("--source", type=Path, help="folder of Fashion-MNIST's files (default: Debian's package)")
+    one.add_argument("--assets", type=Path, help="folder to write to (default: the project's assets)")
+    one.add_argument("--epochs", type=int, default=16)
+    return top
+
+
+# --- Commands
+
+
+def distill(options: argparse.Namespace) -> int:
+    """Create a run, start its process and follow it."""
+    asked = {name.removeprefix("set_"): value for name, value in vars(options).items() if name.startswith("set_")}
+    try:
+        config = DistillConfig.preset(options.preset, **{k: v for k, v in asked.items() if v is not None})
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+    run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
+    return _follow(run, options.json, launch.start(run))
+
+
+def run_folder(options: argparse.Namespace) -> int:
+    """Work on a run here. Its own errors are events already, so they need no traceback."""
+    from kd.distill import execute
+
+    run = Run(options.folder.resolve())
+    signal.signal(signal.SIGTERM, lambda *_: run.ask_to_stop())
+    execute(run, resume=options.resume)
+    return 0 if run.status() == "done" else 1
+
+
+def resume(options: argparse.Namespace) -> int:
+    run = _mine(options)
+    status = run.status()
+    if status == "done":
+        raise RunError(f"Run {run.id} is done; there is nothing to resume. Its student is in {run.path / 'student'}.")
+    if status in ("running", "queued"):
+        raise RunError(f"Run {run.id} is {status}. Use `python -m kd watch {run.id}`.")
+    return _follow(run, options.json, launch.start(run, resume=True), run.read()[1])
+
+
+def watch(options: argparse.Namespace) -> int:
+    return _follow(_mine(options), options.json)
+
+
+def stop(options: argparse.Namespace) -> int:
+    run = _mine(options)
+    if run.status() in runs.CLOSED:
+        raise RunError(f"Run {run.id} is not running: it is {run.status()}.")
+    run.ask_to_stop()
+    print(f"Asked run {run.id} to stop.")
+    return 0
+
+
+def list_runs(options: argparse.Namespace) -> int:
+    rows = [_row(run) for run in runs.list_runs(options.runs_dir)]
+    if options.json:
+        print(json.dumps(rows))
+    elif rows:
+        print(
+            table(["run", "status", "teacher", "student", "T", "lambda", "accuracy"], [list(r.values()) for r in rows])
+        )
+    else:
+        print(f"No runs in {options.runs_dir.resolve()} yet. `python -m kd distill` makes one.")
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    run = _mine(options)
+    _quiet()
+    from kd.compare import compare as side_by_side
+
+    found = side_by_side(run, options.images)
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    rows = []
+    for row in found["pictures"]:
+        if "error" in row:
+            rows.append([Path(row["name"]).name, row["error"], "", ""])
+        else:
+            best = [f"{row[side][0]['label']} {row[side][0]['confidence']:.0%}" for side in ("teacher", "student")]
+            rows.append([Path(row["name"]).name, *best, "same" if row["agree"] else "different"])
+    print(table(["picture", "teacher", "student", ""], rows))
+    print()
+    print(result_table(found, found["agreement"]))
+    if found["note"]:
+        print(found["note"])
+    return 0
+
+
+def students(options: argparse.Namespace) -> int:
+    _quiet()
+    from kd.compare import cost
+    from kd.models import STUDENTS, load_student
+
+    rows = []
+    for name in STUDENTS:
+        student = load_student(name, [str(i) for i in range(10)], None, options.image_size, seed=0)
+        rows.append({"student": name, "input": student.pipeline.size[0], **cost(student.model, student.pipeline.size)})
+    if options.json:
+        print(json.dumps(rows))
+        return 0
+    shown = [
+        [
+            r["student"],
+            f"{r['input']} px",
+            f"{r['parameters'] / 1e6:.2f} M",
+            f"{r['megabytes']:.1f}",
+            f"{r['flops'] / 1e6:,.1f} M",
+        ]
+        for r in rows
+    ]
+    print(table(["student", "input", "parameters", "MB", "FLOPs"], shown))
+    print(
+        f"For pictures of {options.image_size} px and 10 classes, random weights; a multiply-add counts as two FLOPs."
+    )
+    return 0
+
+
+def build_sample(options: argparse.Namespace) -> int:
+    from kd import sample
+    from kd.data import ASSETS
+
+    sample.build(options.assets or ASSETS, options.source or sample.SOURCE, options.epochs)
+    return 0
+
+
+# --- Showing
+
+
+def _mine(options: argparse.Namespace) -> Run:
+    run = runs.find(options.runs_dir, options.run)
+    run.check_owner(runs.local_owner(options.runs_dir))
+    return run
+
+
+def _quiet() -> None:
+    """No library's remarks between the lines of a table."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _row(run: Run) -> dict[str, Any]:
+    config, report, last = run.config(), run.report(), run.last("eval")
+    accuracy = (
+        f"{report['student']['accuracy']:.1%} test" if report else f"{last['accuracy']:.1%} validation" if last else ""
+    )
+    return {
+        "run": run.id,
+        "status": run.status(),
+        "teacher": _short(config.teacher),
+        "student": _short(config.student),
+        "temperature": config.temperature,
+        "lambda": config.lambda_,
+        "accuracy": accuracy,
+    }
+
+
+def _short(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> int:
+    """Show a run until it is closed, then its result. The first Ctrl-C asks the run to stop if it was started here;
+    the second leaves it alone."""
+    screen = Screen(run)
+    ask = lambda *_: run.ask_to_stop()  # noqa: E731
+    if process:
+        signal.signal(signal.SIGTERM, ask)
+    while True:
+        try:
+            status = launch.follow(run, screen.show, process, cursor)
+            break
+        except KeyboardInterrupt:
+            cursor = run.read()[1]
+            if not process or run.stop_asked():
+                screen.line(f"Left. Run {run.id} goes on: `python -m kd watch {run.id}`.")
+                return 1
+            screen.line("Stopping: the best student so far is kept. Ctrl-C again to leave it running.")
+            run.ask_to_stop()
+    screen.line("")
+    if status == "died":
+        screen.line(f"Run {run.id} died: its process is gone. `python -m kd resume {run.id}` goes on with it.")
+    report = run.report()
+    if status != "done" or report is None:
+        return 1
+    screen.line(result_table(report, report["agreement"]))
+    screen.line(f"student: {run.path / 'student'}")
+    if as_json:
+        print(json.dumps(report), flush=True)
+    return 0
+
+
+class Screen:
+    """A run's events as lines and one progress bar, on standard error: standard output is for the report."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.bar, self.total = run, "", 0
+
+    def line(self, text: str) -> None:
+        if self.bar:
+            print("\r" + " " * len(self.bar) + "\r", end="", file=sys.stderr)
+            self.bar = ""
+        print(text, file=sys.stderr, flush=True)
+
+    def progress(self, text: str, share: float) -> None:
+        """Redraw the bar; on what is not a terminal it would only fill the log."""
+        if sys.stderr.isatty():
+            full = round(30 * share)
+            bar = f"[{'#' * full}{'.' * (30 - full)}] {share:4.0%} {text}"
+            print("\r" + bar.ljust(len(self.bar)), end="", file=sys.stderr, flush=True)
+            self.bar = bar
+
+    def show(self, e: dict[str, Any]) -> None:
+        """One event."""
+        show = getattr(self, f"show_{e['event']}", None)
+        if show:
+            show(e)
+        for warning in e.get("warnings", []):
+            self.line(f"  warning: {warning}")
+
+    def show_created(self, e: dict) -> None:
+        c = self.run.config()
+        self.line(
+            f"run {self.run.id}: {_short(c.teacher)} -> {_short(c.student)} on {_short(c.dataset)}, "
+            f"T {c.temperature:g}, lambda {c.lambda_:g}, {c.epochs} epochs"
+        )
+
+    def show_queued(self, e: dict) -> None:
+        self.line(f"waiting for the {e['device']}: place {e['place']} in the queue")
+
+    def show_progress(self, e: dict) -> None:
+        self.progress(f"{e['phase']} {e['done']:,} of {e['of']:,}", e["done"] / e["of"])
+
+    def show_data(self, e: dict) -> None:
+        self.line(
+            f"pictures: {e['train']:,} train, {e['validation']:,} validation, {e['test']:,} test, "
+            f"{len(e['classes'])} classes ({e['seconds']:.1f} s, cache {e['cache']})"
+        )
+
+    def show_models(self, e: dict) -> None:
+        t, s = e["teacher"], e["student"]
+        self.line(
+            f"student: {s['parameters'] / 1e6:.2f} M parameters, {s['flops'] / 1e6:,.1f} MFLOPs at "
+            f"{e['image_size'][0]} px; teacher: {t['parameters'] / 1e6:.2f} M, {t['flops'] / 1e6:,.1f} MFLOPs; "
+            f"{e['device']}, {e['precision']}"
+        )
+        for change in e["healed"]:
+            self.line(f"  healed: {change}")
+
+    def show_teacher(self, e: dict) -> None:
+        self.line(f"teacher: {e['accuracy']:.1%} on validation")
+
+    def show_targets(self, e: dict) -> None:
+        self.line(f"targets: {e['cache']} ({e['seconds']:.1f} s)")
+
+    def show_training(self, e: dict) -> None:
+        self.total = e["steps"]
+
+    def show_step(self, e: dict) -> None:
+        left = (self.total - e["step"]) * e["seconds"] / e["step"]
+        self.progress(
+            f"loss {e['total']:.3f}, {e['images_per_second']:,.0f} images/s, {left:.0f} s left", e["step"] / self.total
+        )
+
+    def show_eval(self, e: dict) -> None:
+        self.line(
+            f"epoch {e['epoch']:g}: {e['accuracy']:.1%} on validation, agrees with the teacher on {e['agreement']:.1%} "
+            f"({e['seconds']:.0f} s)"
+        )
+
+    def show_stopped(self, e: dict) -> None:
+        self.line(e["message"])
+
+    def show_failed(self, e: dict) -> None:
+        self.line(f"failed: {e['message']}")
+
+
+def result_table(report: dict[str, Any], agreed: float) -> str:
+    """Teacher and student side by side, as text. ``report``: a run's, or what ``compare`` returns."""
+    rows = []
+    for name in ("teacher", "student"):
+        side = report[name]
+        latency = side["latency_ms"]
+        rows.append([
+            name,
+            *([f"{side['accuracy']:.2%}", f"{side['f1']:.4f}"] if "accuracy" in side else []),
+            f"{side['parameters'] / 1e6:.2f} M",
+            f"{side['megabytes']:.2f}",
+            f"{side['flops'] / 1e6:,.1f} M",
+            f"{latency['p50']:.2f}",
+            f"{latency['p95']:.2f}",
+        ])  # fmt: skip
+    quality = ["test accuracy", "macro F1"] if "accuracy" in report["student"] else []
+    latency = report["student"]["latency_ms"]
+    return (
+        table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)
+        + f"\nThe student is {report['speedup']:g} times faster and {report['size_ratio']:g} times smaller; it agrees with "
+        f"the teacher on {agreed:.1%}.\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
+        f"{latency['threads']} threads, {latency['n']} trials, without preprocessing."
+    )
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """Columns of text, as wide as their widest cell."""
+    cells = [head, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)

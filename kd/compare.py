@@ -1,0 +1,186 @@
+"""One ruler for teacher, student and baseline: original files, each model's own processor, float32."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from kd import latency
+from kd.data import BadPicture, open_picture, pictures
+from kd.launch import busy
+from kd.metrics import Agreement, classification
+from kd.models import Pipeline, load_teacher, pipeline, run_processor
+from kd.runs import Run, RunError
+
+BATCH = 64
+TOP = 5
+
+
+@torch.inference_mode()
+def score(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> np.ndarray:
+    """Logits float32 ``[N, C]`` of the dataset's pictures; a row of NaN for one that cannot be read."""
+    model = model.eval().to(device)
+    rows: dict[int, np.ndarray] = {}
+    batch: list[tuple[int, Image.Image]] = []
+
+    def flush() -> None:
+        values = run_processor(processor, [picture for _, picture in batch]).to(device)
+        logits = model(pixel_values=values).logits.float().cpu().numpy()
+        rows.update(zip((index for index, _ in batch), logits, strict=True))
+        batch.clear()
+
+    for index, picture in pictures(dataset):
+        if not isinstance(picture, BadPicture):
+            batch.append((index, picture))
+        if len(batch) == BATCH or (batch and index == len(dataset) - 1):
+            flush()
+            progress(index + 1, len(dataset))
+    if batch:
+        flush()
+    if not rows:
+        raise RunError("None of the pictures can be read.")
+    blank = np.full_like(next(iter(rows.values())), np.nan)
+    return np.stack([rows.get(index, blank) for index in range(len(dataset))])
+
+
+def quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """``accuracy`` and macro ``f1`` of logits ``[N, C]``, over the pictures that could be read."""
+    read = ~np.isnan(logits[:, 0])
+    return classification().compute(predictions=logits[read].argmax(-1), references=labels[read])
+
+
+def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
+    """Share of the readable pictures on which two models choose the same class."""
+    read = ~np.isnan(teacher[:, 0])
+    return Agreement().compute(predictions=student[read].argmax(-1), references=teacher[read].argmax(-1))["agreement"]
+
+
+def cost(model: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """``parameters``, ``megabytes`` and ``flops`` of a transformers model at an input size."""
+    return {
+        "parameters": latency.parameters(model),
+        "megabytes": round(latency.megabytes(model), 3),
+        "flops": latency.flops(model, size),
+    }
+
+
+@torch.inference_mode()
+def race(models: dict[str, tuple[Any, Any]], picture: Image.Image, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Latency for one picture of each ``(model, processor)``, in turns: name -> ``latency_ms``, the forward pass
+    alone, and ``preprocess_ms``, the processor alone."""
+    forward, preprocess = {}, {}
+    for name, (model, processor) in models.items():
+        values = run_processor(processor, [picture]).to(device)
+        model.eval().to(device)
+        forward[name] = lambda model=model, values=values: model(pixel_values=values)
+        preprocess[name] = lambda processor=processor: run_processor(processor, [picture])
+    forward = latency.timed_trials(forward, device)
+    preprocess = latency.timed_trials(preprocess, torch.device("cpu"), seconds=0.1)
+    return {
+        name: {
+            "latency_ms": latency.summary(forward[name], device),
+            "preprocess_ms": round(float(np.percentile(preprocess[name], 50)), 3),
+        }
+        for name in models
+    }
+
+
+def load_exported(run: Run) -> tuple[Any, Any, Pipeline]:
+    """The student that a run has saved: model, processor, pipeline. Raises ``RunError`` before there is one."""
+    folder = run.path / "student"
+    if not (folder / "config.json").exists():
+        raise RunError(f"Run {run.id} ({run.status()}) has no student yet.")
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    return model, processor, pipeline(processor)
+
+
+def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> dict[str, Any]:
+    """A run's teacher and student side by side on pictures (paths, or ``PIL.Image``).
+
+    Returns ``pictures`` (for each: ``name`` and either ``error`` or ``teacher``, ``student`` (the top five as
+    ``label, confidence``) and ``agree``), ``teacher`` and ``student`` (parameters, megabytes, FLOPs, latency),
+    ``agreement``, ``speedup``, ``size_ratio`` and ``note``. A picture that cannot be read does not spoil the others.
+
+    Raises ``RunError`` if the run has no student, or none of the pictures can be read.
+    """
+    run = run if isinstance(run, Run) else Run(Path(run))
+    student, student_processor, student_pipeline = load_exported(run)
+    classes = [student.config.id2label[i] for i in range(len(student.config.id2label))]
+    teacher, _ = load_teacher(run.config().teacher, classes)
+    where = torch.device(device)
+
+    shown = [_opened(image, nth) for nth, image in enumerate(images)]
+    opened = [picture for _, picture in shown if not isinstance(picture, BadPicture)]
+    if not opened:
+        raise RunError(" ".join(str(problem) for _, problem in shown) or "No pictures were given.")
+    both = {"teacher": (teacher, teacher.processor), "student": (student, student_processor)}
+    tops = {name: _top(model, processor, opened, classes, where) for name, (model, processor) in both.items()}
+    answers = iter(zip(tops["teacher"], tops["student"], strict=True))
+    rows = []
+    for name, picture in shown:
+        if isinstance(picture, BadPicture):
+            rows.append({"name": name, "error": str(picture)})
+        else:
+            ours, theirs = next(answers)
+            agree = ours[0]["label"] == theirs[0]["label"]
+            rows.append({"name": name, "teacher": ours, "student": theirs, "agree": agree})
+
+    was_busy = busy(run.path.parent)
+    timed = race(both, opened[0], where)
+    sides = {
+        "teacher": {**cost(teacher.model, teacher.pipeline.size), **timed["teacher"]},
+        "student": {**cost(student, student_pipeline.size), **timed["student"]},
+    }
+    return {
+        "run": run.id,
+        "pictures": rows,
+        **sides,
+        "agreement": sum(row.get("agree", False) for row in rows) / len(opened),
+        **ratios(sides["teacher"], sides["student"]),
+        "note": BUSY_NOTE if was_busy or busy(run.path.parent) else None,
+    }
+
+
+BUSY_NOTE = "A run was training meanwhile: both models were slower than they are alone."
+
+
+def ratios(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:
+    """How many times faster (median latency) and smaller (megabytes) the student is."""
+    return {
+        "speedup": round(teacher["latency_ms"]["p50"] / student["latency_ms"]["p50"], 2),
+        "size_ratio": round(teacher["megabytes"] / student["megabytes"], 2),
+    }
+
+
+def _opened(image: Any, nth: int) -> tuple[str, Image.Image | BadPicture]:
+    if isinstance(image, Image.Image):
+        return f"picture {nth + 1}", image.convert("RGB")
+    try:
+        return str(image), open_picture(Path(image))
+    except BadPicture as problem:
+        return str(image), problem
+
+
+@torch.inference_mode()
+def _top(model: Any, processor: Any, images: list, classes: list[str], device: torch.device) -> list[list[dict]]:
+    """For each picture the most likely classes, best first: ``label`` and ``confidence`` (a probability)."""
+    answers = []
+    for start in range(0, len(images), BATCH):
+        values = run_processor(processor, images[start : start + BATCH]).to(device)
+        best = model.eval().to(device)(pixel_values=values).logits.float().softmax(-1).topk(min(TOP, len(classes)))
+        for chances, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            answers.append(
+                [{"label": classes[i], "confidence": round(p, 5)} for i, p in zip(indices, chances, strict=True)]
+            )
+    return answers

@@ -1,0 +1,147 @@
+"""What a run is asked to do: one frozen dataclass. Command-line flags and widgets are built from its fields."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, get_args
+
+SAMPLE = "sample"
+"""The name of the embedded dataset, and of its teacher."""
+
+
+def _field(default, help: str, **rules):
+    """A field with its help and its rules: ``above`` or ``low``, ``high``, ``choices``."""
+    return dataclasses.field(default=default, metadata={"help": help, **rules})
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The settings of one distillation. Raises ``ValueError``, in words for a user, on a value out of range."""
+
+    teacher: str = _field(SAMPLE, "teacher: a Hub id, a folder, or 'sample'")
+    dataset: str = _field(SAMPLE, "pictures: a Hub id, a folder of class folders, a parquet file, or 'sample'")
+    dataset_config: str | None = _field(None, "configuration of a Hub dataset that has several")
+    train_split: str | None = _field(None, "name of the training split (default: found by name)")
+    validation_split: str | None = _field(None, "name of the validation split (default: found, or cut from train)")
+    test_split: str | None = _field(None, "name of the test split (default: found, or cut from train)")
+    validation_fraction: float = _field(
+        0.1, "share of train to cut where there is no validation split", above=0, high=0.5
+    )
+    test_fraction: float = _field(0.1, "share of train to cut where there is no test split", above=0, high=0.5)
+    image_column: str | None = _field(None, "column of the pictures (default: found by type)")
+    label_column: str | None = _field(None, "column of the labels (default: found by type and name)")
+    student: str = _field("mobilenet_v2_0.35", "student: a name from `python -m kd students`, a Hub id or a folder")
+    image_size: int | None = _field(
+        None, "side of the student's input in pixels (default: from the pictures)", low=16, high=1024
+    )
+    temperature: float = _field(5.0, "softens both distributions; higher shows more of the wrong classes", above=0)
+    lambda_: float = _field(0.5, "weight of the teacher: 0 is labels only, 1 is teacher only", low=0, high=1)
+    epochs: int = _field(30, "passes over the training pictures", low=1)
+    batch_size: int = _field(32, "pictures a step", low=1)
+    learning_rate: float = _field(3e-3, "peak of the one-cycle schedule", above=0)
+    weight_decay: float = _field(0.05, "AdamW's weight decay", low=0)
+    views: int = _field(4, "crops of each picture that the teacher sees; epoch e trains on view e mod views", low=1)
+    crop_area: float = _field(0.5, "smallest crop, as a share of the picture's area", above=0, high=1)
+    targets: str = _field(
+        "cached", "cached: the teacher sees each view once; online: in every step", choices=("cached", "online")
+    )
+    seed: int = _field(0, "seed of the student's weights and of the order of pictures", low=0)
+    device: str = _field("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = _field("auto", "arithmetic while training", choices=("auto", "fp32", "bf16", "fp16"))
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _checked(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From ``to_dict``'s form, where the weight of the teacher is called ``lambda``."""
+        known = {public_name(field): field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"Unknown setting {', '.join(unknown)}. The settings are {', '.join(known)}.")
+        return cls(**{known[name]: value for name, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting under its public name, ready for JSON."""
+        return {public_name(field): getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def with_absolute_paths(self) -> Self:
+        """Folders and files that exist, as absolute paths: a run can be resumed from another folder."""
+        names = [name for name in ("teacher", "dataset", "student") if self._is_path(getattr(self, name))]
+        return dataclasses.replace(
+            self, **{name: str(Path(getattr(self, name)).expanduser().resolve()) for name in names}
+        )
+
+    @staticmethod
+    def _is_path(value: str) -> bool:
+        return value != SAMPLE and Path(value).expanduser().exists()
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """One of ``PRESETS`` with some settings (public names) changed."""
+        if name not in PRESETS:
+            raise ValueError(f"There is no preset {name!r}. The presets are {', '.join(PRESETS)}.")
+        return cls.from_dict({**PRESETS[name], **changes})
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Sized by measurement for 90 s on two CPU cores, from click to done; the README has the figures.
+    "sample": {"epochs": 8, "batch_size": 64, "image_size": 28, "crop_area": 0.7},
+    # huggingface.co/docs/transformers/tasks/knowledge_distillation_for_image_classification
+    "beans": {
+        "teacher": "merve/beans-vit-224",
+        "dataset": "AI-Lab-Makerere/beans",
+        "student": "mobilenet_v2_1.0",
+        "temperature": 5.0,
+        "lambda": 0.5,
+        "epochs": 30,
+        "image_size": 224,
+    },
+    "custom": {"student": "mobilenet_v2_1.0"},
+}
+
+
+def public_name(field: dataclasses.Field) -> str:
+    """``lambda`` for ``lambda_``, which Python reserves; the field's own name for the others."""
+    return field.name.rstrip("_")
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """``value`` as the field's type. Text is accepted for numbers, as flags and text boxes deliver it."""
+    rules, name = field.metadata, public_name(field)
+    kind, *none = get_args(field.type) or (field.type,)
+    example = "" if none else f", for example {field.default}"
+    problem = ValueError(f"{name} is {value!r}; expected {_expected(kind, rules)}{example}.")
+    if value is None or value == "":
+        if none:
+            return None
+        raise problem
+    if kind is str:
+        if not isinstance(value, str) or value not in rules.get("choices", (value,)):
+            raise problem
+        return value.strip()
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise problem from None
+    out_of_range = number < rules.get("low", -math.inf) or number > rules.get("high", math.inf)
+    if not math.isfinite(number) or out_of_range or number <= rules.get("above", -math.inf):
+        raise problem
+    if kind is int and number != int(number):
+        raise problem
+    return kind(number)
+
+
+def _expected(kind: type, rules: Any) -> str:
+    """What a field takes, in words: "a number above 0", "a whole number from 16 to 1024", "one of cached, online"."""
+    if "choices" in rules:
+        return f"one of {', '.join(rules['choices'])}"
+    words = {int: "a whole number", float: "a number", str: "text"}[kind]
+    if "above" in rules:
+        return f"{words} above {rules['above']}" + (f" and at most {rules['high']}" if "high" in rules else "")
+    if "low" in rules and "high" in rules:
+        return f"{words} from {rules['low']} to {rules['high']}"
+    return words + (f", {rules['low']} or more" if "low" in rules else "")

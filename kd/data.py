@@ -1,0 +1,531 @@
+"""Pictures: where they come from, how they are split, and how a batch of them becomes a tensor.
+
+Two ways lead from a picture to a tensor. The *ruler* (``kd.compare``) opens the original file and uses a model's own
+processor; every reported score comes from it. The *fast* way here is for training: pictures are decoded once into
+``[N, 3, S, S]`` uint8, and crops of a whole batch are cut, scaled and normalised at once.
+"""
+
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kd.config import SAMPLE, DistillConfig
+from kd.runs import RunError
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+SPLIT_SEED = 0
+"""Splits are cut with this seed, never the run's: two runs on the same pictures share their test split."""
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
+PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+MAX_PIXELS = 64_000_000
+MIN_SIDE = 4
+SMALL_SIDE = 64
+"""Pictures up to this size keep their size; larger ones are trained on at 224 pixels unless asked otherwise."""
+UNREADABLE_SHARE = 0.1
+
+
+class BadPicture(RunError, ValueError):
+    """A file that cannot be used as a picture; the message names it and says why."""
+
+
+# --- One picture
+
+
+def open_picture(source: Path | str | bytes, name: str = "") -> Image.Image:
+    """An upright RGB picture. Of an animation, the first frame; what is transparent becomes white.
+
+    The size is read before anything is decoded. Raises ``BadPicture``.
+    """
+    name = name or (Path(source).name if not isinstance(source, bytes) else "The picture")
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise BadPicture(f"{name}: there is no such file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError):
+        raise BadPicture(
+            f"{name} is not a picture that can be read. Expected PNG, JPEG, WebP, GIF, BMP or TIFF."
+        ) from None
+    with picture:
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise BadPicture(
+                f"{name} is {width:,} x {height:,} pixels; at most {MAX_PIXELS // 1_000_000} megapixels are read. "
+                "Make it smaller and try again."
+            )
+        if min(width, height) < MIN_SIDE:
+            raise BadPicture(f"{name} is {width} x {height} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}.")
+        try:
+            return _rgb(ImageOps.exif_transpose(picture))
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise BadPicture(f"{name} is damaged or cut short ({error}). Export it anew and try again.") from None
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """RGB with eight bits a channel."""
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits: Pillow would clip, not scale
+        values = np.asarray(picture, dtype=np.float64)
+        top = 65535 if values.max() > 255 else 255
+        picture = Image.fromarray((values * (255 / top)).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def open_row(row: dict[str, Any]) -> Image.Image:
+    """The picture of a dataset's row (``{"image": {"bytes", "path"}}``, as ``Image(decode=False)`` gives it)."""
+    image = row["image"]
+    name = Path(image["path"]).name if image["path"] else ""
+    return open_picture(image["bytes"] if image["bytes"] is not None else image["path"], name)
+
+
+def pictures(dataset: Any) -> Iterator[tuple[int, Image.Image | BadPicture]]:
+    """Each row's index with its picture, or with what is wrong with it."""
+    for index, row in enumerate(dataset):
+        try:
+            yield index, open_row(row)
+        except BadPicture as problem:
+            yield index, problem
+
+
+# --- Splits
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three ``datasets.Dataset`` with the columns ``image`` (undecoded) and ``label`` (an index of ``classes``)."""
+
+    train: Any
+    validation: Any
+    test: Any
+    classes: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+    def sizes(self) -> dict[str, int]:
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+
+
+def load_splits(config: DistillConfig) -> Splits:
+    """The pictures that ``config`` names, with the missing splits cut from train, stratified and seeded.
+
+    Raises ``RunError`` on anything that a user can mend.
+    """
+    said: list[str] = []
+    found = _pick_splits(_load(config), config)
+    found = {name: _standard(part, config, name) for name, part in found.items()}
+    if "test" in found and set(found["test"].unique("label")) == {-1}:
+        said.append("The test split has no labels (all are -1), so a test split is cut from train.")
+        del found["test"]
+    classes = found["train"].features["label"].names
+    for name, part in found.items():
+        if part.features["label"].names != classes:
+            raise RunError(
+                f"The {name} split has the classes {some(part.features['label'].names)}, train has {some(classes)}. "
+                "Every split needs the same classes."
+            )
+    for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
+        if name not in found:
+            found["train"], found[name] = cut(found["train"], fraction, name)
+            said.append(f"No {name} split: {len(found[name])} pictures were cut from train.")
+    counts = np.bincount(found["train"]["label"], minlength=len(classes))
+    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        raise RunError(f"No training picture of {some(empty)}. Add some, or remove the class.")
+    if len(classes) < 2:
+        raise RunError(f"The dataset has one class ({classes[0]}). A classifier needs at least two.")
+    return Splits(found["train"], found["validation"], found["test"], classes, said)
+
+
+def cut(dataset: Any, fraction: float, name: str) -> tuple[Any, Any]:
+    """``dataset`` without, and only, a stratified share of it: of each class ``fraction``, at least one picture."""
+    labels, names = np.asarray(dataset["label"]), dataset.features["label"].names
+    rng, taken = np.random.default_rng(SPLIT_SEED), []
+    for index in range(len(names)):
+        members = np.flatnonzero(labels == index)
+        if len(members) < 2:
+            raise RunError(
+                f"{names[index]} has {len(members)} training picture{'s' * (len(members) != 1)}, too few to cut a "
+                f"{name} split from. Add pictures of it, remove the class, or give a {name} split."
+            )
+        taken.append(rng.permutation(members)[: max(1, round(len(members) * fraction))])
+    chosen = np.sort(np.concatenate(taken))
+    return dataset.select(np.setdiff1d(np.arange(len(labels)), chosen)), dataset.select(chosen)
+
+
+def _load(config: DistillConfig) -> dict[str, Any]:
+    """Split name -> dataset, as they come."""
+    if config.dataset == SAMPLE:
+        return _load_parquet({name: ASSETS / "sample" / f"{name}.parquet" for name in SPLIT_NAMES})
+    path = Path(config.dataset).expanduser()
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet"))
+        return _load_parquet({file.stem.split("-")[0]: file for file in files}) if files else _load_folder(path)
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise RunError(
+                f"{path} is a {path.suffix or 'nameless'} file. Expected a parquet file or a folder of class folders."
+            )
+        return _load_parquet({"train": path})
+    return _load_hub(config)
+
+
+def _load_parquet(files: dict[str, Path]) -> dict[str, Any]:
+    import pyarrow
+    from datasets import Dataset
+
+    try:
+        return {name: Dataset.from_parquet(str(file), keep_in_memory=True) for name, file in files.items()}
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise RunError(f"{', '.join(map(str, files.values()))} could not be read as parquet: {error}") from error
+    except Exception as error:  # datasets wraps what it meets in an error of its own
+        if type(error).__module__.startswith("datasets"):
+            raise RunError(f"{', '.join(map(str, files.values()))} could not be read as parquet: {error}") from error
+        raise
+
+
+def _load_folder(path: Path) -> dict[str, Any]:
+    """A folder of class folders, or of split folders that hold class folders."""
+    folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith((".", "_"))]
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    if not any(folder.name.lower() in known for folder in folders):
+        return {"train": _class_folders(path, folders)}
+    return {
+        folder.name: _class_folders(folder, [entry for entry in sorted(folder.iterdir()) if entry.is_dir()])
+        for folder in folders
+        if folder.name.lower() in known
+    }
+
+
+def _class_folders(path: Path, folders: list[Path]) -> Any:
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    def pictures_in(folder: Path) -> list[str]:
+        return [
+            str(file) for file in sorted(folder.rglob("*")) if file.suffix.lower() in PICTURE_ENDINGS and file.is_file()
+        ]
+
+    if not folders:
+        loose = len(pictures_in(path))
+        if loose:
+            raise RunError(
+                f"{path} has {loose} pictures but no class folders, so there are no labels. Put each class's pictures "
+                "into a folder of its own. (Learning from the teacher alone, lambda = 1, will take pictures without "
+                "labels in a later version.)"
+            )
+        raise RunError(f"{path} is empty. Expected a folder for each class, with pictures in it.")
+    found = {folder.name: pictures_in(folder) for folder in folders}
+    if empty := [name for name, files in found.items() if not files]:
+        raise RunError(f"No pictures in {some(empty)} (in {path}). Add some, or remove the folder.")
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(found))})
+    rows = [(file, index) for index, files in enumerate(found.values()) for file in files]
+    return Dataset.from_dict({"image": [r[0] for r in rows], "label": [r[1] for r in rows]}, features=features)
+
+
+def _load_hub(config: DistillConfig) -> dict[str, Any]:
+    from datasets import load_dataset
+
+    with explained("dataset", config.dataset):
+        return dict(load_dataset(config.dataset, config.dataset_config))
+
+
+@contextmanager
+def explained(kind: str, name: str) -> Iterator[None]:
+    """Turn the Hub libraries' errors into a ``RunError`` that says which of the possible reasons it was."""
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        reason = _hub_reason(error)
+        if reason is None:
+            raise
+        raise RunError(reason.format(kind=kind, name=name)) from error
+
+
+def _hub_reason(error: BaseException) -> str | None:
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    names = {base.__name__ for link in chain for base in type(link).__mro__}
+    text = " ".join(str(link) for link in chain)
+    if names & {"GatedRepoError"} or "gated" in text:
+        return "The {kind} {name!r} is gated: accept its terms on the Hub, then log in with `hf auth login`."
+    if names & {"OfflineModeIsEnabled"} or "offline mode" in text.lower():
+        return "The {kind} {name!r} is not on this machine, and offline mode is on (HF_HUB_OFFLINE). Unset it, or name a folder."
+    if (
+        names & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}
+        or "not a valid model identifier" in text
+    ):
+        unreachable = names & {"ConnectError", "ConnectTimeout", "LocalEntryNotFoundError"}
+        if not unreachable:
+            return (
+                "There is no {kind} {name!r}: no such folder here, no such id on the Hub (or it is private). "
+                "Check the spelling; ids look like owner/name."
+            )
+    if names & {"ConnectError", "ConnectTimeout", "LocalEntryNotFoundError", "ConnectionError", "TimeoutException"}:
+        return (
+            "The {kind} {name!r} is not a folder here, and the Hub cannot be reached. Check the network, or name a "
+            "folder. The embedded sample needs no network."
+        )
+    if "Config name is missing" in text or "BuilderConfig" in text:
+        return "The {kind} {name!r} has several configurations; choose one with --dataset-config. " + _plain(str(error))
+    if names & {"EmptyDatasetError", "DataFilesNotFoundError"}:
+        return "The {kind} {name!r} has no data files that can be read."
+    if "scripts are no longer supported" in text:
+        return "The {kind} {name!r} is a loading script, which current `datasets` refuses. Use a copy of it in parquet."
+    return None
+
+
+def _plain(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _pick_splits(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:
+    """Train, and validation and test where there are any: those that were named, or found by their usual names."""
+    picked = {}
+    for name, usual in SPLIT_NAMES.items():
+        wanted = getattr(config, f"{name}_split")
+        if wanted is not None and wanted not in found:
+            raise RunError(f"There is no split {wanted!r}. The dataset has {some(list(found))}.")
+        match = wanted or next((split for u in usual for split in found if split.lower() == u), None)
+        if match is not None:
+            picked[name] = found[match]
+    if "train" not in picked and len(found) == 1:
+        picked["train"] = next(iter(found.values()))
+    if "train" not in picked:
+        raise RunError(f"No training split among {some(list(found))}. Name it with --train-split.")
+    for name, part in picked.items():
+        if not len(part):
+            raise RunError(f"The {name} split is empty.")
+    return picked
+
+
+def _standard(dataset: Any, config: DistillConfig, split: str) -> Any:
+    """The two columns that everything else relies on."""
+    from datasets import ClassLabel
+    from datasets import Image as ImageFeature
+
+    features = dataset.features
+    images = (
+        [config.image_column]
+        if config.image_column
+        else [n for n, f in features.items() if isinstance(f, ImageFeature)]
+    )
+    images = [name for name in ("image", "img") if name in images] or images
+    if not images or images[0] not in features or not isinstance(features[images[0]], ImageFeature):
+        raise RunError(
+            f"No column of pictures in the {split} split: it has {some(list(features))}. Name one with --image-column."
+        )
+    label = config.label_column or next((n for n, f in features.items() if isinstance(f, ClassLabel)), None)
+    label = label or next((n for n in LABEL_COLUMNS if n in features), None)
+    if label not in features:
+        raise RunError(
+            f"The {split} split has no labels: its columns are {some(list(features))}. Name the column with "
+            "--label-column. (Learning from the teacher alone, lambda = 1, will do without labels in a later version.)"
+        )
+    dataset = dataset.select_columns([images[0], label]).rename_columns({images[0]: "image", label: "label"})
+    if not isinstance(dataset.features["label"], ClassLabel):
+        names = sorted({str(value) for value in dataset["label"]}, key=lambda n: n.zfill(9) if n.isdigit() else n)
+        index = {name: i for i, name in enumerate(names)}
+        column = [index[str(value)] for value in dataset["label"]]
+        dataset = (
+            dataset.remove_columns("label").add_column("label", column).cast_column("label", ClassLabel(names=names))
+        )
+    return dataset.cast_column("image", ImageFeature(decode=False))
+
+
+def some(names: list[str], most: int = 6) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def fingerprint(dataset: Any) -> str:
+    """A hash of the files and labels themselves, in order: it knows nothing of where or when they were read."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in dataset:
+        image = row["image"]
+        data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        digest.update(len(data).to_bytes(8, "little") + row["label"].to_bytes(8, "little", signed=True))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def typical_size(dataset: Any, most: int = 64) -> tuple[int, int]:
+    """The median shorter side and the largest longer side in pixels of some pictures, spread over the dataset."""
+    sample = dataset.select(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=int))
+    sizes = [picture.size for _, picture in pictures(sample) if not isinstance(picture, BadPicture)]
+    if not sizes:
+        raise RunError(f"None of {len(sample)} pictures that were tried can be read.")
+    return int(np.median([min(size) for size in sizes])), max(max(size) for size in sizes)
+
+
+# --- Pixels, decoded once
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A split decoded: ``values`` uint8 ``[N, 3, S, S]`` (memory-mapped; the whole picture squeezed into a square),
+    ``labels`` int64 ``[N]``. Unreadable pictures are left out and named in ``unreadable``."""
+
+    values: np.ndarray
+    labels: np.ndarray
+    fingerprint: str
+    unreadable: list[str]
+    cached: bool
+
+
+def cache_folder(runs: Path) -> Path:
+    """Where pixels and targets are kept for the next run: ``KD_CACHE_DIR``, or ``.cache`` beside the runs."""
+    return Path(os.environ.get("KD_CACHE_DIR") or Path(runs) / ".cache")
+
+
+def load_pixels(
+    dataset: Any, side: int, cache: Path, progress: Callable[[int, int], None] = lambda done, of: None
+) -> Pixels:
+    """Decode a split to ``side`` pixels, or map what an earlier run decoded.
+
+    Raises ``RunError`` if more than a tenth of the pictures cannot be read.
+    """
+    print_ = fingerprint(dataset)
+    labels = np.asarray(dataset["label"], dtype=np.int64)
+    folder = Path(cache) / "pixels" / f"{print_}-{side}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        values = mapped(folder / "pixels.npy")
+        cached = values is not None and (folder / "unreadable.json").exists()
+        if not cached:
+            _decode(dataset, side, folder, progress)
+            values = mapped(folder / "pixels.npy")
+        unreadable = json.loads((folder / "unreadable.json").read_text())
+    keep = np.setdiff1d(np.arange(len(labels)), [entry["index"] for entry in unreadable])
+    return Pixels(values, labels[keep], print_, [entry["reason"] for entry in unreadable], cached)
+
+
+def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int], None]) -> None:
+    temporary, unreadable, kept = folder / "pixels.part", [], 0
+    with npy_writer(temporary, (3, side, side), np.uint8) as write:
+        for index, picture in pictures(dataset):
+            if isinstance(picture, BadPicture):
+                unreadable.append({"index": index, "reason": str(picture)})
+                if len(unreadable) > max(1, UNREADABLE_SHARE * len(dataset)):
+                    reasons = " ".join(entry["reason"] for entry in unreadable[:5])
+                    raise RunError(f"More than a tenth of the pictures cannot be read. The first: {reasons}")
+            else:
+                if picture.size != (side, side):
+                    picture = picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3)
+                write(np.asarray(picture).transpose(2, 0, 1))
+                kept += 1
+            progress(index + 1, len(dataset))
+    (folder / "unreadable.json").write_text(json.dumps(unreadable))
+    os.replace(temporary, folder / "pixels.npy")
+
+
+@contextmanager
+def npy_writer(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write an ``.npy`` file row by row (or rows by rows), the number of rows known at the end only.
+
+    A file that is half written has no valid header: ``mapped`` takes it for missing.
+    """
+    rows = 0
+
+    def header() -> dict[str, Any]:
+        return {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (rows, *shape)}
+
+    def write(values: np.ndarray) -> None:
+        nonlocal rows
+        values = np.ascontiguousarray(values, dtype=dtype).reshape(-1, *shape)
+        file.write(values.tobytes())
+        rows += len(values)
+
+    with Path(path).open("wb") as file:
+        # The header has a fixed size whatever the count: numpy leaves room for it to grow.
+        np.lib.format.write_array_header_1_0(file, header())
+        start = file.tell()
+        yield write
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, header())
+        if file.tell() != start:
+            raise AssertionError("numpy changed the size of its header")
+
+
+def mapped(path: Path) -> np.ndarray | None:
+    """A memory-mapped ``.npy`` file, or ``None`` if it is missing, truncated or empty (it is deleted then)."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError, OSError):
+        path.unlink()
+        return None
+
+
+# --- Views
+
+
+@dataclass(frozen=True)
+class Views:
+    """The crops of a split: a pure function of (fingerprint, picture, view, ``seed``).
+
+    View 0 is the whole picture. Other views are crops of ``crop_area`` to 1 of the area and aspect 3/4 to 4/3 of the
+    picture's own (Szegedy et al. 2015, arXiv:1409.4842, section 6), half of them mirrored.
+    """
+
+    fingerprint: str
+    count: int
+    crop_area: float
+    seed: int = 0
+
+    def boxes(self, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """``boxes`` float32 ``[N, 4]`` (left, top, width, height, as shares of the picture) and ``mirrored`` ``[N]``."""
+        if view == 0:
+            whole = np.tile(np.array([0, 0, 1, 1], np.float32), (self.count, 1))
+            return whole, np.zeros(self.count, bool)
+        rng = np.random.default_rng([int(self.fingerprint, 16), self.seed, view])
+        area, aspect, left, top, mirror = rng.random((self.count, 5)).T
+        area = self.crop_area + (1 - self.crop_area) * area
+        aspect = np.exp(np.log(3 / 4) + np.log(16 / 9) * aspect)
+        width, height = np.minimum(np.sqrt(area * aspect), 1), np.minimum(np.sqrt(area / aspect), 1)
+        boxes = np.stack([left * (1 - width), top * (1 - height), width, height], axis=1)
+        return boxes.astype(np.float32), mirror < 0.5
+
+
+def crop(values: Any, boxes: Any, mirrored: Any, size: tuple[int, int]) -> Any:
+    """Cut a box from each picture and scale it: ``[B, 3, S, S]`` (uint8 or float) to float ``[B, 3, *size]``.
+
+    ``boxes`` ``[B, 4]`` and ``mirrored`` ``[B]`` as ``Views.boxes`` gives them, as tensors. Bilinear; where a picture
+    shrinks by more than 1.5, several points are averaged for each pixel, so that fine patterns do not alias.
+    """
+    import torch
+    from torch.nn.functional import avg_pool2d, grid_sample
+
+    points = max(1, round(values.shape[-1] / max(size)))
+    left, top, width, height = boxes.unbind(1)
+    theta = boxes.new_zeros(len(boxes), 2, 3)
+    theta[:, 0, 0] = torch.where(mirrored, -width, width)
+    theta[:, 1, 1] = height
+    theta[:, 0, 2] = 2 * left + width - 1
+    theta[:, 1, 2] = 2 * top + height - 1
+    shape = [len(boxes), 3, size[0] * points, size[1] * points]
+    grid = torch.nn.functional.affine_grid(theta, shape, align_corners=False)
+    cropped = grid_sample(values.float(), grid, padding_mode="border", align_corners=False)
+    return avg_pool2d(cropped, points) if points > 1 else cropped

@@ -1,0 +1,79 @@
+"""What a model costs: time for one picture, parameters, megabytes, FLOPs."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+WARM_UP = 5
+TRIALS = 30
+SECONDS = 1.0
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def megabytes(model: nn.Module) -> float:
+    """Size of the weights as a safetensors file in the model's own dtype, in MB (10^6 bytes), without its header."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6
+
+
+@torch.inference_mode()
+def flops(model: Any, size: tuple[int, int]) -> int:
+    """Floating-point operations of one forward pass on one picture, a multiply-add counted as two.
+
+    Counted by ``torch.utils.flop_counter``, which knows matrix products and convolutions and does not see into fused
+    attention: the model attends in the open (``eager``) meanwhile.
+    """
+    device = next(model.parameters()).device
+    attention = model.config._attn_implementation
+    model.eval().set_attn_implementation("eager")
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(pixel_values=torch.zeros(1, 3, *size, device=device))
+    finally:
+        model.set_attn_implementation(attention)
+    return counter.get_total_flops()
+
+
+def timed_trials(
+    calls: dict[str, Callable[[], Any]], device: torch.device, trials: int = TRIALS, seconds: float = SECONDS
+) -> dict[str, np.ndarray]:
+    """Milliseconds of each call, the calls taking turns so that a noisy moment hits all of them.
+
+    After a warm-up, at least ``trials`` rounds and until each has run for ``seconds``; the device is synchronised.
+    """
+
+    def trial(call: Callable[[], Any]) -> float:
+        started = time.perf_counter()
+        call()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return (time.perf_counter() - started) * 1000
+
+    for call in calls.values():
+        for _ in range(WARM_UP):
+            trial(call)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    while min(map(len, times.values())) < trials or min(map(sum, times.values())) < seconds * 1000:
+        for name, call in calls.items():
+            times[name].append(trial(call))
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def summary(times: np.ndarray, device: torch.device) -> dict[str, Any]:
+    """The report's form of a series of milliseconds."""
+    return {
+        "p50": round(float(np.percentile(times, 50)), 3),
+        "p95": round(float(np.percentile(times, 95)), 3),
+        "n": len(times),
+        "batch": 1,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,109 @@
+"""Start a run in a process of its own, and let one run at a time have a device."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kd.runs import CLOSED, LIFECYCLE, Run, RunError, list_runs
+
+POLL_SECONDS = 0.25
+
+
+class StopAsked(Exception):
+    """The run was asked to stop."""
+
+
+def start(run: Run, resume: bool = False) -> subprocess.Popen:
+    """Work on ``run`` in a detached process, which outlives this one. Its output goes to ``stderr.txt``."""
+    environment = dict(os.environ)
+    home = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "kd", "run", str(run.path), *(["--resume"] if resume else [])]
+    with (run.path / "stderr.txt").open("ab") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
+        )
+
+
+@contextmanager
+def slot(run: Run, device: str) -> Iterator[None]:
+    """Wait until ``run`` is the oldest that waits and the device is free, then hold the device.
+
+    The lock dies with the process that holds it. While it waits, the run's place is an event (``queued``, ``place``
+    1 for the next). Raises ``StopAsked`` if the run is asked to stop before its turn.
+    """
+    lock = FileLock(slot_path(run.path.parent, device))
+    said = None
+    while True:
+        if run.stop_asked():
+            raise StopAsked
+        ahead = waiting_before(run)
+        try:
+            if not ahead:
+                lock.acquire(timeout=0)
+                break
+        except Timeout:
+            pass
+        if said != len(ahead):
+            said = len(ahead)
+            run.append("queued", place=said + 1, device=device)
+        time.sleep(POLL_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def device_name(asked: str) -> str:
+    """The device that a run waits for, found without importing torch: a waiting run should be small."""
+    if asked == "cuda" or (asked == "auto" and Path("/dev/nvidia0").exists()):
+        return "cuda:0"
+    return "cpu" if asked == "auto" else asked
+
+
+def slot_path(folder: Path, device: str) -> Path:
+    """The lock file of a device: one for the CPU, one for each GPU."""
+    path = Path(folder) / ".slots" / f"{device.replace(':', '-')}.lock"
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+
+def waiting_before(run: Run) -> list[Run]:
+    """The older runs that wait for a device and are alive."""
+
+    def waits(other: Run) -> bool:
+        last = other.last(*LIFECYCLE)
+        return last is not None and LIFECYCLE[last["event"]] == "queued" and other.is_locked()
+
+    return [other for other in list_runs(run.path.parent) if other.id < run.id and waits(other)]
+
+
+def busy(folder: Path) -> bool:
+    """Whether a run in ``folder`` is training now: what is timed meanwhile is slower than it would be."""
+    return any(run.status() == "running" for run in list_runs(folder)[:20])
+
+
+def follow(run: Run, on_event: Callable[[dict], None], process: subprocess.Popen | None = None, cursor: int = 0) -> str:
+    """Hand every event from ``cursor`` on to ``on_event`` as it comes, until the run is closed; return its status.
+
+    ``process`` is the one that was just started for it: it is waited for, and if it ends without an event, that is a
+    ``RunError`` with its last words, not a long silence.
+    """
+    while True:
+        ended = process is None or process.poll() is not None
+        status = run.status()
+        events, cursor = run.read(cursor)
+        for event in events:
+            on_event(event)
+        if ended and status in CLOSED:
+            return status
+        if process and ended and status == "queued":
+            words = (run.path / "stderr.txt").read_text(errors="replace").strip().splitlines()
+            raise RunError(f"The run's process ended before it began: {words[-1] if words else 'it said nothing'}")
+        time.sleep(POLL_SECONDS)

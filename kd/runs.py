@@ -1,0 +1,263 @@
+"""A run is a folder: what was asked, what happened, what came out. Everything shown anywhere is read from it.
+
+``config.json`` (settings, owner's hash), ``events.jsonl`` (append-only), ``lock`` (held by the process that works on
+the run, for as long as it lives), ``STOP`` (an empty file that asks it to end), ``checkpoints/``, ``student/``,
+``report.json``, ``stderr.txt``, ``logs/`` (TensorBoard).
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kd.config import DistillConfig
+
+LIFECYCLE = {
+    "created": "queued",
+    "queued": "queued",
+    "started": "running",
+    "resumed": "running",
+    "done": "done",
+    "failed": "failed",
+    "stopped": "stopped",
+}
+"""Lifecycle event -> status. *died* is derived: not closed, and nobody holds the lock."""
+CLOSED = ("done", "failed", "stopped", "died")
+START_SECONDS = 20
+"""A process that has been started needs this long at most to take the run's lock."""
+ID = re.compile(r"\d{8}-\d{9}-[0-9a-f]{4}")
+"""The time of creation to the millisecond, so that names sort by age, and four random digits."""
+RESERVE_BYTES = 64 * 1024
+"""Kept by a working run and given back when the disk is full, so that the last event can still be written."""
+
+
+class RunError(Exception):
+    """Something the user can act on: what was found, what was expected, what to do next."""
+
+
+class RunDeleted(RunError):
+    """The run's folder went away while something worked on it."""
+
+
+def default_folder() -> Path:
+    """Where runs are kept: ``KD_RUNS_DIR``, or ``runs`` in the working folder."""
+    return Path(os.environ.get("KD_RUNS_DIR") or "runs")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it, so that no reader ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder. Cheap: holds nothing but the path."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    def settings(self) -> dict[str, Any]:
+        """``config.json`` whole: ``id, created`` (Unix seconds), ``owner`` (hash), ``config``."""
+        try:
+            return json.loads((self.path / "config.json").read_text())
+        except FileNotFoundError:
+            raise RunDeleted(f"The folder of run {self.id} is gone: {self.path}") from None
+
+    def config(self) -> DistillConfig:
+        return DistillConfig.from_dict(self.settings()["config"])
+
+    def check_owner(self, token: str) -> None:
+        """Raises ``PermissionError`` unless ``token`` is the one that the run was created with."""
+        if not secrets.compare_digest(self.settings()["owner"], _hash(token)):
+            raise PermissionError(f"Run {self.id} belongs to somebody else.")
+
+    def append(self, event: str, **data: Any) -> None:
+        """Add an event. Only the process that holds the lock appends; ``create`` writes the first.
+
+        Raises ``RunDeleted`` where the folder is gone (it is not made again).
+        """
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **data}, allow_nan=False) + "\n"
+        try:
+            handle = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND)
+        except FileNotFoundError:
+            raise RunDeleted(f"The folder of run {self.id} was deleted while it ran: {self.path}") from None
+        with os.fdopen(handle, "ab", buffering=0) as file:
+            data = line.encode()
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / "events.jsonl"))
+
+    def read(self, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """The events from byte ``cursor`` on, and the cursor for the next call. A last line that is not ended yet is
+        left for later. Raises ``RunDeleted`` where the folder is gone."""
+        try:
+            with (self.path / "events.jsonl").open("rb") as file:
+                file.seek(cursor)
+                block = file.read()
+        except FileNotFoundError:
+            raise RunDeleted(f"The folder of run {self.id} is gone: {self.path}") from None
+        whole = block[: block.rfind(b"\n") + 1]
+        return [json.loads(line) for line in whole.splitlines()], cursor + len(whole)
+
+    def events(self) -> list[dict[str, Any]]:
+        return self.read()[0]
+
+    def last(self, *names: str) -> dict[str, Any] | None:
+        """The last event with one of these names."""
+        return next((e for e in reversed(self.events()) if e["event"] in names), None)
+
+    def status(self) -> str:
+        """``queued``, ``running``, ``done``, ``failed``, ``stopped`` or ``died``."""
+        last = self.last(*LIFECYCLE)
+        if last is None:
+            return "died"
+        status = LIFECYCLE[last["event"]]
+        starting = last["event"] == "created" and time.time() - last["time"] < START_SECONDS
+        if status in CLOSED or starting or self.is_locked():
+            return status
+        # Between the look at the events and the look at the lock the process may have ended as it should.
+        again = self.last(*LIFECYCLE)
+        return "died" if again == last else LIFECYCLE[again["event"]]
+
+    def is_locked(self) -> bool:
+        """Whether a living process works on this run."""
+        try:
+            with FileLock(self.path / "lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Hold the run's lock: who holds it, and only who holds it, appends events.
+
+        Raises ``RunError`` where another process works on the run, ``RunDeleted`` where the folder is gone.
+        """
+        self.settings()
+        try:
+            # Another process may hold it for a moment, to see whether this one lives.
+            lock = FileLock(self.path / "lock").acquire(timeout=5)
+        except Timeout:
+            raise RunError(f"Run {self.id} is being worked on by another process already.") from None
+        with lock:
+            self._drop_half_line()
+            (self.path / "reserve").write_bytes(b"\0" * RESERVE_BYTES)
+            try:
+                yield
+            finally:
+                (self.path / "reserve").unlink(missing_ok=True)
+
+    def close(self, event: str, **data: Any) -> None:
+        """Append a closing event, giving back the reserve first: it must be written on a full disk too."""
+        (self.path / "reserve").unlink(missing_ok=True)
+        try:
+            self._drop_half_line()
+            self.append(event, **data)
+        except FileNotFoundError:
+            raise RunDeleted(f"The folder of run {self.id} was deleted while it ran: {self.path}") from None
+
+    def _drop_half_line(self) -> None:
+        """Cut what a killed process, or a full disk, left of a last line."""
+        with (self.path / "events.jsonl").open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+    def ask_to_stop(self) -> None:
+        """Leave the file that the working process looks for at each step."""
+        self.settings()
+        (self.path / "STOP").touch()
+
+    def stop_asked(self) -> bool:
+        return (self.path / "STOP").exists()
+
+    def report(self) -> dict[str, Any] | None:
+        """``report.json``, or ``None`` until the run is done."""
+        try:
+            return json.loads((self.path / "report.json").read_text())
+        except FileNotFoundError:
+            return None
+
+    def delete(self) -> None:
+        """Remove the folder. Raises ``RunError`` while a process works on it."""
+        if self.is_locked():
+            raise RunError(f"Run {self.id} is still running. Stop it first, then delete it.")
+        shutil.rmtree(self.path)
+
+
+def create(config: DistillConfig, folder: Path, owner: str) -> Run:
+    """Make the folder of a new run, with its settings and its first event."""
+    created = time.time()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1000) % 1000:03d}"
+    run = Run(Path(folder).resolve() / f"{stamp}-{secrets.token_hex(2)}")
+    run.path.mkdir(parents=True)
+    settings = {
+        "id": run.id,
+        "created": created,
+        "owner": _hash(owner),
+        "config": config.with_absolute_paths().to_dict(),
+    }
+    (run.path / "events.jsonl").touch()
+    run.append("created")
+    write_whole(run.path / "config.json", json.dumps(settings, indent=2))
+    return run
+
+
+def find(folder: Path, id: str) -> Run:
+    """The run with this id, the start of one, or ``last``. Raises ``RunError`` where there is none, or several.
+
+    An id from outside never becomes a path: it is only compared with the names that are there.
+    """
+    runs = list_runs(folder)
+    if id == "last" and runs:
+        return runs[0]
+    exact = [run for run in runs if run.id == id]
+    matches = exact or [run for run in runs if id and run.id.startswith(id)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise RunError(
+            f"{len(matches)} runs start with {id!r}: {', '.join(run.id for run in matches[:5])}. Say more of it."
+        )
+    hint = f"The newest are {', '.join(run.id for run in runs[:3])}." if runs else "There are no runs yet."
+    raise RunError(f"There is no run {id!r} in {Path(folder).resolve()}. {hint}")
+
+
+def list_runs(folder: Path) -> list[Run]:
+    """The runs in a folder, newest first."""
+    if not Path(folder).is_dir():
+        return []
+    names = sorted((path.name for path in Path(folder).iterdir() if ID.fullmatch(path.name)), reverse=True)
+    runs = [Run(Path(folder).resolve() / name) for name in names]
+    return [run for run in runs if (run.path / "config.json").exists()]
+
+
+def local_owner(folder: Path) -> str:
+    """The one token that owns all runs made on this machine by hand; made when first asked for."""
+    path = Path(folder) / ".owner"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(".owner.lock")):
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_hex(16))
+        return path.read_text()
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,229 @@
+"""Training: the guide's ``ImageDistilTrainer``, the batches it eats, and the callback that writes a run's events."""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from kd.data import Pixels, Views, crop
+from kd.losses import DistillationLoss, distillation_loss
+from kd.models import Pipeline
+from kd.runs import Run
+
+EVENT_SECONDS = 0.5
+"""At most one ``step`` event in this time."""
+
+
+class Diverged(Exception):
+    """The loss is not a number any more."""
+
+
+class ImageDistilTrainer(Trainer):
+    """`Trainer` with the loss of distillation.
+
+    A batch that has ``teacher_logits`` ``[B, C]`` needs no teacher; else ``teacher_model`` answers in every step, from
+    ``teacher_pixel_values`` where the batch has them (the same crop at the teacher's own size) or ``pixel_values``.
+
+    The arguments are those of the Transformers guide "Knowledge distillation for computer vision", among them
+    ``training_args``, which the guide writes for `Trainer`'s ``args``.
+
+    Raises:
+        ValueError: for a temperature of 0 or less, or a lambda outside 0 to 1.
+    """
+
+    def __init__(
+        self,
+        teacher_model: nn.Module | None = None,
+        student_model: nn.Module | None = None,
+        temperature: float = 5.0,
+        lambda_param: float = 0.5,
+        *args: Any,
+        training_args: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not temperature > 0 or not 0 <= lambda_param <= 1:
+            raise ValueError(
+                f"temperature is {temperature} and lambda {lambda_param}; expected above 0, and from 0 to 1."
+            )
+        if training_args is not None:
+            kwargs["args"] = training_args
+        super().__init__(student_model, *args, **kwargs)
+        self.temperature = temperature
+        self.lambda_param = lambda_param
+        self.teacher = teacher_model and teacher_model.to(self.args.device).eval()
+        # Our loss divides by the number of pictures of the whole accumulated batch, whatever the model's signature.
+        self.model_accepts_loss_kwargs = True
+        # Sums over the pictures seen since the last look (total, soft, hard, count): read without stopping the device.
+        self.sums = torch.zeros(4, device=self.args.device)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a batch of ``pixel_values`` ``[B, 3, H, W]`` and ``labels`` ``[B]``."""
+        outputs = model(pixel_values=inputs["pixel_values"])
+        loss = distillation_loss(
+            outputs.logits,
+            self._teacher_logits(inputs),
+            inputs["labels"],
+            self.temperature,
+            self.lambda_param,
+            reduction="sum",
+        )
+        batch = len(inputs["labels"])
+        if model.training:
+            self.sums += torch.stack([*(part.detach().float() for part in loss), self.sums.new_tensor(batch)])
+        total = loss.total / self._share(num_items_in_batch, batch)
+        return (total, {"logits": outputs.logits}) if return_outputs else total
+
+    @torch.no_grad()
+    def _teacher_logits(self, inputs: dict[str, Any]) -> Tensor:
+        if "teacher_logits" in inputs:
+            return inputs["teacher_logits"]
+        if self.teacher is None:
+            raise ValueError("The batch has no teacher_logits, and there is no teacher_model to ask for them.")
+        return self.teacher(pixel_values=inputs.get("teacher_pixel_values", inputs["pixel_values"])).logits
+
+    def _share(self, items: Any, batch: int) -> Any:
+        """What a batch's sum is divided by, so that the accumulated, averaged gradient is that of the mean.
+
+        ``items`` counts the pictures of all micro-batches. Over several processes `accelerate` averages gradients
+        while ``items`` (unless told otherwise) counts all of them; under DataParallel our loss sees the whole batch
+        while `Trainer` (then) counts one device's part.
+        """
+        if items is None:
+            return batch
+        items = items.flatten()[0] if torch.is_tensor(items) else items
+        if self.args.average_tokens_across_devices:
+            return items / self.accelerator.num_processes
+        return items * max(1, self.args.n_gpu)
+
+    def take_means(self) -> tuple[DistillationLoss, int]:
+        """Mean losses over the pictures since the last call, and how many there were. Waits for the device."""
+        *sums, count = self.sums.tolist()
+        self.sums.zero_()
+        return DistillationLoss(*(value / max(count, 1) for value in sums)), int(count)
+
+
+class ViewBatches(torch.utils.data.Dataset):
+    """Batches of one view, cut for all pictures at once on the device; ``view`` is changed between epochs.
+
+    `Trainer` hands a whole batch of indices to ``__getitems__``, which answers with the batch itself (``collate``).
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        views: Views,
+        student: Pipeline,
+        device: torch.device,
+        logits: list[np.ndarray] | None = None,
+        teacher: Pipeline | None = None,
+    ) -> None:
+        self.pixels, self.views, self.device = pixels, views, device
+        self.student, self.teacher, self.logits = student, teacher, logits
+        self.labels = torch.from_numpy(pixels.labels)
+        self.show(0)
+
+    def show(self, view: int) -> None:
+        """Make ``view`` the one that batches are cut from."""
+        self.view = view
+        self.boxes, self.mirrored = (torch.from_numpy(values) for values in self.views.boxes(view))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        values = torch.from_numpy(self.pixels.values[indices]).to(self.device)
+        boxes, mirrored = self.boxes[indices].to(self.device), self.mirrored[indices].to(self.device)
+
+        def seen_by(pipeline: Pipeline) -> Tensor:
+            batch = pipeline(crop(values, boxes, mirrored, pipeline.size))
+            return batch.contiguous(memory_format=torch.channels_last)
+
+        batch = {"pixel_values": seen_by(self.student), "labels": self.labels[indices].to(self.device)}
+        if self.logits is not None:
+            batch["teacher_logits"] = torch.from_numpy(self.logits[self.view][indices]).to(self.device)
+        elif self.teacher is not None:
+            batch["teacher_pixel_values"] = seen_by(self.teacher)
+        return batch
+
+    @staticmethod
+    def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return batch
+
+
+class RunCallback(TrainerCallback):
+    """Writes a run's ``step`` and ``eval`` events, changes the view each epoch, obeys ``STOP`` and stops on NaN."""
+
+    def __init__(self, run: Run, batches: ViewBatches, views: int, seconds_before: float = 0.0) -> None:
+        self.run, self.batches, self.views = run, batches, views
+        self.seconds_before = seconds_before
+        self.trainer: ImageDistilTrainer | None = None
+        self.images = 0
+        self.training_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run's training so far, those before a resume included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.started = self.looked = time.perf_counter()
+        self.run.append("training", epochs=int(args.num_train_epochs), steps=state.max_steps, step=state.global_step)
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        self.batches.show(int(round(state.epoch, 6)) % self.views)  # in the middle of an epoch after a resume
+        self.looked = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.run.stop_asked():  # end as an epoch does: what was learned is evaluated and saved
+            control.should_evaluate = control.should_save = control.should_training_stop = True
+        if time.perf_counter() - self.looked >= EVENT_SECONDS or state.global_step == 1:
+            self._tell(state)
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        self._tell(state)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.trained = self.seconds
+
+    def _tell(self, state) -> None:
+        """One ``step`` event: the mean losses since the last one."""
+        means, count = self.trainer.take_means()
+        if not count:
+            return
+        if not all(map(math.isfinite, means)):
+            raise Diverged(f"the loss became {means.total} in epoch {math.ceil(state.epoch)}, step {state.global_step}")
+        now = time.perf_counter()
+        seconds = now - self.looked
+        self.looked, self.images, self.training_seconds = now, self.images + count, self.training_seconds + seconds
+        self.run.append(
+            "step",
+            step=state.global_step,
+            epoch=round(state.epoch, 4),
+            total=round(means.total, 5),
+            soft=round(means.soft, 5),
+            hard=round(means.hard, 5),
+            images_per_second=round(count / seconds, 1),
+            seconds=round(self.seconds, 2),
+        )
+
+    def on_evaluate(self, args, state, control, metrics: dict[str, float], **kwargs) -> None:
+        self.run.append(
+            "eval",
+            step=state.global_step,
+            epoch=round(state.epoch, 2),
+            accuracy=round(metrics["eval_accuracy"], 5),
+            f1=round(metrics["eval_f1"], 5),
+            agreement=round(metrics["eval_agreement"], 5),
+            loss=round(metrics["eval_loss"], 5) if math.isfinite(metrics["eval_loss"]) else None,
+            seconds=round(self.seconds, 2),
+        )
+        self.looked = time.perf_counter()
