@@ -36,8 +36,8 @@ LIFECYCLE = {
 CLOSED = ("done", "failed", "stopped", "died")
 START_SECONDS = 20
 """A process that has been started needs this long at most to take the run's lock."""
-ID = re.compile(r"\d{8}-\d{9}-[0-9a-f]{4}")
-"""The time of creation to the millisecond, so that names sort by age, and four random digits."""
+ID = re.compile(r"\d{8}-\d{12}-[0-9a-f]{4}")
+"""The time of creation to the microsecond, so that names sort by age, and four random digits."""
 RESERVE_BYTES = 64 * 1024
 """Kept by a working run and given back when the disk is full, so that the last event can still be written."""
 
@@ -204,7 +204,7 @@ class Run:
 def create(config: DistillConfig, folder: Path, owner: str) -> Run:
     """Make the folder of a new run, with its settings and its first event."""
     created = time.time()
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1000) % 1000:03d}"
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1e6) % 1_000_000:06d}"
     run = Run(Path(folder).resolve() / f"{stamp}-{secrets.token_hex(2)}")
     run.path.mkdir(parents=True)
     settings = {

@@ -1,0 +1,60 @@
+"""Settings: ranges, words, and the one name that Python reserves."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import kd
+
+from kd import DistillConfig
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("temperature", 0, "temperature is 0; expected a number above 0"),
+        ("temperature", -1, "temperature is -1"),
+        ("temperature", float("nan"), "temperature is nan"),
+        ("temperature", float("inf"), "temperature is inf"),
+        ("temperature", "hot", "temperature is 'hot'"),
+        ("lambda", 1.5, "lambda is 1.5; expected a number from 0 to 1"),
+        ("lambda", -0.1, "lambda is -0.1"),
+        ("epochs", 0, "epochs is 0; expected a whole number, 1 or more"),
+        ("epochs", 2.5, "epochs is 2.5"),
+        ("batch_size", None, "batch_size is None"),
+        ("targets", "later", "expected one of cached, online"),
+        ("image_size", 4, "expected a whole number from 16 to 1024"),
+        ("teacher", "", "teacher is ''"),
+        ("lamda", 0.5, "Unknown setting lamda"),
+    ],
+)
+def test_a_bad_setting_is_refused_with_what_was_found_and_expected(setting, value, words):
+    with pytest.raises(ValueError) as error:
+        DistillConfig.from_dict({setting: value})
+    assert words in str(error.value)
+
+
+def test_settings_survive_json_and_lambda_has_its_own_name_there():
+    config = DistillConfig(lambda_=0.25, temperature="3")
+    assert config.to_dict()["lambda"] == 0.25 and config.temperature == 3.0
+    assert DistillConfig.from_dict(config.to_dict()) == config
+
+
+def test_the_beans_preset_is_the_guide():
+    config = DistillConfig.preset("beans")
+    assert (config.teacher, config.dataset) == ("merve/beans-vit-224", "AI-Lab-Makerere/beans")
+    assert (config.student, config.temperature, config.lambda_, config.epochs) == ("mobilenet_v2_1.0", 5, 0.5, 30)
+
+
+def test_the_command_line_refuses_bad_settings_with_code_2_and_no_run(tmp_path):
+    done = kd("distill", "--temperature", "0", "--runs-dir", tmp_path)
+    assert done.returncode == 2
+    assert "temperature is '0'; expected a number above 0" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+    assert kd("distill", "--preset", "nope").returncode == 2
+    assert kd("distil").returncode == 2
+
+
+def test_importing_kd_or_asking_for_help_loads_nothing_heavy():
+    code = "import sys, kd, kd.cli; kd.cli.parser(); print([m for m in ('torch', 'transformers', 'datasets', 'gradio', 'PIL') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

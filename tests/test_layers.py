@@ -1,0 +1,44 @@
+"""The order of the modules: one imports only from those before it."""
+
+import ast
+
+from conftest import ROOT
+
+ORDER = [
+    "config", "runs", "launch", "losses", "metrics", "latency", "sample", "data", "models", "targets", "trainer",
+    "compare", "export", "distill", "cli", "__main__",
+]  # fmt: skip
+
+
+def imports(path) -> set[str]:
+    """The modules of ``kd`` that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "kd":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kd."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kd.")}
+    return found
+
+
+def test_every_module_has_its_place():
+    assert sorted(path.stem for path in (ROOT / "kd").glob("*.py")) == sorted([*ORDER, "__init__"])
+
+
+def test_a_module_imports_only_from_those_before_it():
+    for place, name in enumerate(ORDER):
+        above = imports(ROOT / "kd" / f"{name}.py") - set(ORDER[:place])
+        assert not above, f"kd/{name}.py imports {above}"
+
+
+def test_nothing_in_the_core_imports_gradio():
+    for path in (ROOT / "kd").glob("*.py"):
+        modules = {
+            alias.name.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in ([ast.alias(node.module or "")] if isinstance(node, ast.ImportFrom) else node.names)
+        }
+        assert "gradio" not in modules, path

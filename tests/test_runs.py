@@ -1,0 +1,178 @@
+"""A run is a folder: events, owners, locks, slots."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+
+import pytest
+from filelock import FileLock
+
+from kd import launch, runs
+from kd.config import DistillConfig
+from kd.runs import Run, RunDeleted, RunError
+
+HOLD = "import sys, time; from pathlib import Path; from kd.runs import Run\nwith Run(Path(sys.argv[1])).work():\n    print('held', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return runs.create(DistillConfig(), tmp_path, "token")
+
+
+def hold(run: Run) -> subprocess.Popen:
+    """A living process that works on a run."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_events_are_read_from_a_cursor_on(run):
+    first, cursor = run.read()
+    run.append("started")
+    second, cursor = run.read(cursor)
+    assert [e["event"] for e in first] == ["created"] and [e["event"] for e in second] == ["started"]
+    assert run.read(cursor) == ([], cursor)
+
+
+def test_a_line_that_is_not_ended_is_left_for_later(run):
+    _, cursor = run.read()
+    with (run.path / "events.jsonl").open("a") as file:
+        file.write('{"event": "st')
+    assert run.read(cursor) == ([], cursor)
+
+
+def test_half_a_line_of_a_killed_process_is_cut_by_the_next_one(run):
+    with (run.path / "events.jsonl").open("a") as file:
+        file.write('{"event": "st')
+    with run.work():
+        run.append("started")
+    assert [e["event"] for e in run.events()] == ["created", "started"]
+
+
+def test_the_owner_is_kept_hashed_and_others_are_refused(run):
+    assert "token" not in (run.path / "config.json").read_text()
+    run.check_owner("token")
+    with pytest.raises(PermissionError):
+        run.check_owner("another")
+
+
+def test_one_token_owns_all_local_runs(tmp_path):
+    assert runs.local_owner(tmp_path) == runs.local_owner(tmp_path)
+    assert len(runs.local_owner(tmp_path)) == 32
+    assert (tmp_path / ".owner").stat().st_mode & 0o077 == 0
+
+
+def test_a_run_whose_process_was_killed_has_died(run):
+    process = hold(run)
+    run.append("started")
+    assert run.status() == "running"
+    process.kill()
+    process.wait()
+    assert run.status() == "died"
+
+
+def test_two_processes_cannot_work_on_one_run(run):
+    process = hold(run)
+    try:
+        with pytest.raises(RunError, match="being worked on"), run.work():
+            pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_closed_run_reopens_when_it_is_resumed(run):
+    with run.work():
+        run.append("started")
+        run.close("stopped")
+        assert run.status() == "stopped"
+        run.append("resumed")
+        assert run.status() == "running"
+
+
+def test_a_deleted_folder_is_not_made_again(run):
+    run.delete()
+    with pytest.raises(RunDeleted):
+        run.append("step")
+    with pytest.raises(RunDeleted):
+        run.read()
+    assert not run.path.exists()
+
+
+def test_a_running_run_cannot_be_deleted(run):
+    with run.work(), pytest.raises(RunError, match="Stop it first"):
+        run.delete()
+
+
+def test_runs_are_found_by_the_start_of_their_id_and_an_id_is_never_a_path(tmp_path, run):
+    other = runs.create(DistillConfig(), tmp_path, "token")
+    assert runs.find(tmp_path, run.id) == run and runs.find(tmp_path, "last") == other
+    assert runs.list_runs(tmp_path) == [other, run]
+    for bad in ("../" + tmp_path.name, "", "nope", str(run.path), ".slots"):
+        with pytest.raises(RunError):
+            runs.find(tmp_path, bad)
+
+
+def test_no_reader_sees_half_a_file(tmp_path):
+    path = tmp_path / "report.json"
+    runs.write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        runs.write_whole(path, "new \ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_device_goes_to_the_oldest_that_waits(tmp_path):
+    first, second, third = (runs.create(DistillConfig(), tmp_path, "t") for _ in range(3))
+    with FileLock(launch.slot_path(tmp_path, "cpu")):
+        waiting = []
+        for run in (third, second, first):  # the youngest comes first
+            waiting.append(multiprocessing.get_context("fork").Process(target=wait_for_slot, args=(run,)))
+            waiting[-1].start()
+            until(lambda run=run: run.last("queued"))
+        until(lambda: third.last("queued")["place"] == 3)
+    for process in waiting:
+        process.join(20)
+    order = sorted((first, second, third), key=lambda run: run.last("started")["time"])
+    assert order == [first, second, third]
+
+
+def test_a_waiting_run_can_be_stopped(tmp_path):
+    run = runs.create(DistillConfig(), tmp_path, "t")
+    run.ask_to_stop()
+    with FileLock(launch.slot_path(tmp_path, "cpu")), pytest.raises(launch.StopAsked), launch.slot(run, "cpu"):
+        pass
+
+
+def test_a_slot_is_free_again_when_its_holder_is_killed(tmp_path):
+    run = runs.create(DistillConfig(), tmp_path, "t")
+    code = "import sys, time; from filelock import FileLock\nwith FileLock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    path = launch.slot_path(tmp_path, "cpu")
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    process.kill()
+    process.wait()
+    with launch.slot(run, "cpu"):
+        pass
+
+
+def wait_for_slot(run: Run) -> None:
+    with run.work(), launch.slot(run, "cpu"):
+        run.append("started")
+        time.sleep(0.4)
+        run.close("done")
+
+
+def until(condition, seconds: float = 20) -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_every_line_of_events_is_json_with_a_name_and_a_time(run):
+    run.append("step", total=1.5)
+    for line in (run.path / "events.jsonl").read_text().splitlines():
+        assert {"event", "time"} <= json.loads(line).keys()
