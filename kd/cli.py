@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--source", type=Path, help="folder of Fashion-MNIST's files (default: Debian's package)")
     one.add_argument("--assets", type=Path, help="folder to write to (default: the project's assets)")
-    one.add_argument("--epochs", type=int, default=24)
+    one.add_argument("--epochs", type=int, default=20)
     return top
 
 

@@ -189,15 +189,18 @@ def _load(config: DistillConfig) -> dict[str, Any]:
 def _load_parquet(files: dict[str, Path]) -> dict[str, Any]:
     import pyarrow
     from datasets import Dataset
+    from datasets.exceptions import DatasetsError
+    from pyarrow import parquet
 
-    try:
-        return {name: Dataset.from_parquet(str(file), keep_in_memory=True) for name, file in files.items()}
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise RunError(f"{', '.join(map(str, files.values()))} could not be read as parquet: {error}") from error
-    except Exception as error:  # datasets wraps what it meets in an error of its own
-        if type(error).__module__.startswith("datasets"):
-            raise RunError(f"{', '.join(map(str, files.values()))} could not be read as parquet: {error}") from error
-        raise
+    found = {}
+    for name, file in files.items():
+        try:
+            if not parquet.read_metadata(file).num_rows:
+                raise RunError(f"{file} is empty: it has no rows.")
+            found[name] = Dataset.from_parquet(str(file), keep_in_memory=True)
+        except (pyarrow.ArrowException, OSError, ValueError, DatasetsError) as error:
+            raise RunError(f"{file} could not be read as parquet: {error}") from error
+    return found
 
 
 def _load_folder(path: Path) -> dict[str, Any]:

@@ -233,7 +233,10 @@ def _stride(size: int) -> int:
 def _mobilenet_v2(width: float) -> Callable[[int, dict], PreTrainedModel]:
     def build(size: int, names: dict) -> PreTrainedModel:
         return MobileNetV2ForImageClassification(
-            MobileNetV2Config(depth_multiplier=width, image_size=size, output_stride=_stride(size), **names)
+            # TensorFlow's lopsided padding serves its weights only, and costs a copy before every convolution.
+            MobileNetV2Config(
+                depth_multiplier=width, image_size=size, output_stride=_stride(size), tf_padding=False, **names
+            )
         )
 
     return build
@@ -426,7 +429,7 @@ def pick_precision(asked: str, device: torch.device, side: int) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if (
         device.type == "cpu"
-        and side >= 96
+        and side >= 48
         and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     ):

@@ -231,7 +231,7 @@ def write_teacher_card(folder: Path, log: list[dict], test: float) -> None:
     )
 
 
-def build(assets: Path, source: Path = SOURCE, epochs: int = 24, teacher: bool = True, say=print) -> None:
+def build(assets: Path, source: Path = SOURCE, epochs: int = 20, teacher: bool = True, say=print) -> None:
     """Write ``assets/sample``, ``assets/examples`` and, unless told otherwise, train ``assets/sample-teacher``."""
     splits = split(source)
     write_dataset(splits, assets / "sample")

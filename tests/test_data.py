@@ -1,0 +1,294 @@
+"""Pictures, splits and crops."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toys
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from kd import data
+from kd.config import DistillConfig
+from kd.data import BadPicture, Views, crop, load_pixels, load_splits, open_picture
+from kd.runs import RunError
+
+
+def saved(path, image: Image.Image, **options):
+    image.save(path, **options)
+    return path
+
+
+# --- One picture
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """40 x 20, the left half red, the right half blue."""
+    image = Image.new("RGB", (40, 20), "blue")
+    image.paste("red", (0, 0, 20, 20))
+    return image
+
+
+def test_a_text_file_with_a_picture_s_ending_is_named(tmp_path):
+    (tmp_path / "notes.jpg").write_text("hello")
+    with pytest.raises(BadPicture, match=r"notes\.jpg is not a picture that can be read. Expected PNG, JPEG"):
+        open_picture(tmp_path / "notes.jpg")
+
+
+def test_a_truncated_jpeg_is_named(tmp_path):
+    path = saved(tmp_path / "cut.jpg", Image.effect_noise((200, 200), 50))
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(BadPicture, match=r"cut\.jpg is damaged or cut short"):
+        open_picture(path)
+
+
+def test_one_pixel_is_too_small(tmp_path):
+    with pytest.raises(BadPicture, match="1 x 1 pixels; expected at least 4 x 4"):
+        open_picture(saved(tmp_path / "dot.png", Image.new("RGB", (1, 1))))
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 13000, 13000, 8, 2, 0, 0, 0)
+    path = tmp_path / "bomb.png"  # its pixels are missing: decoding it would fail in other words
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    with pytest.raises(BadPicture, match=r"13,000 x 13,000 pixels; at most 64 megapixels"):
+        open_picture(path)
+
+
+def test_a_missing_file_a_folder_and_no_bytes_are_named(tmp_path):
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "empty.png").touch()
+    for name in ("gone.png", "folder.jpg", "empty.png"):
+        with pytest.raises(BadPicture, match=name):
+            open_picture(tmp_path / name)
+
+
+def test_cmyk_grey_and_16_bits_become_rgb(tmp_path, photo):
+    cmyk = open_picture(saved(tmp_path / "print.jpg", photo.convert("CMYK")))
+    assert cmyk.mode == "RGB" and cmyk.getpixel((5, 5))[0] > 180 > 80 > cmyk.getpixel((5, 5))[2]
+    ramp = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
+    deep = np.asarray(open_picture(saved(tmp_path / "deep.png", Image.fromarray(ramp))))
+    assert abs(int(deep[32, 0, 0]) - 32 * 64 * 16 / 65535 * 255) <= 1  # scaled, not clipped to white
+    assert open_picture(saved(tmp_path / "grey.png", photo.convert("L"))).mode == "RGB"
+
+
+def test_transparency_becomes_white_also_in_a_palette(tmp_path):
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    assert image.quantize().mode == "P"
+    for path in (saved(tmp_path / "alpha.png", image), saved(tmp_path / "palette.png", image.quantize())):
+        assert open_picture(path).getpixel((7, 7)) == (255, 255, 255), path
+        assert open_picture(path).getpixel((0, 0))[2] > 200, path
+
+
+def test_a_picture_that_a_phone_turned_is_upright(tmp_path, photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees clockwise to see it upright"
+    turned = open_picture(saved(tmp_path / "phone.jpg", photo.rotate(90, expand=True), exif=exif, quality=95))
+    assert turned.size == (40, 20)
+    assert turned.getpixel((5, 10))[0] > 200 and turned.getpixel((35, 10))[2] > 200
+
+
+def test_of_an_animation_the_first_frame_is_seen(tmp_path, photo):
+    path = tmp_path / "moving.gif"
+    photo.save(path, save_all=True, append_images=[Image.new("RGB", (40, 20), "lime")])
+    assert open_picture(path).getpixel((5, 5))[0] > 200
+
+
+# --- Splits
+
+
+def config(path, **changes) -> DistillConfig:
+    return DistillConfig(dataset=str(path), **changes)
+
+
+def test_missing_splits_are_cut_from_train_stratified_and_the_same_each_time(colours):
+    splits = load_splits(config(colours, seed=1))
+    assert splits.sizes() == {"train": 96, "validation": 12, "test": 12} and splits.classes == sorted(toys.CLASSES)
+    for part in (splits.train, splits.validation, splits.test):
+        assert len(set(np.bincount(part["label"]))) == 1
+    again = load_splits(config(colours, seed=2))
+    assert data.fingerprint(again.test) == data.fingerprint(splits.test)
+    paths = [row["image"]["path"] for part in (splits.train, splits.validation, splits.test) for row in part]
+    assert len(set(paths)) == 120
+    assert len(splits.warnings) == 2
+
+
+def test_split_folders_are_found_by_their_usual_names(tmp_path):
+    for name, each in (("Training", 6), ("val", 3), ("test", 2)):
+        toys.class_folders(tmp_path / name, each)
+    assert load_splits(config(tmp_path)).sizes() == {"train": 18, "validation": 9, "test": 6}
+
+
+def test_a_parquet_file_is_read_and_text_labels_are_numbered(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [toys.CLASSES[i % 3] for i in range(60)]
+    features = Features({"img": ImageFeature(), "category": Value("string")})
+    rows = {"img": [toys.picture(name, rng) for name in names], "category": names}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "all.parquet")
+    splits = load_splits(config(tmp_path / "all.parquet"))
+    assert splits.classes == sorted(toys.CLASSES) and sum(splits.sizes().values()) == 60
+
+
+def test_the_embedded_sample_is_what_it_says():
+    splits = load_splits(DistillConfig())
+    assert splits.sizes() == {"train": 8000, "validation": 1000, "test": 2000} and not splits.warnings
+    for part, each in ((splits.train, 800), (splits.validation, 100), (splits.test, 200)):
+        assert set(np.bincount(part["label"])) == {each}
+    assert sum(file.stat().st_size for file in (data.ASSETS / "sample").iterdir()) < 6e6
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "is empty. Expected a folder for each class"),
+        (
+            lambda path: toys.picture("red brick", np.random.default_rng(0)).save(path / "a.png"),
+            r"1 pictures but no class folders.*lambda = 1",
+        ),
+        (lambda path: [toys.class_folders(path, 5), (path / "empty class").mkdir()], "No pictures in empty class"),
+        (lambda path: toys.class_folders(path, 1), "has 1 training picture, too few to cut a test split"),
+    ],
+)
+def test_a_folder_that_will_not_do_says_why(tmp_path, make, words):
+    make(tmp_path)
+    with pytest.raises(RunError, match=words):
+        load_splits(config(tmp_path))
+
+
+def test_one_class_is_not_enough(tmp_path):
+    toys.class_folders(tmp_path, 8)
+    for name in toys.CLASSES[1:]:
+        for file in (tmp_path / name).iterdir():
+            file.unlink()
+        (tmp_path / name).rmdir()
+    with pytest.raises(RunError, match="at least two"):
+        load_splits(config(tmp_path))
+
+
+def test_a_dataset_without_labels_or_pictures_says_which_columns_it_has(tmp_path):
+    image = toys.picture("red brick", np.random.default_rng(0))
+    Dataset.from_dict(
+        {"image": [image], "size": [1]}, Features({"image": ImageFeature(), "size": Value("int64")})
+    ).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(RunError, match=r"no labels: its columns are image, size.*lambda = 1"):
+        load_splits(config(tmp_path / "a.parquet"))
+    Dataset.from_dict({"text": ["x"], "label": [0]}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(RunError, match=r"No column of pictures.*text, label"):
+        load_splits(config(tmp_path / "b.parquet"))
+
+
+def test_an_empty_split_a_broken_parquet_and_a_wrong_file_are_told_apart(tmp_path):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    Dataset.from_dict({"image": [], "label": []}, features=features).to_parquet(tmp_path / "empty.parquet")
+    (tmp_path / "broken.parquet").write_text("no")
+    (tmp_path / "notes.txt").write_text("no")
+    for name, words in (
+        ("empty.parquet", "it has no rows"),
+        ("broken.parquet", "could not be read as parquet"),
+        ("notes.txt", "Expected a parquet file or a folder"),
+    ):
+        with pytest.raises(RunError, match=words):
+            load_splits(config(tmp_path / name))
+
+
+def test_an_unknown_split_or_column_names_those_there_are(colours):
+    with pytest.raises(RunError, match=r"no split .holdout.\. The dataset has train"):
+        load_splits(config(colours, test_split="holdout"))
+    with pytest.raises(RunError, match="has image, label"):
+        load_splits(config(colours, image_column="photo"))
+
+
+# --- Pixels and views
+
+
+def test_an_unreadable_training_picture_is_left_out_and_named(tmp_path):
+    toys.class_folders(tmp_path / "d", 20)
+    splits = load_splits(config(tmp_path / "d"))
+    Path(splits.train[7]["image"]["path"]).write_text("no")
+    pixels = load_pixels(splits.train, 32, tmp_path / "cache")
+    assert len(pixels.values) == len(pixels.labels) == len(splits.train) - 1
+    assert "png is not a picture" in pixels.unreadable[0]
+    assert load_pixels(splits.train, 32, tmp_path / "cache").unreadable == pixels.unreadable
+
+
+def test_many_unreadable_pictures_stop_the_run(tmp_path):
+    toys.class_folders(tmp_path / "d", 10)
+    for file in list((tmp_path / "d" / "red brick").iterdir())[:8]:
+        file.write_text("no")
+    with pytest.raises(RunError, match="More than a tenth"):
+        load_pixels(load_splits(config(tmp_path / "d")).train, 32, tmp_path / "cache")
+
+
+def test_pixels_are_decoded_once_and_a_truncated_file_is_thrown_away(tmp_path, colours):
+    train = load_splits(config(colours)).train
+    first = load_pixels(train, 32, tmp_path)
+    assert not first.cached and load_pixels(train, 32, tmp_path).cached
+    expected = np.asarray(data.open_row(train[3])).transpose(2, 0, 1)
+    np.testing.assert_array_equal(first.values[3], expected)
+    file = next(tmp_path.rglob("pixels.npy"))
+    file.write_bytes(file.read_bytes()[:-100])
+    again = load_pixels(train, 32, tmp_path)
+    assert not again.cached
+    np.testing.assert_array_equal(again.values[3], expected)
+
+
+def test_views_are_a_pure_function_and_view_0_is_the_whole_picture():
+    views = Views("ab" * 16, 50, 0.5)
+    boxes, mirrored = views.boxes(3)
+    again, _ = Views("ab" * 16, 50, 0.5).boxes(3)
+    np.testing.assert_array_equal(boxes, again)
+    assert 5 < mirrored.sum() < 45
+    area = boxes[:, 2] * boxes[:, 3]
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= 1.0001).all() and area.min() > 0.45
+    for other in (
+        Views("ab" * 16, 50, 0.5, seed=1).boxes(3)[0],
+        Views("cd" * 16, 50, 0.5).boxes(3)[0],
+        views.boxes(2)[0],
+    ):
+        assert not np.array_equal(boxes, other)
+    whole, straight = views.boxes(0)
+    assert (whole == [0, 0, 1, 1]).all() and not straight.any()
+
+
+def test_a_crop_is_the_box_that_pillow_would_cut():
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
+    values = torch.from_numpy(np.asarray(smooth).transpose(2, 0, 1).copy())[None]
+    box = torch.tensor([[0.25, 0.125, 0.5, 0.75]])
+    expected = smooth.resize((32, 32), Image.Resampling.BILINEAR, box=(16, 8, 48, 56))
+    for mirrored in (False, True):
+        found = crop(values, box, torch.tensor([mirrored]), (32, 32))[0].permute(1, 2, 0).numpy()
+        wanted = np.asarray(expected, dtype=float)
+        wanted = wanted[:, ::-1] if mirrored else wanted
+        assert np.abs(found - wanted).mean() < 2.5
+
+
+def test_the_whole_picture_at_its_own_size_is_untouched():
+    values = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = torch.tensor([[0.0, 0, 1, 1]] * 2)
+    torch.testing.assert_close(
+        crop(values, whole, torch.tensor([False] * 2), (28, 28)), values.float(), atol=1e-3, rtol=0
+    )
+
+
+def test_a_fingerprint_is_of_the_contents(tmp_path):
+    one = load_splits(config(toys.class_folders(tmp_path / "a", 12))).train
+    same = load_splits(config(toys.class_folders(tmp_path / "b", 12))).train
+    other = load_splits(config(toys.class_folders(tmp_path / "c", 12, seed=1))).train
+    assert data.fingerprint(one) == data.fingerprint(same) != data.fingerprint(other)
+
+
+def test_bytes_are_opened_like_files():
+    buffer = io.BytesIO()
+    toys.picture("red brick", np.random.default_rng(0)).save(buffer, "PNG")
+    assert open_picture(buffer.getvalue()).size == (32, 32)

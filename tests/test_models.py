@@ -1,0 +1,192 @@
+"""Teachers and students."""
+
+import numpy as np
+import pytest
+import torch
+import toys
+from PIL import Image
+from torch import nn
+from transformers import (
+    AutoModelForImageClassification,
+    BitImageProcessorPil,
+    EfficientNetImageProcessorPil,
+    MobileViTImageProcessorPil,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from kd import latency, models
+from kd.models import STUDENTS, Teacher, heal, load_student, load_teacher, match_classes, pipeline, run_processor
+from kd.runs import RunError
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        toys.processor(24),
+        BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 24, "width": 24}),
+        EfficientNetImageProcessorPil(size={"height": 24, "width": 24}),
+        MobileViTImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 24, "width": 24}),
+    ],
+    ids=lambda p: type(p).__name__,
+)
+def test_a_processor_is_read_off_as_arithmetic(processor):
+    found = pipeline(processor)
+    plain = Image.new("RGB", (24, 24), (10, 100, 200))
+    expected = run_processor(processor, [plain])
+    pixels = torch.tensor([10.0, 100, 200]).view(1, 3, 1, 1).expand(1, 3, 24, 24)
+    assert found.size == (24, 24)
+    torch.testing.assert_close(found(pixels), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("size", [28, 32, 64])
+def test_every_student_takes_small_pictures_and_has_a_sensible_last_map(name, size):
+    student = load_student(name, toys.CLASSES, None, size, seed=0)
+    side = student.pipeline.size[0]
+    assert side >= size
+    maps = []
+
+    def note(module, inputs, output):
+        if isinstance(module, nn.Conv2d) and output.shape[-1] > 1:
+            maps.append(output.shape[-1])
+
+    for module in student.model.modules():
+        module.register_forward_hook(note)
+    with torch.inference_mode():
+        logits = student.model(pixel_values=torch.zeros(2, 3, side, side)).logits
+    assert logits.shape == (2, 3) and student.model.config.id2label == dict(enumerate(toys.CLASSES))
+    assert maps[-1] >= 2
+
+
+def test_students_of_one_seed_are_equal_and_of_two_are_not():
+    weights = [
+        next(load_student("mobilenet_v2_0.35", toys.CLASSES, 32, 32, seed).model.parameters()) for seed in (0, 0, 1)
+    ]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_0.35", "efficientnet_b0"])
+def test_healing_makes_running_statistics_those_of_many_batches(name):
+    def error_of_running_means(student: nn.Module) -> float:
+        """How far the first norm's running mean is from the mean over 60 batches, in deviations of one batch's."""
+        norm = next(module for module in student.modules() if isinstance(module, nn.BatchNorm2d))
+        seen, generator = [], torch.Generator().manual_seed(0)
+        norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].mean((0, 2, 3))))
+        student.train()
+        with torch.no_grad():
+            for _ in range(60):
+                student(
+                    pixel_values=torch.randn(4, 3, 32, 32, generator=generator) + torch.randn(1, generator=generator)
+                )
+        means = torch.stack(seen)
+        return ((norm.running_mean - means.mean(0)).abs() / means.std(0)).mean().item()
+
+    raw = STUDENTS[name](32, {"num_labels": 3})
+    healed = STUDENTS[name](32, {"num_labels": 3})
+    healed.load_state_dict(raw.state_dict())
+    assert "BatchNorm momentum" in heal(healed)[0] and heal(healed) == []
+    assert error_of_running_means(healed) < 0.5 * error_of_running_means(raw)
+
+
+def test_healing_turns_a_keep_probability_into_a_dropout():
+    student = load_student("mobilenet_v2_0.35", toys.CLASSES, 32, 32, seed=0)
+    assert student.model.config.classifier_dropout_prob == student.model.dropout.p == pytest.approx(0.2)
+
+
+def test_pretrained_weights_keep_their_settings(tmp_path):
+    raw = STUDENTS["mobilenet_v2_0.35"](32, {"num_labels": 5})
+    raw.save_pretrained(tmp_path)
+    toys.processor(32).save_pretrained(tmp_path)
+    student = load_student(str(tmp_path), toys.CLASSES, None, 32, seed=0)
+    assert student.pretrained and not student.healed and student.model.config.num_labels == 3
+    assert next(m for m in student.model.modules() if isinstance(m, nn.BatchNorm2d)).momentum == 0.997
+    first = next(iter(raw.state_dict()))
+    assert torch.equal(student.model.state_dict()[first], raw.state_dict()[first])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "columns", "warned"),
+    [
+        (["green leaf", "red brick", "blue sky"], [2, 0, 1], 0),
+        (["Blue_Sky", "GREEN-LEAF", "redbrick"], None, 0),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], None, 1),
+    ],
+)
+def test_classes_are_matched_by_name_or_by_index_with_a_warning(theirs, columns, warned):
+    found, said = match_classes(dict(enumerate(theirs)), toys.CLASSES)
+    assert found == columns and len(said) == warned
+
+
+def test_other_classes_are_refused_with_both_lists():
+    with pytest.raises(
+        RunError, match=r"predicts 2 classes \(cat, dog\), the dataset has 3 \(blue sky, green leaf, red brick\)"
+    ):
+        match_classes({0: "cat", 1: "dog"}, toys.CLASSES)
+    with pytest.raises(RunError, match="Pick a teacher fine-tuned on these classes"):
+        match_classes({0: "cat", 1: "dog", 2: "cow"}, toys.CLASSES)
+
+
+def test_a_teacher_answers_in_the_dataset_s_order(tmp_path, teacher):
+    shuffled = [toys.CLASSES[i] for i in (2, 0, 1)]
+    model = AutoModelForImageClassification.from_pretrained(teacher)
+    direct = Teacher(model, toys.processor())
+    reordered, _ = load_teacher(str(teacher), shuffled)
+    values = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(reordered(values).logits, direct(values).logits[:, [2, 0, 1]])
+    assert reordered.key() != direct.key()
+
+
+def test_a_backbone_without_a_trained_head_is_refused(tmp_path):
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16
+    )
+    ViTForImageClassification(config).vit.save_pretrained(tmp_path)
+    toys.processor().save_pretrained(tmp_path)
+    with pytest.raises(RunError, match=r"never trained.*Fine-tune it on these classes first"):
+        load_teacher(str(tmp_path), ["a", "b"])
+
+
+def test_a_folder_that_is_no_classifier_says_so(tmp_path):
+    with pytest.raises(RunError, match=r"no config\.json"):
+        load_teacher(str(tmp_path), toys.CLASSES)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(RunError, match="bert model, which transformers cannot use for image classification"):
+        load_teacher(str(tmp_path), toys.CLASSES)
+
+
+def test_a_teacher_without_a_processor_says_so(tmp_path):
+    toys.tiny_resnet(toys.CLASSES).save_pretrained(tmp_path)
+    with pytest.raises(RunError, match=r"no preprocessor_config\.json"):
+        load_teacher(str(tmp_path), toys.CLASSES)
+
+
+def test_an_unknown_student_names_those_there_are():
+    with pytest.raises(RunError, match=r"no student 'mobilenet'.*mobilenet_v2_1\.0"):
+        load_student("mobilenet", toys.CLASSES, None, 32, seed=0)
+
+
+def test_a_device_that_is_not_there_is_refused_in_words():
+    with pytest.raises(RunError, match="cannot be used; this machine has"):
+        models.pick_device("cuda:63")
+
+
+def test_flops_see_into_attention_and_count_two_a_multiply_add():
+    linear = load_student("mobilenet_v2_1.0", [str(i) for i in range(1000)], 224, 224, seed=0).model
+    assert latency.flops(linear, (224, 224)) == pytest.approx(2 * 300e6, rel=0.05)  # 300 M multiply-adds in the paper
+    config = ViTConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64, image_size=128, patch_size=8
+    )
+    tokens = 16 * 16 + 1
+    attention = 2 * 2 * tokens * tokens * 64  # Q K^T and its product with V
+    dense = 2 * tokens * (4 * 64 * 64 + 2 * 64 * 64) + 2 * 256 * 3 * 64 * 64
+    assert latency.flops(ViTForImageClassification(config), (128, 128)) == pytest.approx(attention + dense, rel=0.01)
+
+
+def test_latency_takes_turns_and_keeps_its_promises():
+    order = []
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    times = latency.timed_trials(calls, torch.device("cpu"), trials=30, seconds=0.0)
+    assert order[-60:] == ["a", "b"] * 30 and len(times["a"]) == 30
+    found = latency.summary(np.arange(1, 101, dtype=float), torch.device("cpu"))
+    assert found["p50"] == 50.5 and found["n"] == 100 and found["batch"] == 1 and found["threads"] >= 1

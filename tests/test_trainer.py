@@ -1,0 +1,208 @@
+"""ImageDistilTrainer against loops written by hand."""
+
+import numpy as np
+import pytest
+import torch
+import toys
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from torch.nn import functional as F
+from transformers import AutoModelForImageClassification, DefaultDataCollator, TrainerCallback, TrainingArguments
+
+from kd import ImageDistilTrainer
+from kd.models import load_student
+
+
+class Items(torch.utils.data.Dataset):
+    """Sixteen noisy pictures, as `Trainer` likes them; with ``logits``, the teacher's answers too."""
+
+    def __init__(self, logits: torch.Tensor | None = None, count: int = 16) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.values = torch.randn(count, 3, 32, 32, generator=generator)
+        self.labels = torch.arange(count) % 3
+        self.logits = logits
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        row = {"pixel_values": self.values[index], "labels": self.labels[index]}
+        return row if self.logits is None else {**row, "teacher_logits": self.logits[index]}
+
+
+class Losses(TrainerCallback):
+    def __init__(self) -> None:
+        self.losses, self.gradients = [], []
+
+    def on_log(self, args, state, control, logs, **kwargs) -> None:
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs) -> None:
+        self.gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+
+
+def trainer(tmp_path, student, teacher=None, data=None, note=None, **arguments) -> ImageDistilTrainer:
+    settings = {"per_device_train_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "max_grad_norm": 0.0}
+    return ImageDistilTrainer(
+        teacher_model=teacher,
+        student_model=student,
+        temperature=4.0,
+        lambda_param=0.3,
+        args=TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, logging_steps=1, report_to="none", disable_tqdm=True,
+            save_strategy="no", remove_unused_columns=False, lr_scheduler_type="constant", optim="sgd",
+            **{**settings, **arguments},
+        ),
+        train_dataset=data or Items(),
+        data_collator=DefaultDataCollator(),
+        callbacks=[note] if note else [],
+    )  # fmt: skip
+
+
+def test_three_steps_are_those_of_a_loop_written_by_hand(tmp_path):
+    teacher = toys.tiny_resnet(toys.CLASSES, seed=7).eval()
+    student, twin = toys.tiny_resnet(toys.CLASSES), toys.tiny_resnet(toys.CLASSES)
+    note, seen = Losses(), []
+    one = trainer(tmp_path, student, teacher, note=note)
+    collate = one.data_collator
+    one.data_collator = lambda rows: seen.append(collate(rows)) or seen[-1]
+    one.train()
+
+    expected = []
+    optimizer = torch.optim.SGD(twin.train().parameters(), 1e-2)
+    for batch in seen[:3]:
+        values, labels = batch["pixel_values"], batch["labels"]
+        logits = twin(values).logits
+        with torch.no_grad():
+            answers = teacher(values).logits
+        p = (answers / 4).softmax(-1)
+        soft = 16 * (p * (p.log() - (logits / 4).log_softmax(-1))).sum(-1).mean()
+        loss = 0.7 * F.cross_entropy(logits, labels) + 0.3 * soft
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    assert note.losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_cached_logits_train_as_the_live_teacher_does(tmp_path):
+    teacher = toys.tiny_resnet(toys.CLASSES, seed=7).eval()
+    with torch.inference_mode():
+        logits = teacher(Items().values).logits.clone()
+    live, cached = Losses(), Losses()
+    trainer(tmp_path, toys.tiny_resnet(toys.CLASSES), teacher, note=live).train()
+    trainer(tmp_path, toys.tiny_resnet(toys.CLASSES), None, Items(logits), note=cached).train()
+    assert cached.losses == pytest.approx(live.losses, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnextv2_atto", "deit_tiny", "mobilenet_v2_0.35", "efficientnet_b0"])
+def test_8x1_and_2x4_accumulate_the_same_gradient(tmp_path, name):
+    def student():
+        model = (
+            toys.tiny_resnet(toys.CLASSES) if name == "resnet" else load_student(name, toys.CLASSES, 32, 32, 0).model
+        )
+        return model.apply(still)
+
+    def still(module) -> None:  # batch statistics and chance depend on the batch; the loss's scale must not
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train = lambda mode=True: module
+            torch.nn.Module.train(module, False)
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+    logits = torch.randn(16, 3, generator=torch.Generator().manual_seed(3))
+    gradients = []
+    for batch, accumulated in ((8, 1), (2, 4), (4, 2)):
+        note = Losses()
+        trainer(
+            tmp_path, student(), None, Items(logits), note, max_steps=1,
+            per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated,
+        ).train()  # fmt: skip
+        gradients.append(note.gradients[0])
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-5 * gradients[0].abs().max().item() + 1e-7)
+
+
+def test_a_last_batch_that_is_smaller_weighs_each_picture_the_same(tmp_path):
+    # 7 pictures as 4 + 3 accumulated: the mean over 7, not the mean of two means
+    logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(3))
+    student, note = toys.tiny_resnet(toys.CLASSES), Losses()
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train = lambda mode=True, module=module: module
+            torch.nn.Module.train(module, False)
+    trainer(tmp_path, student, None, Items(logits, 7), note, max_steps=1, gradient_accumulation_steps=2).train()
+    twin, items = toys.tiny_resnet(toys.CLASSES).eval(), Items(count=7)
+    answers = twin(items.values).logits
+    p = (logits / 4).softmax(-1)
+    soft = 16 * (p * (p.log() - (answers / 4).log_softmax(-1))).sum(-1).mean()
+    (0.7 * F.cross_entropy(answers, items.labels) + 0.3 * soft).backward()
+    expected = torch.cat([p.grad.flatten() for p in twin.parameters()])
+    torch.testing.assert_close(note.gradients[0], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_teacher_stays_as_it_is(tmp_path):
+    teacher = toys.tiny_resnet(toys.CLASSES, seed=7)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    trainer(tmp_path, toys.tiny_resnet(toys.CLASSES), teacher).train()
+    assert not teacher.training
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_without_a_teacher_or_its_logits_the_message_says_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="no teacher_logits, and there is no teacher_model"):
+        trainer(tmp_path, toys.tiny_resnet(toys.CLASSES)).train()
+
+
+def test_a_temperature_of_0_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="temperature is 0"):
+        ImageDistilTrainer(None, toys.tiny_resnet(toys.CLASSES), temperature=0, lambda_param=0.5)
+
+
+def test_the_guide_s_own_cell_runs(tmp_path, teacher):
+    """Transformers' "Knowledge distillation for computer vision", its code as it stands but for what it downloads,
+    three arguments that need a GPU, the Hub or an older version, and the class itself, which is ours."""
+    rng = np.random.default_rng(0)
+    names = [toys.CLASSES[i % 3] for i in range(24)]
+    features = Features({"image": ImageFeature(), "labels": ClassLabel(names=toys.CLASSES)})
+    rows = {"image": [toys.picture(name, rng) for name in names], "labels": [toys.CLASSES.index(n) for n in names]}
+    dataset = Dataset.from_dict(rows, features=features)
+    teacher_processor = toys.processor()
+    processed_datasets = dataset.map(lambda examples: teacher_processor(examples["image"]), batched=True)
+    teacher_model = AutoModelForImageClassification.from_pretrained(
+        teacher, num_labels=len(processed_datasets.features["labels"].names), ignore_mismatched_sizes=True
+    )
+    student_model = load_student("mobilenet_v2_0.35", toys.CLASSES, 32, 32, 0).model
+
+    def compute_metrics(eval_pred):
+        predictions, labels = eval_pred
+        return {"accuracy": float(np.mean(np.argmax(predictions, axis=1) == labels))}
+
+    training_args = TrainingArguments(
+        output_dir=str(tmp_path),
+        num_train_epochs=1,
+        logging_strategy="epoch",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    one = ImageDistilTrainer(
+        student_model=student_model,
+        teacher_model=teacher_model,
+        training_args=training_args,
+        train_dataset=processed_datasets,
+        eval_dataset=processed_datasets,
+        data_collator=DefaultDataCollator(),
+        processing_class=teacher_processor,
+        compute_metrics=compute_metrics,
+        temperature=5,
+        lambda_param=0.5,
+    )
+    one.train()
+    assert 0 <= one.evaluate(processed_datasets)["eval_accuracy"] <= 1
