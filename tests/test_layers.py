@@ -5,8 +5,8 @@ import ast
 from conftest import ROOT
 
 ORDER = [
-    "config", "runs", "launch", "losses", "metrics", "latency", "sample", "data", "models", "targets", "trainer",
-    "compare", "export", "distill", "cli", "__main__",
+    "config", "runs", "launch", "losses", "metrics", "latency", "data", "models", "targets", "trainer",
+    "compare", "export", "sample", "distill", "cli", "__main__",
 ]  # fmt: skip
 
 

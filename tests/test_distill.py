@@ -1,0 +1,326 @@
+"""Whole runs, as a user starts, stops, loses and resumes them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import toys
+from conftest import flags, kd
+
+from kd import launch, runs
+from kd.config import DistillConfig
+from kd.distill import execute
+from kd.runs import Run, RunDeleted, RunError
+
+REPRINT = """
+import json, sys
+sys.modules["kd"] = None  # whatever is installed here, kd cannot be imported
+sys.path[:] = [p for p in sys.path if p]
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1])
+processor = AutoImageProcessor.from_pretrained(sys.argv[1])
+hits = []
+for path, label in json.load(sys.stdin):
+    inputs = processor(Image.open(path).convert("RGB"), return_tensors="pt")
+    with torch.inference_mode():
+        hits.append(model.config.id2label[model(**inputs).logits.argmax().item()] == label)
+print(sum(hits) / len(hits))
+"""
+
+
+def settings(small: dict, **changes) -> DistillConfig:
+    return DistillConfig.from_dict({**small, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(colours, teacher, tmp_path_factory):
+    """A run from the command line: (run, what it printed)."""
+    folder = tmp_path_factory.mktemp("runs")
+    asked = {"teacher": teacher, "dataset": colours, "student": "mobilenet_v2_0.35", "image-size": 32, "epochs": 6,
+             "batch-size": 8, "views": 2, "crop-area": 0.9}  # fmt: skip
+    done = kd("distill", "--preset", "custom", *flags(asked), "--runs-dir", folder, "--json")
+    assert done.returncode == 0, done.stderr
+    return runs.list_runs(folder)[0], done
+
+
+def test_the_report_is_the_last_line_and_has_every_field(finished):
+    run, done = finished
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report == run.report()
+    assert report["baseline"] is None and 0 <= report["agreement"] <= 1
+    assert {"torch", "transformers", "python"} <= report["versions"].keys()
+    for side in ("teacher", "student"):
+        assert {"accuracy", "f1", "parameters", "megabytes", "flops", "latency_ms"} <= report[side].keys()
+        latency = report[side]["latency_ms"]
+        assert {"p50", "p95", "n", "batch", "device", "dtype", "threads"} == latency.keys() and latency["n"] >= 30
+    assert report["train"].keys() == {"seconds", "images_per_second", "epochs", "best_epoch"}
+    assert report["targets"]["cache"] == "miss" and report["targets"]["seconds"] > 0
+    assert report["data"]["test"] == 12 and report["config"]["lambda"] == 0.5
+
+
+def test_the_student_learned_the_colours(finished):
+    run, _ = finished
+    assert run.report()["teacher"]["accuracy"] == 1.0
+    assert run.report()["student"]["accuracy"] > 0.6  # chance is a third
+
+
+def test_the_events_tell_the_whole_story_in_order(finished):
+    run, done = finished
+    names = [e["event"] for e in run.events() if e["event"] not in ("step", "progress", "eval", "queued")]
+    assert names == [
+        "created",
+        "started",
+        "data",
+        "models",
+        "teacher",
+        "targets",
+        "training",
+        "exported",
+        "result",
+        "done",
+    ]
+    assert len([e for e in run.events() if e["event"] == "eval"]) == 6
+    steps = [e for e in run.events() if e["event"] == "step"]
+    assert steps[-1]["step"] == 72 and all(e["total"] > 0 and e["images_per_second"] > 0 for e in steps)
+    assert run.last("models")["healed"]
+    assert "epoch 6:" in done.stderr and "agrees with the teacher" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_exported_student_scores_what_was_reported_where_kd_cannot_be_imported(finished):
+    from kd.data import load_splits
+
+    run, _ = finished
+    splits = load_splits(run.config())
+    rows = [(row["image"]["path"], splits.classes[row["label"]]) for row in splits.test]
+    done = subprocess.run(
+        [sys.executable, "-c", REPRINT, str(run.path / "student")],
+        input=json.dumps(rows), capture_output=True, text=True, cwd="/",
+    )  # fmt: skip
+    assert float(done.stdout.splitlines()[-1]) == pytest.approx(run.report()["student"]["accuracy"], abs=1e-5), (
+        done.stderr
+    )
+    assert {file.name for file in (run.path / "student").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+
+
+def test_tensorboard_has_a_log_of_it(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished[0].path / "logs"))
+    events.Reload()
+    assert {"train/loss", "eval/accuracy", "eval/agreement"} <= set(events.Tags()["scalars"])
+
+
+def test_compare_shows_both_on_good_pictures_and_names_the_bad_one(finished, colours, tmp_path):
+    run, _ = finished
+    (tmp_path / "notes.jpg").write_text("hello")
+    good = colours / "red brick" / "000.png"
+    done = kd("compare", run.id[:15], good, tmp_path / "notes.jpg", "--runs-dir", run.path.parent, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    first, second = found["pictures"]
+    assert first["teacher"][0]["label"] == "red brick" and len(first["student"]) == 3
+    assert sum(row["confidence"] for row in first["teacher"]) == pytest.approx(1, abs=1e-3)
+    assert "is not a picture" in second["error"]
+    assert found["speedup"] > 0 and found["size_ratio"] > 0 and found["note"] is None
+    assert found["teacher"]["latency_ms"]["n"] == found["student"]["latency_ms"]["n"] >= 30
+    all_bad = kd("compare", "last", tmp_path / "notes.jpg", tmp_path / "gone.png", "--runs-dir", run.path.parent)
+    assert all_bad.returncode == 1 and "gone.png: there is no such file" in all_bad.stderr
+    assert "Traceback" not in all_bad.stderr
+
+
+def test_runs_lists_it_and_resume_and_stop_say_it_is_done(finished):
+    run, _ = finished
+    folder = run.path.parent
+    row = next(r for r in json.loads(kd("runs", "--runs-dir", folder, "--json").stdout) if r["run"] == run.id)
+    assert row["status"] == "done" and "% test" in row["accuracy"]
+    for command, words in (("resume", "nothing to resume"), ("stop", "it is done")):
+        done = kd(command, run.id, "--runs-dir", folder)
+        assert done.returncode == 1 and words in done.stderr
+    assert "There is no run 'nope'" in kd("watch", "nope", "--runs-dir", folder).stderr
+
+
+def test_the_next_run_finds_the_targets(finished, small):
+    run, _ = finished
+    again = runs.create(settings(small, crop_area=0.9, epochs=1, seed=5, temperature=2), run.path.parent, "t")
+    execute(again)
+    assert again.report()["targets"]["cache"] == "hit"
+    assert again.last("targets")["cache"] == "hit"
+
+
+def test_one_seed_gives_one_curve_and_online_is_cached(small, tmp_path):
+    curves = []
+    for targets in ("cached", "cached", "online"):
+        run = runs.create(settings(small, targets=targets), tmp_path, "t")
+        execute(run)
+        curves.append([(e["accuracy"], e["loss"]) for e in run.events() if e["event"] == "eval"])
+    assert curves[0] == curves[1]
+    assert curves[2][0] == pytest.approx(curves[0][0], abs=1e-3)
+
+
+# --- Runs that do not end well
+
+
+def start(run: Run) -> subprocess.Popen:
+    return launch.start(run)
+
+
+def until(run: Run, name: str, seconds: float = 120, **fields) -> None:
+    """Wait until the last event of this name has these fields."""
+    end = time.monotonic() + seconds
+    while not (event := run.last(name)) or not fields.items() <= event.items():
+        assert time.monotonic() < end, f"no {name}: {(run.path / 'stderr.txt').read_text()}"
+        time.sleep(0.02)
+
+
+def test_a_killed_run_has_died_and_resumes_to_the_same_end(small, tmp_path):
+    config = settings(small, epochs=4)
+    unbroken = runs.create(config, tmp_path, runs.local_owner(tmp_path))
+    execute(unbroken)
+    run = runs.create(config, tmp_path, runs.local_owner(tmp_path))
+    process = start(run)
+    until(run, "eval", epoch=2)  # the first epoch's checkpoint is whole by then
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    if run.last("done"):
+        pytest.fail("the run was faster than the signal")
+    assert run.status() == "died"
+    done = kd("resume", run.id, "--runs-dir", tmp_path)
+    assert done.returncode == 0, done.stderr + (run.path / "stderr.txt").read_text()
+    assert run.status() == "done" and run.last("training")["step"] > 0
+    evals = {e["epoch"]: e["accuracy"] for e in run.events() if e["event"] == "eval"}
+    expected = {e["epoch"]: e["accuracy"] for e in unbroken.events() if e["event"] == "eval"}
+    assert evals.keys() == expected.keys() == {1, 2, 3, 4}
+    assert evals[4] == pytest.approx(expected[4], abs=0.1)
+    assert run.report()["train"]["epochs"] == 4
+
+
+def test_a_stopped_run_keeps_its_student_and_can_be_resumed(small, tmp_path):
+    run = runs.create(settings(small, epochs=200), tmp_path, runs.local_owner(tmp_path))
+    process = start(run)
+    until(run, "eval")
+    assert kd("stop", run.id, "--runs-dir", tmp_path).returncode == 0
+    assert process.wait(60) == 1 and run.status() == "stopped"
+    assert (run.path / "student" / "model.safetensors").exists() and run.report() is None
+    step = run.last("eval")["step"]
+    process = launch.start(run, resume=True)
+    until(run, "training", step=step)
+    run.ask_to_stop()
+    process.wait(60)
+
+
+def test_a_run_that_diverges_says_so_and_keeps_the_best(small, tmp_path, monkeypatch):
+    from kd.trainer import ImageDistilTrainer
+
+    ours = ImageDistilTrainer.compute_loss
+
+    def explode_in_the_second_epoch(self, model, inputs, **options):
+        if model.training and self.state.epoch >= 1:
+            inputs = {**inputs, "pixel_values": inputs["pixel_values"] * float("inf")}
+        return ours(self, model, inputs, **options)
+
+    monkeypatch.setattr(ImageDistilTrainer, "compute_loss", explode_in_the_second_epoch)
+    run = runs.create(settings(small), tmp_path, "t")
+    with pytest.raises(RunError, match="diverged"):
+        execute(run)
+    assert run.status() == "failed"
+    message = run.last("failed")["message"]
+    assert "the loss became nan in epoch 2" in message and "learning rate ten times lower" in message
+    assert (run.path / "student" / "model.safetensors").exists()
+
+
+def test_a_learning_rate_of_a_million_ends_in_words(small, tmp_path):
+    run = runs.create(settings(small, learning_rate=1e30, epochs=3, temperature=1), tmp_path, "t")
+    with pytest.raises(RunError, match="diverged"):
+        execute(run)
+    assert run.status() == "failed"
+
+
+def test_a_deleted_folder_ends_the_run_and_is_not_made_again(small, tmp_path):
+    run = runs.create(settings(small, epochs=200), tmp_path, "t")
+    process = start(run)
+    until(run, "eval")
+    shutil.rmtree(run.path)
+    assert process.wait(60) == 1
+    assert not (run.path / "config.json").exists() and not (run.path / "events.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"teacher": "nobody/nothing"}, "The teacher 'nobody/nothing'"),
+        ({"dataset": "nobody/nothing"}, "The dataset 'nobody/nothing'"),
+        ({"student": "nothing"}, "There is no student 'nothing'"),
+        ({"teacher": "sample"}, "The teacher predicts 10 classes"),
+        ({"device": "cuda:63"}, "cannot be used; this machine has"),
+    ],
+)
+def test_a_run_that_cannot_work_fails_before_training_in_words(small, tmp_path, changes, words):
+    run = runs.create(settings(small, **changes), tmp_path, "t")
+    with pytest.raises(RunError):
+        execute(run)
+    assert words in run.last("failed")["message"] and not run.last("training")
+
+
+def test_our_own_mistakes_are_called_that_and_keep_their_traceback(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("kd.data.load_splits", lambda config: 1 / 0)
+    run = runs.create(settings(small), tmp_path, "t")
+    with pytest.raises(ZeroDivisionError):
+        execute(run)
+    assert "our mistake, not yours" in run.last("failed")["message"]
+
+
+def test_a_teacher_near_chance_is_warned_of(small, tmp_path):
+    toys.teacher_folder(tmp_path / "untrained", steps=0)
+    run = runs.create(settings(small, teacher=str(tmp_path / "untrained"), epochs=1), tmp_path / "runs", "t")
+    execute(run)
+    assert "no better than always saying the commonest class" in run.last("teacher")["warnings"][0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small disk needs root")
+@pytest.mark.parametrize("megabytes", [1, 6])
+def test_a_full_disk_is_called_that_and_the_run_says_so(small, tmp_path, megabytes):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", disk], capture_output=True
+    ).returncode:
+        pytest.skip("no right to mount")
+    try:
+        run = runs.create(settings(small, epochs=3), disk, "t")
+        with pytest.raises(Exception, match=r"(?i)space|PytorchStreamWriter|file"):
+            execute(run)
+        assert run.status() == "failed"
+        assert "The disk is full" in run.last("failed")["message"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_second_process_is_refused(small, tmp_path):
+    run = runs.create(settings(small), tmp_path, "t")
+    with run.work():
+        done = kd("run", run.path)
+    assert done.returncode == 1 and "being worked on by another process" in done.stderr
+
+
+def test_a_run_without_a_folder_is_refused(tmp_path):
+    with pytest.raises(RunDeleted):
+        execute(Run(tmp_path / "nope"))
+    assert "is gone" in kd("run", tmp_path / "nope").stderr
+
+
+def test_the_children_find_kd_from_any_folder(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = runs.create(settings(small, student="nothing"), tmp_path, "t")
+    assert start(run).wait(60) == 1
+    assert "no student 'nothing'" in run.last("failed")["message"]
