@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ from kd.data import ASSETS, SMALL_SIDE, explained, some
 from kd.runs import RunError
 
 BIG_SIDE = 224
+# Without this, transformers asks a Space to convert pickled weights, which opens a pull request on their repository.
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 
 # --- What a processor does to pixels, as numbers
@@ -427,6 +430,8 @@ def pick_precision(asked: str, device: torch.device, side: int) -> str:
     ``auto`` takes a half type where the device computes faster in it. On the CPU that needs bfloat16 instructions and
     pictures large enough to fill them: at 28 to 32 pixels bf16 was slower than fp32 here, at 224 much faster.
     """
+    if asked == "fp16" and device.type == "cpu":
+        raise RunError("fp16 needs a GPU. On the CPU use bf16, fp32 or auto.")
     if asked != "auto":
         return asked
     if device.type == "cuda":

@@ -35,9 +35,9 @@ class Hub(ThreadingHTTPServer):
 
     def environment(self, home: Path) -> dict[str, str]:
         """The environment of a client that knows this Hub only and keeps its downloads in ``home``."""
-        ours = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
         others = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-        return {**others, **ours, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+        return {**others, **quiet, "HF_ENDPOINT": self.url, "HF_HOME": str(home)}
 
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

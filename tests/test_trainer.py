@@ -1,5 +1,9 @@
 """ImageDistilTrainer against loops written by hand."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +100,15 @@ def test_cached_logits_train_as_the_live_teacher_does(tmp_path):
     assert cached.losses == pytest.approx(live.losses, abs=1e-5)
 
 
+def still(module: torch.nn.Module) -> None:
+    """Batch statistics and chance depend on how pictures are batched; the loss's scale must not."""
+    if isinstance(module, torch.nn.BatchNorm2d):
+        module.train = lambda mode=True: module
+        torch.nn.Module.train(module, False)
+    if isinstance(module, torch.nn.Dropout):
+        module.p = 0.0
+
+
 @pytest.mark.parametrize("name", ["resnet", "convnextv2_atto", "deit_tiny", "mobilenet_v2_0.35", "efficientnet_b0"])
 def test_8x1_and_2x4_accumulate_the_same_gradient(tmp_path, name):
     def student():
@@ -103,13 +116,6 @@ def test_8x1_and_2x4_accumulate_the_same_gradient(tmp_path, name):
             toys.tiny_resnet(toys.CLASSES) if name == "resnet" else load_student(name, toys.CLASSES, 32, 32, 0).model
         )
         return model.apply(still)
-
-    def still(module) -> None:  # batch statistics and chance depend on the batch; the loss's scale must not
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.train = lambda mode=True: module
-            torch.nn.Module.train(module, False)
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
 
     logits = torch.randn(16, 3, generator=torch.Generator().manual_seed(3))
     gradients = []
@@ -127,11 +133,7 @@ def test_8x1_and_2x4_accumulate_the_same_gradient(tmp_path, name):
 def test_a_last_batch_that_is_smaller_weighs_each_picture_the_same(tmp_path):
     # 7 pictures as 4 + 3 accumulated: the mean over 7, not the mean of two means
     logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(3))
-    student, note = toys.tiny_resnet(toys.CLASSES), Losses()
-    for module in student.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.train = lambda mode=True, module=module: module
-            torch.nn.Module.train(module, False)
+    student, note = toys.tiny_resnet(toys.CLASSES).apply(still), Losses()
     trainer(tmp_path, student, None, Items(logits, 7), note, max_steps=1, gradient_accumulation_steps=2).train()
     twin, items = toys.tiny_resnet(toys.CLASSES).eval(), Items(count=7)
     answers = twin(items.values).logits
@@ -206,3 +208,33 @@ def test_the_guide_s_own_cell_runs(tmp_path, teacher):
     )
     one.train()
     assert 0 <= one.evaluate(processed_datasets)["eval_accuracy"] <= 1
+
+
+def one_step_on_eight_pictures(folder) -> torch.Tensor:
+    """The gradient of one step on the same eight pictures, however many processes share them."""
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(3))
+    student, note = toys.tiny_resnet(toys.CLASSES).apply(still), Losses()
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    settings = {"ddp_backend": "gloo"} if processes > 1 else {}
+    trainer(
+        folder, student, None, Items(logits, 8), note,
+        max_steps=1, per_device_train_batch_size=8 // processes, **settings,
+    ).train()  # fmt: skip
+    return note.gradients[0]
+
+
+def test_two_processes_average_to_the_gradient_of_one(tmp_path):
+    code = (
+        "import sys, pathlib, os, torch; sys.path.insert(0, sys.argv[1]); import test_trainer as t\n"
+        "gradient = t.one_step_on_eight_pictures(pathlib.Path(sys.argv[2]))\n"
+        "if os.environ['RANK'] == '0': torch.save(gradient, sys.argv[2] + '/gradient.pt')\n"
+    )
+    script = tmp_path / "worker.py"
+    script.write_text(code)
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
+         "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", script, os.path.dirname(__file__), tmp_path],
+        check=True, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    together = torch.load(tmp_path / "gradient.pt")
+    torch.testing.assert_close(together, one_step_on_eight_pictures(tmp_path), rtol=1e-4, atol=1e-7)
