@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,61 +89,13 @@ def recipe(run: Run) -> None:
     """Everything between ``started`` and ``done``."""
     from transformers.utils import logging
 
-    from kd import data, models, targets
-    from kd.compare import cost
-
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    config = run.config()
-    device = models.pick_device(config.device)
-    cache = data.cache_folder(run.path.parent)
-    progress = Progress(run)
-
-    splits = data.load_splits(config)
-    short, long = data.typical_size(splits.train)
-    teacher, said = models.load_teacher(config.teacher, splits.classes)
-    student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed)
-    side = min(long, round(1.15 * max(*teacher.pipeline.size, *student.pipeline.size)))
-    precision = models.pick_precision(config.precision, device, max(student.pipeline.size))
-
-    started = time.perf_counter()
-    train = data.load_pixels(splits.train, side, cache, progress.phase("train pixels"))
-    validation = data.load_pixels(splits.validation, side, cache, progress.phase("validation pixels"))
-    run.append(
-        "data",
-        **splits.sizes(),
-        classes=splits.classes,
-        warnings=[*splits.warnings, *train.unreadable, *validation.unreadable],
-        seconds=round(time.perf_counter() - started, 2),
-        cache="hit" if train.cached and validation.cached else "miss",
-    )
-    run.append(
-        "models",
-        teacher={"name": config.teacher, **cost(teacher.model, teacher.pipeline.size)},
-        student={"name": config.student, **cost(student.model, student.pipeline.size)},
-        image_size=list(student.pipeline.size),
-        healed=student.healed,
-        warnings=said,
-        device=str(device),
-        precision=precision,
-    )
-
-    validation_logits = check_teacher(run, teacher, splits, validation, cache, device, progress)
-    views = data.Views(train.fingerprint, len(train.labels), config.crop_area)
-    wanted = None
-    if config.targets == "cached":
-        teacher_precision = models.pick_precision(config.precision, device, max(teacher.pipeline.size))
-        wanted = targets.load_targets(
-            teacher.to(device), train, views, min(config.views, config.epochs), cache, device, teacher_precision,
-            progress.phase("targets"),
-        )  # fmt: skip
-    run.append("targets", cache=wanted.cache if wanted else "online", seconds=round(wanted.seconds, 2) if wanted else 0)
-
-    trainer, callback = build_trainer(
-        run, config, device, precision, teacher, student, train, validation, views, wanted, validation_logits
-    )
-    train_student(run, trainer, student)
-    finish(run, config, device, splits, teacher, trainer, callback, wanted, progress)
+    work = prepare(run, Progress(run))
+    trainer, callback = build_trainer(run, work)
+    train_student(run, work, trainer)
+    save_best(run, work, trainer)
+    write_report(run, work, trainer, callback)
 
 
 class Progress:
@@ -163,6 +116,104 @@ class Progress:
         return tell
 
 
+@dataclass
+class Work:
+    """What a run trains with: all that is known before the first step."""
+
+    config: DistillConfig
+    device: "torch.device"
+    precision: str
+    progress: Progress
+    splits: "Splits"
+    teacher: "Teacher"
+    student: "Student"
+    train: "Pixels"
+    validation: "Pixels"
+    validation_logits: "np.ndarray"
+    """The teacher's, ``[N, C]``."""
+    views: "Views"
+    targets: "Targets | None"
+    """``None``: the teacher answers in every step."""
+
+
+def prepare(run: Run, progress: Progress) -> Work:
+    """Pictures, models (their labels checked before a second is spent) and targets; an event for each."""
+    from kd import data, models
+
+    config = run.config()
+    device = models.pick_device(config.device)
+    cache = data.cache_folder(run.path.parent)
+    splits = data.load_splits(config)
+    short, long = data.typical_size(splits.train)
+    teacher, said = models.load_teacher(config.teacher, splits.classes)
+    student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed)
+    precision = models.pick_precision(config.precision, device, max(student.pipeline.size))
+
+    # A little over the larger of the two inputs, so that crops need not be enlarged; never over the pictures' own size.
+    side = min(long, round(1.15 * max(*teacher.pipeline.size, *student.pipeline.size)))
+    train, validation = load_both(run, splits, side, cache, progress)
+    tell_models(run, config, teacher, student, device, precision, said)
+    validation_logits = check_teacher(run, teacher, splits, validation, cache, device, progress)
+    views = data.Views(train.fingerprint, len(train.labels), config.crop_area)
+    targets = load_all_targets(run, config, teacher, train, views, cache, device, progress)
+    return Work(
+        config,
+        device,
+        precision,
+        progress,
+        splits,
+        teacher,
+        student,
+        train,
+        validation,
+        validation_logits,
+        views,
+        targets,
+    )
+
+
+def tell_models(
+    run: Run,
+    config: DistillConfig,
+    teacher: "Teacher",
+    student: "Student",
+    device: "torch.device",
+    precision: str,
+    warnings: list[str],
+) -> None:
+    """The ``models`` event: what each costs, what was healed in the student, on what and how it will train."""
+    from kd.compare import cost
+
+    run.append(
+        "models",
+        teacher={"name": config.teacher, **cost(teacher.model, teacher.pipeline.size)},
+        student={"name": config.student, **cost(student.model, student.pipeline.size)},
+        image_size=list(student.pipeline.size),
+        healed=student.healed,
+        warnings=warnings,
+        device=str(device),
+        precision=precision,
+    )
+
+
+def load_both(run: Run, splits: "Splits", side: int, cache: Path, progress: Progress) -> tuple["Pixels", "Pixels"]:
+    """Training and validation pictures, decoded; the ``data`` event."""
+    from kd.data import load_pixels
+
+    started = time.perf_counter()
+    train = load_pixels(splits.train, side, cache, progress.phase("train pixels"))
+    validation = load_pixels(splits.validation, side, cache, progress.phase("validation pixels"))
+    run.append(
+        "data",
+        **splits.sizes(),
+        classes=splits.classes,
+        warnings=[*splits.warnings, *train.unreadable, *validation.unreadable],
+        seconds=round(time.perf_counter() - started, 2),
+        cache="hit" if train.cached and validation.cached else "miss",
+    )
+    return train, validation
+
+
 def check_teacher(
     run: Run,
     teacher: "Teacher",
@@ -176,16 +227,15 @@ def check_teacher(
     ``[N, C]`` on those that can be read."""
     import numpy as np
 
-    from kd import targets
     from kd.compare import quality, score
+    from kd.targets import load_scores
 
-    logits, _ = targets.load_scores(
+    logits, _ = load_scores(
         f"{teacher.key()}-{validation.fingerprint}", cache, len(splits.validation),
         lambda: score(teacher, teacher.processor, splits.validation, device, progress.phase("teacher check")),
     )  # fmt: skip
     found = quality(logits, np.asarray(splits.validation["label"]))
-    shares = np.bincount(validation.labels) / len(validation.labels)
-    chance = shares.max()
+    chance = np.bincount(validation.labels).max() / len(validation.labels)
     noise = 3 * (chance * (1 - chance) / len(validation.labels)) ** 0.5
     warnings = []
     if found["accuracy"] <= chance + noise:
@@ -193,29 +243,39 @@ def check_teacher(
             f"The teacher is right on {found['accuracy']:.1%} of the validation pictures, no better than always saying "
             f"the commonest class ({chance:.1%}). Are these its classes, in its order?"
         )
-    run.append("teacher", accuracy=round(found["accuracy"], 5), f1=round(found["f1"], 5), warnings=warnings)
+    run.append("teacher", **rounded(found), warnings=warnings)
     return logits[~np.isnan(logits[:, 0])]
 
 
-def build_trainer(
+def load_all_targets(
     run: Run,
     config: DistillConfig,
-    device: "torch.device",
-    precision: str,
     teacher: "Teacher",
-    student: "Student",
     train: "Pixels",
-    validation: "Pixels",
     views: "Views",
-    wanted: "Targets | None",
-    validation_logits: "np.ndarray",
-) -> tuple["ImageDistilTrainer", "RunCallback"]:
-    """`Trainer` with our batches, our loss and our events."""
-    import math
+    cache: Path,
+    device: "torch.device",
+    progress: Progress,
+) -> "Targets | None":
+    """The teacher's answers to every view that will be trained on; the ``targets`` event."""
+    from kd.models import pick_precision
+    from kd.targets import load_targets
 
+    teacher.to(device)
+    if config.targets == "online":
+        run.append("targets", cache="online", seconds=0)
+        return None
+    precision = pick_precision(config.precision, device, max(teacher.pipeline.size))
+    count = min(config.views, config.epochs)
+    targets = load_targets(teacher, train, views, count, cache, device, precision, progress.phase("targets"))
+    run.append("targets", cache=targets.cache, seconds=round(targets.seconds, 2), precision=precision)
+    return targets
+
+
+def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallback"]:
+    """`Trainer` with our batches, our loss and our events."""
     import torch
     from torch.utils.tensorboard import SummaryWriter
-    from transformers import TrainingArguments
     from transformers.integrations import TensorBoardCallback
     from transformers.trainer_callback import PrinterCallback
 
@@ -223,17 +283,47 @@ def build_trainer(
     from kd.data import Views
     from kd.trainer import ImageDistilTrainer, RunCallback, ViewBatches
 
-    online = teacher.pipeline if wanted is None else None
-    batches = ViewBatches(train, views, student.pipeline, device, wanted and wanted.logits, online)
-    whole = Views(validation.fingerprint, len(validation.labels), 1.0)
-    held_out = ViewBatches(validation, whole, student.pipeline, device, [validation_logits])
+    config, student, targets = work.config, work.student.pipeline, work.targets
+    online = work.teacher if targets is None else None
+    batches = ViewBatches(
+        work.train, work.views, student, work.device, targets and targets.logits, online and online.pipeline
+    )
+    whole = Views(work.validation.fingerprint, len(work.validation.labels), 1.0)
+    held_out = ViewBatches(work.validation, whole, student, work.device, [work.validation_logits])
 
     def metrics(answers) -> dict[str, float]:
-        agreed = agreement(answers.predictions, validation_logits)
+        agreed = agreement(answers.predictions, work.validation_logits)
         return {**quality(answers.predictions, answers.label_ids), "agreement": agreed}
 
-    steps = math.ceil(len(batches) / config.batch_size)
-    arguments = TrainingArguments(
+    before = run.last("eval")
+    callback = RunCallback(run, batches, min(config.views, config.epochs), before["seconds"] if before else 0.0)
+    trainer = ImageDistilTrainer(
+        teacher_model=online,
+        student_model=work.student.model.to(memory_format=torch.channels_last),
+        temperature=config.temperature,
+        lambda_param=config.lambda_,
+        args=arguments(run, work, len(batches)),
+        train_dataset=batches,
+        eval_dataset=held_out,
+        data_collator=ViewBatches.collate,
+        compute_metrics=metrics,
+        callbacks=[callback, TensorBoardCallback(SummaryWriter(run.path / "logs"))],
+    )
+    trainer.remove_callback(PrinterCallback)
+    callback.trainer = trainer
+    return trainer, callback
+
+
+def arguments(run: Run, work: Work, pictures: int) -> Any:
+    """`Trainer`'s own settings: AdamW, one cycle of the learning rate, a checkpoint and a look at validation an epoch,
+    the best by accuracy loaded at the end."""
+    import math
+
+    from transformers import TrainingArguments
+
+    config = work.config
+    steps = math.ceil(pictures / config.batch_size)
+    return TrainingArguments(
         output_dir=str(run.path / "checkpoints"),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
@@ -244,41 +334,21 @@ def build_trainer(
         lr_scheduler_type="cosine",
         optim="adamw_torch_fused",
         seed=config.seed,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=device.type == "cpu",
+        bf16=work.precision == "bf16",
+        fp16=work.precision == "fp16",
+        use_cpu=work.device.type == "cpu",
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="accuracy",
         logging_steps=max(1, steps // 10),
-        logging_nan_inf_filter=False,
+        logging_nan_inf_filter=False,  # it would hide a loss that is no number, and wait for the device every step
         remove_unused_columns=False,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=False,  # batches are on the device already
         disable_tqdm=True,
         report_to="none",
     )
-    before = run.last("eval")
-    callback = RunCallback(
-        run, batches, views=min(config.views, config.epochs), seconds_before=before["seconds"] if before else 0
-    )
-    trainer = ImageDistilTrainer(
-        teacher_model=teacher if wanted is None else None,
-        student_model=student.model.to(memory_format=torch.channels_last),
-        temperature=config.temperature,
-        lambda_param=config.lambda_,
-        args=arguments,
-        train_dataset=batches,
-        eval_dataset=held_out,
-        data_collator=ViewBatches.collate,
-        processing_class=student.processor,
-        compute_metrics=metrics,
-        callbacks=[callback, TensorBoardCallback(SummaryWriter(run.path / "logs"))],
-    )
-    trainer.remove_callback(PrinterCallback)
-    callback.trainer = trainer
-    return trainer, callback
 
 
 def last_checkpoint(run: Run) -> str | None:
@@ -294,95 +364,95 @@ def last_checkpoint(run: Run) -> str | None:
     return next((str(path) for path in reversed(found) if is_whole(path)), None)
 
 
-def train_student(run: Run, trainer: "ImageDistilTrainer", student: "Student") -> None:
+def train_student(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
     """Train, from the last checkpoint if there is one; the trainer's model is then the best by validation accuracy.
 
     Raises ``StopAsked`` when stopped and ``RunError`` when the loss diverges, the best so far kept in ``student/``.
     """
-    from kd.export import save_student
     from kd.trainer import Diverged
 
-    folder = run.path / "student"
     try:
         trainer.train(resume_from_checkpoint=last_checkpoint(run))
     except Diverged as error:
-        best = trainer.state.best_model_checkpoint
-        kept = "No epoch had ended before, so there is no student."
+        best, kept = trainer.state.best_model_checkpoint, "No epoch had ended before, so there is no student."
         if best:
-            save_student(type(student.model).from_pretrained(best), student.processor, folder)
-            kept = f"The best student so far ({trainer.state.best_metric:.1%} on validation) is kept in {folder}."
+            trainer.model = type(trainer.model).from_pretrained(best)
+            save_best(run, work, trainer)
+            kept = (
+                f"The best student so far ({trainer.state.best_metric:.1%} on validation) is in {run.path / 'student'}."
+            )
         raise RunError(f"Training diverged: {error}. Try a learning rate ten times lower. {kept}") from error
     if run.stop_asked():
-        save_student(trainer.model.cpu(), student.processor, folder)
+        save_best(run, work, trainer)
         raise StopAsked
 
 
-def finish(
-    run: Run,
-    config: DistillConfig,
-    device: "torch.device",
-    splits: "Splits",
-    teacher: "Teacher",
-    trainer: "ImageDistilTrainer",
-    callback: "RunCallback",
-    wanted: "Targets | None",
-    progress: Progress,
-) -> None:
-    """Export the best student, load it again as anyone would, measure both on the test split, write the report."""
-    import numpy as np
-
-    from kd.compare import agreement, cost, load_exported, quality, race, ratios, score
-    from kd.data import BadPicture, pictures
+def save_best(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
+    """The trainer's model and the student's processor into ``student/``; the ``exported`` event."""
     from kd.export import save_student
 
-    processor = trainer.processing_class
-    save_student(trainer.model.cpu(), processor, run.path / "student")
+    save_student(trainer.model.cpu(), work.student.processor, run.path / "student")
     run.append("exported", folder="student")
-    model, processor, pipeline = load_exported(run)
 
-    labels = np.asarray(splits.test["label"])
-    both = {"teacher": (teacher, teacher.processor), "student": (model, processor)}
-    logits = {
-        name: score(one, its, splits.test, device, progress.phase(f"test: {name}")) for name, (one, its) in both.items()
-    }
-    picture = next(picture for _, picture in pictures(splits.test) if not isinstance(picture, BadPicture))
-    timed = race(both, picture, device)
-    costs = {
-        "teacher": cost(teacher.model, teacher.pipeline.size),
-        "student": cost(model, pipeline.size),
-    }
-    sides = {
-        name: {"name": getattr(config, name), **rounded(quality(logits[name], labels)), **costs[name], **timed[name]}
-        for name in both
-    }
-    best_step = trainer.state.best_global_step
+
+def write_report(run: Run, work: Work, trainer: "ImageDistilTrainer", callback: "RunCallback") -> None:
+    """Load the saved student as anyone would, measure both on the test split, write the report, close the run."""
+    from kd.compare import ratios
+
+    sides, agreed = measure(run, work)
+    state, targets = trainer.state, work.targets
     report = {
         "run": run.id,
-        "config": config.to_dict(),
+        "config": work.config.to_dict(),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
-        "data": {**splits.sizes(), "classes": splits.classes},
+        "data": {**work.splits.sizes(), "classes": work.splits.classes},
         **sides,
         "baseline": None,
-        "agreement": round(agreement(logits["student"], logits["teacher"]), 5),
+        "agreement": round(agreed, 5),
         **ratios(sides["teacher"], sides["student"]),
         "train": {
             "seconds": round(callback.trained, 2),
             "images_per_second": round(callback.images / callback.training_seconds, 1),
-            "epochs": config.epochs,
-            "best_epoch": round(best_step * config.epochs / trainer.state.max_steps),
+            "epochs": work.config.epochs,
+            "best_epoch": round(state.best_global_step * work.config.epochs / state.max_steps),
         },
-        "targets": {
-            "seconds": round(wanted.seconds, 2) if wanted else 0,
-            "cache": wanted.cache if wanted else "online",
-        },
+        "targets": {"seconds": round(targets.seconds, 2), "cache": targets.cache}
+        if targets
+        else {"seconds": 0, "cache": "online"},
     }
     runs.write_whole(run.path / "report.json", json.dumps(report, indent=2))
-    run.append(
-        "result",
-        **{name: report[name] for name in ("teacher", "student", "agreement", "speedup", "size_ratio", "train")},
-    )
+    shown = ("teacher", "student", "agreement", "speedup", "size_ratio", "train")
+    run.append("result", **{name: report[name] for name in shown})
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)  # the best is in student/; the rest only takes space
     run.close("done")
+
+
+def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], float]:
+    """``teacher`` and ``student`` by the same ruler on the test split, which nothing has looked at before, and their
+    agreement there."""
+    import numpy as np
+
+    from kd.compare import agreement, cost, load_exported, quality, race, score
+    from kd.data import BadPicture, pictures
+
+    model, processor, pipeline = load_exported(run)
+    teacher, test = work.teacher, work.splits.test
+    both = {"teacher": (teacher, teacher.processor), "student": (model, processor)}
+    logits = {n: score(m, p, test, work.device, work.progress.phase(f"test: {n}")) for n, (m, p) in both.items()}
+    picture = next(picture for _, picture in pictures(test) if not isinstance(picture, BadPicture))
+    timed = race(both, picture, work.device)
+    costs = {"teacher": cost(teacher.model, teacher.pipeline.size), "student": cost(model, pipeline.size)}
+    labels = np.asarray(test["label"])
+    sides = {
+        name: {
+            "name": getattr(work.config, name),
+            **rounded(quality(logits[name], labels)),
+            **costs[name],
+            **timed[name],
+        }
+        for name in both
+    }
+    return sides, agreement(logits["student"], logits["teacher"])
 
 
 def rounded(metrics: dict[str, float]) -> dict[str, float]:

@@ -303,7 +303,7 @@ def test_a_full_disk_is_called_that_and_the_run_says_so(small, tmp_path, megabyt
         assert run.status() == "failed"
         assert "The disk is full" in run.last("failed")["message"]
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)  # the cache is still mapped into this process
 
 
 def test_a_second_process_is_refused(small, tmp_path):

@@ -1,0 +1,115 @@
+"""Who may see and change a run.
+
+On one's own machine, one token owns all runs and nobody is asked for it. On a Space (``SPACE_ID``), or where
+``KD_SHARED=1``, each browser has a random token; it is handed to every handler, and a run answers to its own only.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from contextlib import contextmanager
+from pathlib import Path
+
+import gradio as gr
+
+from kd import runs
+from kd.config import SAMPLE, DistillConfig
+from kd.runs import ID, Run, RunError
+
+TOKEN = re.compile(r"[0-9a-f]{32}")
+FOLDER = re.compile(r"[~./\\]|[A-Za-z]:\\")
+"""How a folder of the server begins, and a Hub id does not."""
+OPEN_RUNS = 2
+"""What one visitor of a shared server may have waiting or running."""
+WAITING_RUNS = 20
+"""What all of them may."""
+
+
+def shared() -> bool:
+    """Whether this server has visitors who are strangers to each other."""
+    return bool(os.environ.get("SPACE_ID")) or os.environ.get("KD_SHARED") == "1"
+
+
+def new_token() -> str:
+    """A token for a visitor, 128 random bits; on one's own machine it is not looked at."""
+    return secrets.token_hex(16) if shared() else ""
+
+
+def owner(token: str) -> str:
+    """Whom a run that is started with ``token`` belongs to. Raises ``RunError`` for what is not a token."""
+    if not shared():
+        return runs.local_owner(runs.default_folder())
+    if not isinstance(token, str) or not TOKEN.fullmatch(token):
+        raise RunError("This server is shared: start a run first, its answer has the token that owns it.")
+    return token
+
+
+def own(id: str, token: str) -> Run:
+    """The run, if it is the visitor's. Whether it is another's or is not there at all, ``RunError`` says the same."""
+    if not shared():
+        return runs.find(runs.default_folder(), id)
+    run = _at(id)
+    if run is None or not _owns(run, token):
+        raise RunError(f"There is no run {str(id)[:40]!r} among yours.")
+    return run
+
+
+def readable(id: str, token: str, view: str = "") -> Run:
+    """The run, if it is the visitor's or ``view`` is its read-only key. Raises ``RunError``."""
+    run = _at(id)
+    if run and isinstance(view, str) and hmac.compare_digest(view.encode(), view_key(run).encode()):
+        return run
+    return own(id, token)
+
+
+def own_runs(token: str) -> list[Run]:
+    """The visitor's runs, newest first."""
+    return [run for run in runs.list_runs(runs.default_folder()) if not shared() or _owns(run, token)]
+
+
+def view_key(run: Run) -> str:
+    """What lets anyone who has it read ``run``, and no more: made from the folder's secret, so it cannot be guessed."""
+    secret = runs.local_owner(run.path.parent)
+    return hmac.new(secret.encode(), f"view {run.id}".encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def check_request(config: DistillConfig, token: str) -> None:
+    """Raises ``RunError`` for what a visitor of a shared server may not ask for: its folders, or all of its time."""
+    if not shared():
+        return
+    for name in ("teacher", "dataset", "student"):
+        value = getattr(config, name)
+        if value != SAMPLE and (FOLDER.match(value) or ".." in value or Path(value).exists()):
+            raise RunError(f"{name} is {value!r}, a path. On a shared server it can only be a Hub id or a name.")
+    if sum(run.status() in ("queued", "running") for run in own_runs(token)) >= OPEN_RUNS:
+        raise RunError(f"You have {OPEN_RUNS} runs waiting or running. Stop one, or wait until it is done.")
+    everyone = runs.list_runs(runs.default_folder())
+    if sum(run.status() in ("queued", "running") for run in everyone) >= WAITING_RUNS:
+        raise RunError("The queue is full. Try again in a while.")
+
+
+@contextmanager
+def kind_errors():
+    """What the user can act on, as the page's own kind of error, with its words unchanged and no traceback."""
+    try:
+        yield
+    except (ValueError, RunError, PermissionError) as problem:
+        raise gr.Error(str(problem), print_exception=False) from problem
+
+
+def _at(id: str) -> Run | None:
+    """An id from outside becomes a path only if it looks like one of ours."""
+    if not isinstance(id, str) or not ID.fullmatch(id):
+        return None
+    run = Run(runs.default_folder().resolve() / id)
+    return run if (run.path / "config.json").exists() else None
+
+
+def _owns(run: Run, token: str) -> bool:
+    try:
+        run.check_owner(token if isinstance(token, str) else "")
+    except (PermissionError, RunError):
+        return False
+    return True

@@ -1,0 +1,213 @@
+"""Where a run is: its events folded into one small record, and that record in words."""
+
+import dataclasses
+import html
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from kd.runs import CLOSED, LIFECYCLE, Run
+
+STAGES = ("Queue", "Pictures", "Teacher", "Targets", "Training", "Test")
+STAGE_OF = {"created": 0, "queued": 0, "started": 1, "resumed": 1, "data": 2, "teacher": 3, "targets": 4, "exported": 5}
+"""Event -> the stage that begins with it."""
+DOING = {
+    "train pixels": "Reading the training pictures",
+    "validation pixels": "Reading the validation pictures",
+    "teacher check": "Checking the teacher on validation",
+    "targets": "Asking the teacher, once for each view",
+    "test: teacher": "Measuring the teacher on the test split",
+    "test: student": "Measuring the student on the test split",
+}
+AT_STAGE = ("Starting", "Reading the pictures", "Checking the teacher", "Asking the teacher", "Training", "Measuring both")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the events so far say of a run."""
+
+    lifecycle: str = "created"
+    stage: int = 0
+    phase: str | None = None
+    done: int = 0
+    of: int = 0
+    place: int | None = None
+    device: str | None = None
+    message: str | None = None
+    epochs: int | None = None
+    epoch: float = 0.0
+    steps: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    images_per_second: float | None = None
+    accuracy: float | None = None
+    agreement: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    def after(self, event: dict[str, Any]) -> "Summary":
+        """The summary once ``event`` has happened."""
+        name, changes = event["event"], {}
+        if name in LIFECYCLE:
+            changes = {"lifecycle": name, "message": event.get("message"), "place": event.get("place")}
+        if name in STAGE_OF:
+            changes |= {"stage": STAGE_OF[name], "phase": None}
+        if name == "progress":
+            changes = {key: event[key] for key in ("phase", "done", "of")}
+        if name in ("queued", "models"):
+            changes["device"] = event["device"]
+        if name == "training":
+            changes = {key: event[key] for key in ("epochs", "steps", "step")}
+            changes["epoch"] = event["step"] * event["epochs"] / max(event["steps"], 1)
+        if name == "step":
+            changes = {key: event[key] for key in ("epoch", "step", "seconds", "images_per_second")}
+        if name == "eval":
+            changes = {key: event[key] for key in ("accuracy", "agreement")}
+        if event.get("warnings"):
+            changes["warnings"] = tuple(dict.fromkeys([*self.warnings, *event["warnings"]]))
+        return dataclasses.replace(self, **changes)
+
+    def share(self) -> float:
+        """How much of the present stage is done, from 0 to 1."""
+        if self.lifecycle == "done":
+            return 1.0
+        if self.stage == STAGE_OF["targets"]:
+            return min(self.step / self.steps, 1.0) if self.steps else 0.0
+        return min(self.done / self.of, 1.0) if self.phase and self.of else 0.0
+
+    def line(self, status: str) -> tuple[str, str]:
+        """What is going on, and its figures: ("Training, epoch 3 of 8", "1,240 images/s, 40 s left")."""
+        if status in CLOSED:
+            return self._closing(status), ""
+        if status == "queued":
+            where = "GPU" if (self.device or "").startswith("cuda") else "CPU"
+            return (f"Waiting for the {where}: place {self.place} in the queue" if self.place else "Starting"), ""
+        if self.stage == STAGE_OF["targets"] and self.epochs:
+            return f"Training, epoch {self._epoch()} of {self.epochs}", self._pace()
+        if self.phase and self.of:
+            return DOING.get(self.phase, self.phase), f"{self.done:,} of {self.of:,}"
+        return AT_STAGE[self.stage], ""
+
+    def _closing(self, status: str) -> str:
+        where = f" in epoch {self._epoch()} of {self.epochs}" if self.epochs else ""
+        return {
+            "done": "Done",
+            "failed": self.message or "Failed",
+            "stopped": f"Stopped{where}. Resume goes on from the last checkpoint.",
+            "died": f"The run's process is gone: it ended{where} without a word. Resume goes on from the last checkpoint.",
+        }[status]
+
+    def _epoch(self) -> int:
+        return min(int(self.epoch - 1e-6) + 1, self.epochs or 1) if self.epoch else 1
+
+    def _pace(self) -> str:
+        if not self.images_per_second or not self.step:
+            return ""
+        left = (self.steps - self.step) * self.seconds / self.step
+        return f"{self.images_per_second:,.0f} images/s, {duration(left)} left"
+
+
+_lock = Lock()
+
+
+@lru_cache(maxsize=512)
+def _folded(path: Path) -> list:
+    """A run's ``[cursor, Summary]`` so far: only a shortcut past the events that have been read before."""
+    return [0, Summary()]
+
+
+def summarize(run: Run) -> Summary:
+    """The summary of all events of a run. Raises ``RunDeleted``."""
+    with _lock:
+        folded = _folded(run.path)
+        events, cursor = run.read(folded[0])
+        summary = folded[1]
+        for event in events:
+            summary = summary.after(event)
+        folded[:] = [cursor, summary]
+        return summary
+
+
+def status_of(run: Run, summary: Summary) -> str:
+    """``run.status()``, which reads every event, asked for only where the summary cannot tell."""
+    status = LIFECYCLE[summary.lifecycle]
+    return status if status in CLOSED or run.is_locked() else run.status()
+
+
+# --- Figures in words
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "3 min 20 s", "2 h 5 min"."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def count(value: float) -> str:
+    """ "0.41 M", "1.2 G"."""
+    return f"{value / 1e9:.2f} G" if value >= 1e9 else f"{value / 1e6:.2f} M"
+
+
+def times(ratio: float) -> str:
+    """ "26×" or "3.4×"."""  # noqa: RUF002
+    return f"{ratio:.0f}×" if ratio >= 20 else f"{ratio:.1f}×"  # noqa: RUF001
+
+
+def short(name: str) -> str:
+    """A Hub id as it is, a folder by its last part."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def table(head: list[str], rows: list[list[str]], caption: str, classes: str = "") -> str:
+    """An HTML table with row headers; every cell is escaped. On a phone each cell shows its column's name."""
+    cells = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(row[0])}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<table class="kd-table {classes}"><caption>{html.escape(caption)}</caption>'
+        f"<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def costs(sides: dict[str, Any]) -> list[list[str]]:
+    """Rows of teacher against student that a report and a comparison share: parameters, size, FLOPs, latency."""
+    t, s = sides["teacher"], sides["student"]
+    ms = {name: side["latency_ms"] for name, side in (("t", t), ("s", s))}
+    return [
+        ["Parameters", count(t["parameters"]), count(s["parameters"]), f"{times(t['parameters'] / s['parameters'])} fewer"],
+        ["Size", f"{t['megabytes']:.2f} MB", f"{s['megabytes']:.2f} MB", f"{times(sides['size_ratio'])} smaller"],
+        ["FLOPs", count(t["flops"]), count(s["flops"]), f"{times(t['flops'] / s['flops'])} fewer"],
+        ["Latency p50", f"{ms['t']['p50']:.2f} ms", f"{ms['s']['p50']:.2f} ms", f"{times(sides['speedup'])} faster"],
+        ["Latency p95", f"{ms['t']['p95']:.2f} ms", f"{ms['s']['p95']:.2f} ms", ""],
+    ]  # fmt: skip
+
+
+def how_timed(latency: dict[str, Any]) -> str:
+    """The small print under a latency."""
+    return (
+        f"Latency: one picture, {latency['dtype']}, {latency['device']}, {latency['threads']} threads, "
+        f"{latency['n']} trials, without preprocessing. A multiply-add counts as two FLOPs."
+    )
+
+
+def result_table(report: dict[str, Any]) -> str:
+    """Teacher against student as a report has them, on the test split."""
+    t, s = report["teacher"], report["student"]
+    points = 100 * (s["accuracy"] - t["accuracy"])
+    rows = [
+        ["Test accuracy", f"{t['accuracy']:.2%}", f"{s['accuracy']:.2%}", f"{points:+.2f} points"],
+        ["Macro F1", f"{t['f1']:.4f}", f"{s['f1']:.4f}", f"{s['f1'] - t['f1']:+.4f}"],
+        ["Agreement", "", f"{report['agreement']:.2%}", "same class as the teacher"],
+        *costs(report),
+    ]
+    note = f'<p class="kd-note">{html.escape(how_timed(s["latency_ms"]))}</p>'
+    return table(["", "Teacher", "Student", "Student against teacher"], rows, "Measured on the test split") + note
