@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for field in dataclasses.fields(DistillConfig):
         flag = "--" + public_name(field).replace("_", "-")
-        one.add_argument(flag, dest=f"set_{public_name(field)}", metavar="VALUE", help=field.metadata["help"])
+        one.add_argument(flag, dest=f"set_{public_name(field)}", metavar="VALUE", help=_help(field))
     one.add_argument("--json", action="store_true", help="print the report as the last line of standard output")
 
     one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
@@ -88,6 +88,19 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--assets", type=Path, help="folder to write to (default: the project's assets)")
     one.add_argument("--epochs", type=int, default=20)
     return top
+
+
+def _help(field: dataclasses.Field) -> str:
+    """A setting's help with its default, and where a preset has another, that."""
+    if field.default is None:
+        return field.metadata["help"]
+    name = public_name(field)
+    others = [
+        f"{preset}: {values[name]}"
+        for preset, values in PRESETS.items()
+        if values.get(name, field.default) != field.default
+    ]
+    return f"{field.metadata['help']} ({'; '.join([f'default: {field.default}', *others])})"
 
 
 # --- Commands

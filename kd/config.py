@@ -8,10 +8,19 @@ from typing import Any, Self, get_args
 
 SAMPLE = "sample"
 """The name of the embedded dataset, and of its teacher."""
+STUDENT_NAMES = (
+    *(f"mobilenet_v2_{width}" for width in (1.4, 1.0, 0.75, 0.5, 0.35)),
+    "mobilevit_xx_small",
+    "efficientnet_b0",
+    "resnet_18",
+    "convnextv2_atto",
+    "deit_tiny",
+)
+"""The students with random weights that ``kd.models`` builds, named here so that a page can offer them without torch."""
 
 
 def _field(default, help: str, **rules):
-    """A field with its help and its rules: ``above`` or ``low``, ``high``, ``choices``."""
+    """A field with its help and its rules: ``above`` or ``low``, ``high``, ``choices`` (no others), ``suggestions``."""
     return dataclasses.field(default=default, metadata={"help": help, **rules})
 
 
@@ -31,7 +40,11 @@ class DistillConfig:
     test_fraction: float = _field(0.1, "share of train to cut where there is no test split", above=0, high=0.5)
     image_column: str | None = _field(None, "column of the pictures (default: found by type)")
     label_column: str | None = _field(None, "column of the labels (default: found by type and name)")
-    student: str = _field("mobilenet_v2_0.35", "student: a name from `python -m kd students`, a Hub id or a folder")
+    student: str = _field(
+        "mobilenet_v2_0.35",
+        "student: a name from `python -m kd students`, a Hub id or a folder",
+        suggestions=STUDENT_NAMES,
+    )
     image_size: int | None = _field(
         None, "side of the student's input in pixels (default: from the pictures)", low=16, high=1024
     )
@@ -45,6 +58,11 @@ class DistillConfig:
     crop_area: float = _field(0.5, "smallest crop, as a share of the picture's area", above=0, high=1)
     targets: str = _field(
         "cached", "cached: the teacher sees each view once; online: in every step", choices=("cached", "online")
+    )
+    heal: str = _field(
+        "yes",
+        "yes: random weights get PyTorch's BatchNorm momentum and dropout; no: TensorFlow's",
+        choices=("yes", "no"),
     )
     seed: int = _field(0, "seed of the student's weights and of the order of pictures", low=0)
     device: str = _field("auto", "auto, cpu, cuda, cuda:N or mps")

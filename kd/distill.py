@@ -146,7 +146,8 @@ def prepare(run: Run, progress: Progress) -> Work:
     splits = data.load_splits(config)
     short, long = data.typical_size(splits.train)
     teacher, said = models.load_teacher(config.teacher, splits.classes)
-    student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed)
+    healing = config.heal == "yes"
+    student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed, healing)
     precision = models.pick_precision(config.precision, device, max(student.pipeline.size))
 
     # A little over the larger of the two inputs, so that crops need not be enlarged; never over the pictures' own size.

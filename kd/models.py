@@ -334,7 +334,9 @@ def student_side(name: str, asked: int | None, picture_side: int) -> int:
     return max(math.ceil(picture_side / 4) * 4, 28, ENLARGED.get(name, 0))
 
 
-def load_student(name: str, classes: list[str], asked_size: int | None, picture_side: int, seed: int) -> Student:
+def load_student(
+    name: str, classes: list[str], asked_size: int | None, picture_side: int, seed: int, healing: bool = True
+) -> Student:
     """A student with random weights (a name in ``STUDENTS``), or with pretrained ones and a new head (id or folder).
 
     Raises ``RunError`` if it is not there, cannot be reached or does not take this input size.
@@ -346,7 +348,9 @@ def load_student(name: str, classes: list[str], asked_size: int | None, picture_
         processor = ViTImageProcessorPil(
             size={"height": side, "width": side}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
         )
-        student = Student(model, processor, pipeline(processor), pretrained=False, healed=heal(model))
+        student = Student(
+            model, processor, pipeline(processor), pretrained=False, healed=heal(model) if healing else []
+        )
     else:
         student = _pretrained_student(name, classes, asked_size)
     _check_forward(name, student)
