@@ -6,6 +6,7 @@ Nothing heavy is imported until a run has its device: one that waits for its tur
 import json
 import os
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -413,7 +414,9 @@ def write_report(run: Run, work: Work, trainer: "ImageDistilTrainer", callback: 
         **ratios(sides["teacher"], sides["student"]),
         "train": {
             "seconds": round(callback.trained, 2),
-            "images_per_second": round(callback.images / callback.training_seconds, 1),
+            "images_per_second": statistics.median(
+                e["images_per_second"] for e in run.events() if e["event"] == "step"
+            ),
             "epochs": work.config.epochs,
             "best_epoch": round(state.best_global_step * work.config.epochs / state.max_steps),
         },

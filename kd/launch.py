@@ -43,7 +43,7 @@ def slot(run: Run, device: str) -> Iterator[None]:
     while True:
         if run.stop_asked():
             raise StopAsked
-        ahead = waiting_before(run)
+        ahead = waiting_before(run, device)
         try:
             if not ahead:
                 lock.acquire(timeout=0)
@@ -74,12 +74,12 @@ def slot_path(folder: Path, device: str) -> Path:
     return path
 
 
-def waiting_before(run: Run) -> list[Run]:
-    """The older runs that wait for a device and are alive."""
+def waiting_before(run: Run, device: str) -> list[Run]:
+    """The older runs that wait for the same device and are alive."""
 
     def waits(other: Run) -> bool:
-        last = other.last(*LIFECYCLE)
-        return last is not None and LIFECYCLE[last["event"]] == "queued" and other.is_locked()
+        queued = other.is_locked() and LIFECYCLE[other.last(*LIFECYCLE)["event"]] == "queued"
+        return queued and device_name(other.config().device) == device
 
     return [other for other in list_runs(run.path.parent) if other.id < run.id and waits(other)]
 

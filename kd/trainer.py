@@ -166,8 +166,6 @@ class RunCallback(TrainerCallback):
         self.run, self.batches, self.views = run, batches, views
         self.seconds_before = seconds_before
         self.trainer: ImageDistilTrainer | None = None
-        self.images = 0
-        self.training_seconds = 0.0
 
     @property
     def seconds(self) -> float:
@@ -202,8 +200,7 @@ class RunCallback(TrainerCallback):
         if not all(map(math.isfinite, means)):
             raise Diverged(f"the loss became {means.total} in epoch {math.ceil(state.epoch)}, step {state.global_step}")
         now = time.perf_counter()
-        seconds = now - self.looked
-        self.looked, self.images, self.training_seconds = now, self.images + count, self.training_seconds + seconds
+        seconds, self.looked = now - self.looked, now
         self.run.append(
             "step",
             step=state.global_step,

@@ -219,6 +219,18 @@ def test_a_stopped_run_keeps_its_student_and_can_be_resumed(small, tmp_path):
     process.wait(60)
 
 
+def test_a_run_that_fails_after_its_last_epoch_resumes_without_training_again(small, tmp_path, monkeypatch):
+    run = runs.create(settings(small), tmp_path, "t")
+    with monkeypatch.context() as patched:
+        patched.setattr("kd.distill.measure", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            execute(run)
+    evals = len([e for e in run.events() if e["event"] == "eval"])
+    execute(run, resume=True)
+    assert run.status() == "done" and run.report()["train"]["images_per_second"] > 0
+    assert len([e for e in run.events() if e["event"] == "eval"]) == evals == 2
+
+
 def test_a_run_that_diverges_says_so_and_keeps_the_best(small, tmp_path, monkeypatch):
     from kd.trainer import ImageDistilTrainer
 

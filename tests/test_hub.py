@@ -183,17 +183,18 @@ def test_a_pickled_checkpoint_is_refused_and_nobody_is_asked_to_convert_it(ask, 
     assert not [line for line in hub.asked if "pytorch_model.bin" in line or "/commits/" in line]
 
 
-def test_a_run_takes_teacher_and_pictures_from_the_hub(hub, tmp_path):
-    asked = ["--teacher", "owner/teacher", "--dataset", "owner/colours", "--student", "mobilenet_v2_0.35"]
+def test_the_guide_s_preset_takes_its_teacher_and_pictures_from_the_hub(hub, root, tmp_path):
+    shutil.copytree(root / "models/owner/teacher", root / "models/merve/beans-vit-224")  # colours stand in for beans
+    shutil.copytree(root / "datasets/owner/colours", root / "datasets/AI-Lab-Makerere/beans")
+    small = ["--student", "mobilenet_v2_0.35", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
     done = subprocess.run(
-        [sys.executable, "-m", "kd", "distill", "--preset", "custom", *asked, "--epochs", "1", "--batch-size", "16",
-         "--runs-dir", tmp_path / "runs", "--json"],
+        [sys.executable, "-m", "kd", "distill", "--preset", "beans", *small, "--runs-dir", tmp_path / "runs", "--json"],
         cwd=PROJECT, env=hub.environment(tmp_path / "home"), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["data"] == {**SIZES, "classes": CLASSES}
-    assert report["teacher"]["name"] == "owner/teacher"
+    assert report["teacher"]["name"] == "merve/beans-vit-224"
     assert report["teacher"]["accuracy"] > 0.9
 
 
