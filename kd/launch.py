@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kd.runs import CLOSED, LIFECYCLE, Run, RunError, list_runs
+from kd.runs import CLOSED, LIFECYCLE, Run, RunDeleted, RunError, list_runs
 
 POLL_SECONDS = 0.25
 
@@ -78,15 +78,25 @@ def waiting_before(run: Run, device: str) -> list[Run]:
     """The older runs that wait for the same device and are alive."""
 
     def waits(other: Run) -> bool:
-        queued = other.is_locked() and LIFECYCLE[other.last(*LIFECYCLE)["event"]] == "queued"
-        return queued and device_name(other.config().device) == device
+        try:
+            queued = other.is_locked() and LIFECYCLE[other.last(*LIFECYCLE)["event"]] == "queued"
+            return queued and device_name(other.config().device) == device
+        except RunDeleted:  # between the listing and the look
+            return False
 
     return [other for other in list_runs(run.path.parent) if other.id < run.id and waits(other)]
 
 
 def busy(folder: Path) -> bool:
     """Whether a run in ``folder`` is training now: what is timed meanwhile is slower than it would be."""
-    return any(run.status() == "running" for run in list_runs(folder)[:20])
+    return any(_is_running(run) for run in list_runs(folder)[:20])
+
+
+def _is_running(run: Run) -> bool:
+    try:
+        return run.status() == "running"
+    except RunDeleted:
+        return False
 
 
 def follow(run: Run, on_event: Callable[[dict], None], process: subprocess.Popen | None = None, cursor: int = 0) -> str:

@@ -139,6 +139,8 @@ class Run:
 
     def is_locked(self) -> bool:
         """Whether a living process works on this run."""
+        if not self.path.is_dir():  # the lock would wait for its folder for ever
+            raise RunDeleted(f"The folder of run {self.id} is gone: {self.path}")
         try:
             with FileLock(self.path / "lock", timeout=0):
                 return False

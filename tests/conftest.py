@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in two processes, and toys are too small to share
 os.environ.pop("KD_RUNS_DIR", None)
 os.environ.pop("KD_CACHE_DIR", None)
 
