@@ -231,7 +231,7 @@ def write_teacher_card(folder: Path, log: list[dict], test: float) -> None:
         "smoothing (it would flatten what a student can learn from the wrong classes). The first half of the epochs "
         "trains at 40 px, for speed; the table measures at 56 px throughout, so it is low there.\n\n"
         f"Accuracy on `../sample/test.parquet` (2,000 pictures, fp32): **{test:.2%}**.\n\n"
-        "Remade by `python -m kd sample build`, which printed:\n\n"
+        f"Remade by `python -m kd sample build`, which printed, on {torch.get_num_threads()} thread(s):\n\n"
         f"| epoch | seconds | loss | validation |\n|---|---|---|---|\n{rows}"
     )
 
