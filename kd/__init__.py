@@ -3,8 +3,10 @@
 Names are imported when they are first used, so that ``import kd`` and ``python -m kd --help`` load nothing heavy.
 """
 
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kd.compare import compare
@@ -25,9 +27,21 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'kd' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value  # over the submodule of the same name that the import has just set
+    globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """A package whose ``compare`` and ``distill`` are the functions, also after the modules that hold them were
+    imported: Python would set a submodule over the function of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return options.call(options)
-    except (RunError, PermissionError, FileNotFoundError) as problem:
+    except RunError as problem:
         print(f"kd: {problem}", file=sys.stderr)
         return 1
     except BadUsage as problem:
@@ -27,6 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has had enough
         sys.stderr.close()
         return 1
+    except OSError as problem:
+        print(f"kd: {problem}", file=sys.stderr)
+        return 1
+
+
+ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy")
 
 
 class BadUsage(Exception):
@@ -144,7 +150,9 @@ def watch(options: argparse.Namespace) -> int:
 def stop(options: argparse.Namespace) -> int:
     run = _mine(options)
     if run.status() in runs.CLOSED:
-        raise RunError(f"Run {run.id} is not running: it is {run.status()}.")
+        raise RunError(
+            f"Run {run.id} is not running: it {'has died' if run.status() == 'died' else 'is ' + run.status()}."
+        )
     run.ask_to_stop()
     print(f"Asked run {run.id} to stop.")
     return 0
@@ -155,9 +163,7 @@ def list_runs(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows))
     elif rows:
-        print(
-            table(["run", "status", "teacher", "student", "T", "lambda", "accuracy"], [list(r.values()) for r in rows])
-        )
+        print(table(list(ROW), [list(row.values()) for row in rows]))
     else:
         print(f"No runs in {options.runs_dir.resolve()} yet. `python -m kd distill` makes one.")
     return 0
@@ -192,6 +198,8 @@ def students(options: argparse.Namespace) -> int:
     from kd.compare import cost
     from kd.models import STUDENTS, load_student
 
+    if not 16 <= options.image_size <= 1024:
+        raise BadUsage(f"image-size is {options.image_size}; expected a whole number from 16 to 1024.")
     rows = []
     for name in STUDENTS:
         student = load_student(name, [str(i) for i in range(10)], None, options.image_size, seed=0)
@@ -242,19 +250,24 @@ def _quiet() -> None:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    config, report, last = run.config(), run.report(), run.last("eval")
+    """A run's line in the list. One that cannot be read (of another version, damaged, just deleted) has one too."""
+    try:
+        config, report, last = run.config(), run.report(), run.last("eval")
+    except (RunError, ValueError):
+        return {"run": run.id, "status": "unreadable", **dict.fromkeys(ROW[2:], "")}
     accuracy = (
         f"{report['student']['accuracy']:.1%} test" if report else f"{last['accuracy']:.1%} validation" if last else ""
     )
-    return {
-        "run": run.id,
-        "status": run.status(),
-        "teacher": _short(config.teacher),
-        "student": _short(config.student),
-        "temperature": config.temperature,
-        "lambda": config.lambda_,
-        "accuracy": accuracy,
-    }
+    cells = [
+        run.id,
+        run.status(),
+        _short(config.teacher),
+        _short(config.student),
+        config.temperature,
+        config.lambda_,
+        accuracy,
+    ]
+    return dict(zip(ROW, cells, strict=True))
 
 
 def _short(name: str) -> str:
@@ -262,30 +275,35 @@ def _short(name: str) -> str:
 
 
 def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> int:
-    """Show a run until it is closed, then its result. The first Ctrl-C asks the run to stop if it was started here;
-    the second leaves it alone."""
+    """Show a run until it is closed, then its result.
+
+    Of a run that was started here (``process``), Ctrl-C asks for a stop, and a second one does not wait for it.
+    """
     screen = Screen(run)
-    ask = lambda *_: run.ask_to_stop()  # noqa: E731
+
+    def on_signal(*_: Any) -> None:
+        if on_signal.again:
+            raise KeyboardInterrupt
+        on_signal.again = True
+        screen.line("Stopping: the best student so far is kept. Ctrl-C again not to wait for it.")
+        run.ask_to_stop()
+
+    on_signal.again = False
     if process:
-        signal.signal(signal.SIGTERM, ask)
-    while True:
-        try:
-            status = launch.follow(run, screen.show, process, cursor)
-            break
-        except KeyboardInterrupt:
-            cursor = run.read()[1]
-            if not process or run.stop_asked():
-                screen.line(f"Left. Run {run.id} goes on: `python -m kd watch {run.id}`.")
-                return 1
-            screen.line("Stopping: the best student so far is kept. Ctrl-C again to leave it running.")
-            run.ask_to_stop()
-    screen.line("")
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
+    try:
+        status = launch.follow(run, screen.show, process, cursor)
+    except KeyboardInterrupt:
+        screen.line(f"Left run {run.id}. `python -m kd watch {run.id}` shows it.")
+        return 1
+    screen.clear()
     if status == "died":
         screen.line(f"Run {run.id} died: its process is gone. `python -m kd resume {run.id}` goes on with it.")
     report = run.report()
     if status != "done" or report is None:
         return 1
-    screen.line(result_table(report, report["agreement"]))
+    screen.line("\n" + result_table(report, report["agreement"]))
     screen.line(f"student: {run.path / 'student'}")
     if as_json:
         print(json.dumps(report), flush=True)
@@ -298,10 +316,14 @@ class Screen:
     def __init__(self, run: Run) -> None:
         self.run, self.bar, self.total = run, "", 0
 
-    def line(self, text: str) -> None:
+    def clear(self) -> None:
+        """Take the progress bar away."""
         if self.bar:
             print("\r" + " " * len(self.bar) + "\r", end="", file=sys.stderr)
             self.bar = ""
+
+    def line(self, text: str) -> None:
+        self.clear()
         print(text, file=sys.stderr, flush=True)
 
     def progress(self, text: str, share: float) -> None:

@@ -1,6 +1,7 @@
 """One ruler for teacher, student and baseline: original files, each model's own processor, float32."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from kd import latency
-from kd.data import BadPicture, open_picture, pictures
+from kd.data import BadPicture, open_picture, pictures, upright_rgb
 from kd.launch import busy
 from kd.metrics import Agreement, classification
 from kd.models import Pipeline, load_teacher, pipeline, run_processor
@@ -20,6 +21,16 @@ BATCH = 64
 TOP = 5
 
 
+@dataclass(frozen=True)
+class Scores:
+    """A model's ``logits`` float32 ``[M, C]`` on the pictures of a dataset that can be read, which are those at
+    ``indices`` ``[M]``; why others cannot is in ``unreadable``."""
+
+    logits: np.ndarray
+    indices: np.ndarray
+    unreadable: list[str]
+
+
 @torch.inference_mode()
 def score(
     model: Any,
@@ -27,42 +38,45 @@ def score(
     dataset: Any,
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, of: None,
-) -> np.ndarray:
-    """Logits float32 ``[N, C]`` of the dataset's pictures; a row of NaN for one that cannot be read."""
+) -> Scores:
+    """A model's answers to a dataset's pictures, by the ruler.
+
+    Raises ``RunError`` where no picture can be read, or the answers are not finite numbers.
+    """
     model = model.eval().to(device)
-    rows: dict[int, np.ndarray] = {}
-    batch: list[tuple[int, Image.Image]] = []
+    logits, indices, unreadable, batch = [], [], [], []
 
     def flush() -> None:
-        values = run_processor(processor, [picture for _, picture in batch]).to(device)
-        logits = model(pixel_values=values).logits.float().cpu().numpy()
-        rows.update(zip((index for index, _ in batch), logits, strict=True))
+        logits.append(model(pixel_values=torch.cat(batch).to(device)).logits.float().cpu().numpy())
         batch.clear()
 
     for index, picture in pictures(dataset):
-        if not isinstance(picture, BadPicture):
-            batch.append((index, picture))
-        if len(batch) == BATCH or (batch and index == len(dataset) - 1):
+        if isinstance(picture, BadPicture):
+            unreadable.append(str(picture))
+            continue
+        indices.append(index)
+        batch.append(run_processor(processor, [picture]))  # at once: sixty-four originals would fill the memory
+        if len(batch) == BATCH:
             flush()
             progress(index + 1, len(dataset))
     if batch:
         flush()
-    if not rows:
-        raise RunError("None of the pictures can be read.")
-    blank = np.full_like(next(iter(rows.values())), np.nan)
-    return np.stack([rows.get(index, blank) for index in range(len(dataset))])
+    if not logits:
+        raise RunError(f"None of the pictures can be read. The first: {unreadable[0]}")
+    answers = np.concatenate(logits)
+    if not np.isfinite(answers).all():
+        raise RunError("The model answers with numbers that are not finite: its weights are damaged.")
+    return Scores(answers, np.array(indices), unreadable)
 
 
 def quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """``accuracy`` and macro ``f1`` of logits ``[N, C]``, over the pictures that could be read."""
-    read = ~np.isnan(logits[:, 0])
-    return classification().compute(predictions=logits[read].argmax(-1), references=labels[read])
+    """``accuracy`` and macro ``f1`` of logits ``[N, C]`` against labels ``[N]``."""
+    return classification().compute(predictions=logits.argmax(-1), references=labels)
 
 
 def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
-    """Share of the readable pictures on which two models choose the same class."""
-    read = ~np.isnan(teacher[:, 0])
-    return Agreement().compute(predictions=student[read].argmax(-1), references=teacher[read].argmax(-1))["agreement"]
+    """Share of pictures on which two models choose the same class, from their logits ``[N, C]``."""
+    return Agreement().compute(predictions=student.argmax(-1), references=teacher.argmax(-1))["agreement"]
 
 
 def cost(model: Any, size: tuple[int, int]) -> dict[str, Any]:
@@ -165,7 +179,7 @@ def ratios(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]
 
 def _opened(image: Any, nth: int) -> tuple[str, Image.Image | BadPicture]:
     if isinstance(image, Image.Image):
-        return f"picture {nth + 1}", image.convert("RGB")
+        return f"picture {nth + 1}", upright_rgb(image)
     try:
         return str(image), open_picture(Path(image))
     except BadPicture as problem:

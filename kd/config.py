@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -20,7 +21,8 @@ STUDENT_NAMES = (
 
 
 def _field(default, help: str, **rules):
-    """A field with its help and its rules: ``above`` or ``low``, ``high``, ``choices`` (no others), ``suggestions``."""
+    """A field with its help and its rules: ``above`` or ``low``, ``high``, ``choices`` (no others), ``suggestions``,
+    ``pattern`` with what is ``expected`` in words."""
     return dataclasses.field(default=default, metadata={"help": help, **rules})
 
 
@@ -64,8 +66,13 @@ class DistillConfig:
         "yes: random weights get PyTorch's BatchNorm momentum and dropout; no: TensorFlow's",
         choices=("yes", "no"),
     )
-    seed: int = _field(0, "seed of the student's weights and of the order of pictures", low=0)
-    device: str = _field("auto", "auto, cpu, cuda, cuda:N or mps")
+    seed: int = _field(0, "seed of the student's weights and of the order of pictures", low=0, high=2**32 - 1)
+    device: str = _field(
+        "auto",
+        "auto, cpu, cuda, cuda:N or mps",
+        pattern=r"auto|cpu|mps|cuda(:\d+)?",
+        expected="auto, cpu, mps, cuda or cuda:N",
+    )
     precision: str = _field("auto", "arithmetic while training", choices=("auto", "fp32", "bf16", "fp16"))
 
     def __post_init__(self) -> None:
@@ -95,7 +102,10 @@ class DistillConfig:
 
     @staticmethod
     def _is_path(value: str) -> bool:
-        return value != SAMPLE and Path(value).expanduser().exists()
+        try:
+            return value != SAMPLE and Path(value).expanduser().exists()
+        except OSError:  # too long for a name, say
+            return False
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -133,14 +143,17 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     kind, *none = get_args(field.type) or (field.type,)
     example = "" if none else f", for example {field.default}"
     problem = ValueError(f"{name} is {value!r}; expected {_expected(kind, rules)}{example}.")
+    if isinstance(value, str):
+        value = value.strip()
     if value is None or value == "":
         if none:
             return None
         raise problem
     if kind is str:
-        if not isinstance(value, str) or value not in rules.get("choices", (value,)):
+        matches = isinstance(value, str) and re.fullmatch(rules.get("pattern", "(?s:.*)"), value)
+        if not matches or value not in rules.get("choices", (value,)):
             raise problem
-        return value.strip()
+        return value
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -157,6 +170,8 @@ def _expected(kind: type, rules: Any) -> str:
     """What a field takes, in words: "a number above 0", "a whole number from 16 to 1024", "one of cached, online"."""
     if "choices" in rules:
         return f"one of {', '.join(rules['choices'])}"
+    if "expected" in rules:
+        return rules["expected"]
     words = {int: "a whole number", float: "a number", str: "text"}[kind]
     if "above" in rules:
         return f"{words} above {rules['above']}" + (f" and at most {rules['high']}" if "high" in rules else "")

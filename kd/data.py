@@ -31,6 +31,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
 PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 MAX_PIXELS = 64_000_000
@@ -73,16 +74,17 @@ def open_picture(source: Path | str | bytes, name: str = "") -> Image.Image:
         if min(width, height) < MIN_SIDE:
             raise BadPicture(f"{name} is {width} x {height} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}.")
         try:
-            return _rgb(ImageOps.exif_transpose(picture))
+            return upright_rgb(picture)
         except (OSError, ValueError, SyntaxError, EOFError) as error:
             raise BadPicture(f"{name} is damaged or cut short ({error}). Export it anew and try again.") from None
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """RGB with eight bits a channel."""
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """RGB with eight bits a channel, turned as its EXIF tag says, transparency on white."""
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits: Pillow would clip, not scale
         values = np.asarray(picture, dtype=np.float64)
-        top = 65535 if values.max() > 255 else 255
+        top = 65535 if picture.mode.startswith("I;16") or values.max() > 255 else 255
         picture = Image.fromarray((values * (255 / top)).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -172,34 +174,35 @@ def cut(dataset: Any, fraction: float, name: str) -> tuple[Any, Any]:
 def _load(config: DistillConfig) -> dict[str, Any]:
     """Split name -> dataset, as they come."""
     if config.dataset == SAMPLE:
-        return _load_parquet({name: ASSETS / "sample" / f"{name}.parquet" for name in SPLIT_NAMES})
+        return _load_parquet({name: [ASSETS / "sample" / f"{name}.parquet"] for name in SPLIT_NAMES})
     path = Path(config.dataset).expanduser()
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
-        return _load_parquet({file.stem.split("-")[0]: file for file in files}) if files else _load_folder(path)
+        if not files:
+            return _load_folder(path)
+        names = [file.stem.split("-")[0] for file in files]  # train-00000-of-00002 is a part of train
+        return _load_parquet({name: [f for f, n in zip(files, names, strict=True) if n == name] for name in names})
     if path.is_file():
         if path.suffix != ".parquet":
             raise RunError(
                 f"{path} is a {path.suffix or 'nameless'} file. Expected a parquet file or a folder of class folders."
             )
-        return _load_parquet({"train": path})
+        return _load_parquet({"train": [path]})
     return _load_hub(config)
 
 
-def _load_parquet(files: dict[str, Path]) -> dict[str, Any]:
+def _load_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
+    """Split name -> the rows of its files, without a copy in a cache."""
     import pyarrow
     from datasets import Dataset
-    from datasets.exceptions import DatasetsError
     from pyarrow import parquet
 
     found = {}
-    for name, file in files.items():
+    for name, parts in files.items():
         try:
-            if not parquet.read_metadata(file).num_rows:
-                raise RunError(f"{file} is empty: it has no rows.")
-            found[name] = Dataset.from_parquet(str(file), keep_in_memory=True)
-        except (pyarrow.ArrowException, OSError, ValueError, DatasetsError) as error:
-            raise RunError(f"{file} could not be read as parquet: {error}") from error
+            found[name] = Dataset(pyarrow.concat_tables([parquet.read_table(part) for part in parts]))
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise RunError(f"{some(parts)} could not be read as parquet: {error}") from error
     return found
 
 
@@ -347,16 +350,13 @@ def _standard(dataset: Any, config: DistillConfig, split: str) -> Any:
     from datasets import Image as ImageFeature
 
     features = dataset.features
-    images = (
-        [config.image_column]
-        if config.image_column
-        else [n for n, f in features.items() if isinstance(f, ImageFeature)]
-    )
-    images = [name for name in ("image", "img") if name in images] or images
-    if not images or images[0] not in features or not isinstance(features[images[0]], ImageFeature):
+    image = config.image_column or _image_column(features)
+    if image not in features:
         raise RunError(
             f"No column of pictures in the {split} split: it has {some(list(features))}. Name one with --image-column."
         )
+    if not isinstance(features[image], ImageFeature):
+        dataset = _cast_to_pictures(dataset, image, split)
     label = config.label_column or next((n for n, f in features.items() if isinstance(f, ClassLabel)), None)
     label = label or next((n for n in LABEL_COLUMNS if n in features), None)
     if label not in features:
@@ -364,7 +364,7 @@ def _standard(dataset: Any, config: DistillConfig, split: str) -> Any:
             f"The {split} split has no labels: its columns are {some(list(features))}. Name the column with "
             "--label-column. (Learning from the teacher alone, lambda = 1, will do without labels in a later version.)"
         )
-    dataset = dataset.select_columns([images[0], label]).rename_columns({images[0]: "image", label: "label"})
+    dataset = dataset.select_columns([image, label]).rename_columns({image: "image", label: "label"})
     if not isinstance(dataset.features["label"], ClassLabel):
         names = sorted({str(value) for value in dataset["label"]}, key=lambda n: n.zfill(9) if n.isdigit() else n)
         index = {name: i for i, name in enumerate(names)}
@@ -373,6 +373,29 @@ def _standard(dataset: Any, config: DistillConfig, split: str) -> Any:
             dataset.remove_columns("label").add_column("label", column).cast_column("label", ClassLabel(names=names))
         )
     return dataset.cast_column("image", ImageFeature(decode=False))
+
+
+def _image_column(features: Any) -> str | None:
+    """The column of pictures: by type, with the usual name if there are several; else by its usual name."""
+    from datasets import Image as ImageFeature
+
+    typed = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+    named = [name for name in IMAGE_COLUMNS if name in (typed or features)]
+    return next(iter([*named, *typed]), None)
+
+
+def _cast_to_pictures(dataset: Any, column: str, split: str) -> Any:
+    """A column of files' bytes, or of ``{bytes, path}``, as `datasets` writes pictures where its own notes are lost."""
+    from datasets import Image as ImageFeature
+
+    kind = dataset.features[column]
+    is_binary = getattr(kind, "dtype", None) in ("binary", "large_binary")
+    if is_binary or (isinstance(kind, dict) and "bytes" in kind):
+        return dataset.cast_column(column, ImageFeature())
+    raise RunError(
+        f"The column {column!r} of the {split} split holds {kind}, not pictures. Expected the bytes of picture files; name "
+        "another with --image-column."
+    )
 
 
 def some(names: list[str], most: int = 6) -> str:
@@ -385,10 +408,18 @@ def fingerprint(dataset: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for row in dataset:
         image = row["image"]
-        data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        data = image["bytes"] if image["bytes"] is not None else _bytes_of(Path(image["path"]))
         digest.update(len(data).to_bytes(8, "little") + row["label"].to_bytes(8, "little", signed=True))
         digest.update(data)
     return digest.hexdigest()
+
+
+def _bytes_of(path: Path) -> bytes:
+    """A file's contents; nothing of one that is not there, which is named when it is to be decoded."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def typical_size(dataset: Any, most: int = 64) -> tuple[int, int]:
@@ -495,7 +526,7 @@ def mapped(path: Path) -> np.ndarray | None:
         return np.load(path, mmap_mode="r")
     except FileNotFoundError:
         return None
-    except (ValueError, EOFError, OSError):
+    except (ValueError, EOFError):
         path.unlink()
         return None
 

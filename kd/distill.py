@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd import runs
 from kd.config import DistillConfig
-from kd.launch import StopAsked, device_name, slot
+from kd.launch import StopAsked, busy, device_name, slot
 from kd.runs import Run, RunDeleted, RunError
 
 if TYPE_CHECKING:
@@ -54,13 +54,10 @@ def execute(run: Run, resume: bool = False) -> None:
     Raises what went wrong, after the ``failed`` event has said it in words.
     """
     with run.work():
-        if resume:
-            (run.path / "STOP").unlink(missing_ok=True)
+        check_order(run, resume)
         try:
-            device = device_name(run.config().device)
-            if device.startswith("cuda:"):  # the run sees its own GPU only, or Trainer would spread over all
-                os.environ.setdefault("CUDA_VISIBLE_DEVICES", device.removeprefix("cuda:"))
-            with slot(run, device):
+            run.keep_reserve()
+            with slot(run, device_name(run.config().device)):
                 run.append("resumed" if resume else "started", pid=os.getpid())
                 recipe(run)
         except (StopAsked, KeyboardInterrupt):
@@ -70,6 +67,16 @@ def execute(run: Run, resume: bool = False) -> None:
         except BaseException as error:
             run.close("failed", message=in_words(error, run), error=type(error).__name__)
             raise
+
+
+def check_order(run: Run, resume: bool) -> None:
+    """A run is begun once, and resumed only while it is not done. Raises ``RunError``."""
+    last = run.last(*runs.LIFECYCLE)
+    if last and last["event"] == "done":
+        raise RunError(f"Run {run.id} is done; its student is in {run.path / 'student'}.")
+    if not resume and last and last["event"] not in ("created", "queued"):
+        raise RunError(f"Run {run.id} was begun already. `python -m kd resume {run.id}` goes on with it.")
+    run.forget_old_stop()
 
 
 def in_words(error: BaseException, run: Run) -> str:
@@ -142,7 +149,7 @@ def prepare(run: Run, progress: Progress) -> Work:
     from kd import data, models
 
     config = run.config()
-    device = models.pick_device(config.device)
+    device = models.pick_device(os.environ.get("KD_DEVICE", config.device))  # see launch.gpu_of_its_own
     cache = data.cache_folder(run.path.parent)
     splits = data.load_splits(config)
     short, long = data.typical_size(splits.train)
@@ -232,11 +239,11 @@ def check_teacher(
     from kd.compare import quality, score
     from kd.targets import load_scores
 
-    logits, _ = load_scores(
-        f"{teacher.key()}-{validation.fingerprint}", cache, len(splits.validation),
-        lambda: score(teacher, teacher.processor, splits.validation, device, progress.phase("teacher check")),
-    )  # fmt: skip
-    found = quality(logits, np.asarray(splits.validation["label"]))
+    def ask() -> np.ndarray:
+        return score(teacher, teacher.processor, splits.validation, device, progress.phase("teacher check")).logits
+
+    logits, _ = load_scores(f"{teacher.key()}-{validation.fingerprint}", cache, len(validation.labels), ask)
+    found = quality(logits, validation.labels)
     chance = np.bincount(validation.labels).max() / len(validation.labels)
     noise = 3 * (chance * (1 - chance) / len(validation.labels)) ** 0.5
     warnings = []
@@ -246,7 +253,7 @@ def check_teacher(
             f"the commonest class ({chance:.1%}). Are these its classes, in its order?"
         )
     run.append("teacher", **rounded(found), warnings=warnings)
-    return logits[~np.isnan(logits[:, 0])]
+    return logits
 
 
 def load_all_targets(
@@ -276,6 +283,7 @@ def load_all_targets(
 
 def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallback"]:
     """`Trainer` with our batches, our loss and our events."""
+    import numpy as np
     import torch
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
@@ -283,7 +291,7 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
 
     from kd.compare import agreement, quality
     from kd.data import Views
-    from kd.trainer import ImageDistilTrainer, RunCallback, ViewBatches
+    from kd.trainer import Diverged, ImageDistilTrainer, RunCallback, ViewBatches
 
     config, student, targets = work.config, work.student.pipeline, work.targets
     online = work.teacher if targets is None else None
@@ -294,6 +302,8 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
     held_out = ViewBatches(work.validation, whole, student, work.device, [work.validation_logits])
 
     def metrics(answers) -> dict[str, float]:
+        if not np.isfinite(answers.predictions).all():
+            raise Diverged("the student's answers are not finite numbers")
         agreed = agreement(answers.predictions, work.validation_logits)
         return {**quality(answers.predictions, answers.label_ids), "agreement": agreed}
 
@@ -401,7 +411,8 @@ def write_report(run: Run, work: Work, trainer: "ImageDistilTrainer", callback: 
     """Load the saved student as anyone would, measure both on the test split, write the report, close the run."""
     from kd.compare import ratios
 
-    sides, agreed = measure(run, work)
+    sides, agreed, said = measure(run, work)
+    speeds = [e["images_per_second"] for e in run.events() if e["event"] == "step"]
     state, targets = trainer.state, work.targets
     report = {
         "run": run.id,
@@ -410,13 +421,12 @@ def write_report(run: Run, work: Work, trainer: "ImageDistilTrainer", callback: 
         "data": {**work.splits.sizes(), "classes": work.splits.classes},
         **sides,
         "baseline": None,
+        "notes": said,
         "agreement": round(agreed, 5),
         **ratios(sides["teacher"], sides["student"]),
         "train": {
             "seconds": round(callback.trained, 2),
-            "images_per_second": statistics.median(
-                e["images_per_second"] for e in run.events() if e["event"] == "step"
-            ),
+            "images_per_second": round(statistics.median(speeds), 1),
             "epochs": work.config.epochs,
             "best_epoch": round(state.best_global_step * work.config.epochs / state.max_steps),
         },
@@ -426,37 +436,38 @@ def write_report(run: Run, work: Work, trainer: "ImageDistilTrainer", callback: 
     }
     runs.write_whole(run.path / "report.json", json.dumps(report, indent=2))
     shown = ("teacher", "student", "agreement", "speedup", "size_ratio", "train")
-    run.append("result", **{name: report[name] for name in shown})
-    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)  # the best is in student/; the rest only takes space
+    run.append("result", **{name: report[name] for name in shown}, warnings=said)
     run.close("done")
+    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)  # the best is in student/; the rest only takes space
 
 
-def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], float]:
-    """``teacher`` and ``student`` by the same ruler on the test split, which nothing has looked at before, and their
-    agreement there."""
+def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], float, list[str]]:
+    """``teacher`` and ``student`` by the same ruler on the test split, which nothing has looked at before, their
+    agreement there, and what a reader of the figures should know."""
     import numpy as np
 
-    from kd.compare import agreement, cost, load_exported, quality, race, score
+    from kd.compare import BUSY_NOTE, agreement, cost, load_exported, quality, race, score
     from kd.data import BadPicture, pictures
 
     model, processor, pipeline = load_exported(run)
     teacher, test = work.teacher, work.splits.test
     both = {"teacher": (teacher, teacher.processor), "student": (model, processor)}
-    logits = {n: score(m, p, test, work.device, work.progress.phase(f"test: {n}")) for n, (m, p) in both.items()}
+    scores = {n: score(m, p, test, work.device, work.progress.phase(f"test: {n}")) for n, (m, p) in both.items()}
     picture = next(picture for _, picture in pictures(test) if not isinstance(picture, BadPicture))
     timed = race(both, picture, work.device)
     costs = {"teacher": cost(teacher.model, teacher.pipeline.size), "student": cost(model, pipeline.size)}
-    labels = np.asarray(test["label"])
+    labels = np.asarray(test["label"])[scores["student"].indices]
     sides = {
         name: {
             "name": getattr(work.config, name),
-            **rounded(quality(logits[name], labels)),
+            **rounded(quality(scores[name].logits, labels)),
             **costs[name],
             **timed[name],
         }
         for name in both
     }
-    return sides, agreement(logits["student"], logits["teacher"])
+    said = [*scores["student"].unreadable, *([BUSY_NOTE] if busy(run.path.parent, but=run) else [])]
+    return sides, agreement(scores["student"].logits, scores["teacher"].logits), said
 
 
 def rounded(metrics: dict[str, float]) -> dict[str, float]:

@@ -46,7 +46,8 @@ def timed_trials(
 ) -> dict[str, np.ndarray]:
     """Milliseconds of each call, the calls taking turns so that a noisy moment hits all of them.
 
-    After a warm-up, at least ``trials`` rounds and until each has run for ``seconds``; the device is synchronised.
+    After a warm-up, at least ``trials`` rounds and until each has run for ``seconds``; a call that is faster than the
+    slowest has as many more trials in each round (at most 50). The device is synchronised.
     """
 
     def trial(call: Callable[[], Any]) -> float:
@@ -56,13 +57,12 @@ def timed_trials(
             torch.accelerator.synchronize(device)
         return (time.perf_counter() - started) * 1000
 
-    for call in calls.values():
-        for _ in range(WARM_UP):
-            trial(call)
+    warm = {name: np.median([trial(call) for _ in range(WARM_UP)]) for name, call in calls.items()}
+    repeats = {name: int(np.clip(round(max(warm.values()) / own), 1, 50)) for name, own in warm.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     while min(map(len, times.values())) < trials or min(map(sum, times.values())) < seconds * 1000:
         for name, call in calls.items():
-            times[name].append(trial(call))
+            times[name] += [trial(call) for _ in range(repeats[name])]
     return {name: np.array(values) for name, values in times.items()}
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,6 +25,7 @@ def start(run: Run, resume: bool = False) -> subprocess.Popen:
     environment = dict(os.environ)
     home = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH")]))
+    environment |= gpu_of_its_own(device_name(run.config().device))
     command = [sys.executable, "-m", "kd", "run", str(run.path), *(["--resume"] if resume else [])]
     with (run.path / "stderr.txt").open("ab") as log:
         return subprocess.Popen(
@@ -62,9 +64,22 @@ def slot(run: Run, device: str) -> Iterator[None]:
 
 def device_name(asked: str) -> str:
     """The device that a run waits for, found without importing torch: a waiting run should be small."""
-    if asked == "cuda" or (asked == "auto" and Path("/dev/nvidia0").exists()):
+    has_gpu = Path("/dev/nvidia0").exists() and "+cpu" not in version("torch")
+    if asked == "cuda" or (asked == "auto" and has_gpu):
         return "cuda:0"
     return "cpu" if asked == "auto" else asked
+
+
+def gpu_of_its_own(device: str) -> dict[str, str]:
+    """The environment in which a process sees one GPU only, as ``cuda:0``: `Trainer` would spread over all it sees."""
+    if not device.startswith("cuda:"):
+        return {}
+    nth = int(device.removeprefix("cuda:"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return {
+        "CUDA_VISIBLE_DEVICES": visible[nth] if nth < len(visible) and visible[nth] else str(nth),
+        "KD_DEVICE": "cuda:0",
+    }
 
 
 def slot_path(folder: Path, device: str) -> Path:
@@ -87,9 +102,9 @@ def waiting_before(run: Run, device: str) -> list[Run]:
     return [other for other in list_runs(run.path.parent) if other.id < run.id and waits(other)]
 
 
-def busy(folder: Path) -> bool:
-    """Whether a run in ``folder`` is training now: what is timed meanwhile is slower than it would be."""
-    return any(_is_running(run) for run in list_runs(folder)[:20])
+def busy(folder: Path, but: Run | None = None) -> bool:
+    """Whether a run in ``folder`` (``but`` this one) trains now: what is timed meanwhile is slower than it would be."""
+    return any(_is_running(run) for run in list_runs(folder)[:20] if run != but)
 
 
 def _is_running(run: Run) -> bool:
@@ -105,15 +120,17 @@ def follow(run: Run, on_event: Callable[[dict], None], process: subprocess.Popen
     ``process`` is the one that was just started for it: it is waited for, and if it ends without an event, that is a
     ``RunError`` with its last words, not a long silence.
     """
+    said = process is None
     while True:
         ended = process is None or process.poll() is not None
         status = run.status()
         events, cursor = run.read(cursor)
         for event in events:
             on_event(event)
-        if ended and status in CLOSED:
-            return status
-        if process and ended and status == "queued":
+        said = said or any(event["event"] != "created" for event in events)
+        if ended and not said:
             words = (run.path / "stderr.txt").read_text(errors="replace").strip().splitlines()
             raise RunError(f"The run's process ended before it began: {words[-1] if words else 'it said nothing'}")
+        if ended and status in CLOSED:
+            return status
         time.sleep(POLL_SECONDS)

@@ -114,7 +114,10 @@ class Teacher(nn.Module):
         digest = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        digest.update(repr((type(self.model).__name__, self.pipeline, self.columns)).encode())
+        config = {
+            k: v for k, v in self.model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")
+        }
+        digest.update(repr((config, self.processor.to_dict(), self.columns)).encode())
         return digest.hexdigest()
 
 
@@ -364,13 +367,32 @@ def _pretrained_student(name: str, classes: list[str], asked_size: int | None) -
         )
     with explained("student", name):
         _check_is_classifier(_config("student", name), name)
-        model = _from_pretrained("student", name, ignore_mismatched_sizes=True, **_names(classes))
+        model = renew_head(_from_pretrained("student", name, ignore_mismatched_sizes=True, **_names(classes)))
         processor = load_processor(name, "student", name)
     if asked_size is not None:
-        processor = type(processor).from_dict(
-            {**processor.to_dict(), "size": {"height": asked_size, "width": asked_size}, "do_center_crop": False}
-        )
+        processor = resized(processor, asked_size)
     return Student(model, processor, pipeline(processor), pretrained=True)
+
+
+def resized(processor: Any, side: int) -> Any:
+    """A copy of a processor that hands out squares of ``side`` pixels, in its own way: by a resize, or by a resize of
+    the shorter side and a crop of the centre."""
+    settings, square = processor.to_dict(), {"height": side, "width": side}
+    if settings["size"].get("shortest_edge"):
+        return type(processor).from_dict(
+            {**settings, "size": {"shortest_edge": side}, "do_center_crop": True, "crop_size": square}
+        )
+    return type(processor).from_dict({**settings, "size": square, "do_center_crop": False})
+
+
+def renew_head(model: PreTrainedModel) -> PreTrainedModel:
+    """Fresh weights for all that is not the backbone: a head that fits by its size knows other classes."""
+    for name, child in model.named_children():
+        if name != model.base_model_prefix:
+            for module in child.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
+                    module.reset_parameters()
+    return model
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ LOSSES = {
 }
 ACCURACIES = {
     "accuracy": ("student", {"color": COPPER, "width": 2.5}),
-    "agreement": ("agrees with the teacher", {"color": TEAL, "width": 1.5, "dash": "dot"}),
+    "agreement": ("agreement", {"color": TEAL, "width": 1.5, "dash": "dot"}),
 }
 MOST_POINTS = 2000
 """A curve that is drawn at once has about this many points at most; a screen shows no more."""
@@ -75,10 +75,15 @@ def overlay(runs: list[Run]) -> dict[str, go.Figure]:
             **thin(drawn["losses"]["x"], drawn["losses"]["y"][0]), name=name_of(run), mode="lines", line=line
         )
         accuracy.add_scatter(
-            **thin(drawn["accuracy"]["x"], drawn["accuracy"]["y"][0]), name=name_of(run), mode="lines+markers", line=line
+            **thin(drawn["accuracy"]["x"], drawn["accuracy"]["y"][0]),
+            name=name_of(run),
+            mode="lines+markers",
+            line=line,
         )
-    for figure in (losses, accuracy):
-        figure.update_layout(showlegend=True)
+    for figure in (losses, accuracy):  # the names are long: below the axis, a line each
+        figure.update_layout(
+            height=300 + 20 * len(runs), showlegend=True, legend={"y": -0.24, "yanchor": "top"}, margin={"t": 40}
+        )
     return {"losses": losses, "accuracy": accuracy}
 
 
@@ -86,7 +91,7 @@ def name_of(run: Run) -> str:
     """What a curve is called: "mobilenet_v2_0.35 T 5 λ 0.5 (3f9a)"."""
     config: DistillConfig = run.config()
     student = config.student.rstrip("/").rsplit("/", 1)[-1]
-    return f"{student} T {config.temperature:g} λ {config.lambda_:g} ({run.id[-4:]})"  # noqa: RUF001
+    return f"{student} T {config.temperature:g} λ {config.lambda_:g} ({run.id[-4:]})"
 
 
 def thin(x: list[float], y: list[float]) -> dict[str, list[float]]:
@@ -99,15 +104,15 @@ def _figure(title: str, end: float | None = None, percent: bool = False) -> go.F
     """An empty figure over epochs. It has no background and no font colour: the page gives it those of its theme."""
     return go.Figure(
         layout={
-            "title": {"text": title, "x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "font": {"size": 15}},
+            "title": {"text": title, "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"l": 8, "t": 8}, "font": {"size": 15}},
             "template": "none",
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
-            "margin": {"l": 52, "r": 12, "t": 44, "b": 40},
-            "height": 290,
+            "margin": {"l": 52, "r": 12, "t": 68, "b": 40},
+            "height": 300,
             "xaxis": {"title": {"text": "epoch", "standoff": 8}, **({"range": [0, end]} if end else {"rangemode": "tozero"})},
-            "yaxis": {"tickformat": ".0%" if percent else "~g", "automargin": True},
-            "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+            "yaxis": {"tickformat": ".0%", "autorangeoptions": {"clipmin": 0, "clipmax": 1.02}} if percent else {"tickformat": "~g"},
+            "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "font": {"size": 11}},
             "hovermode": "x unified",
             "uirevision": "kept",
         }

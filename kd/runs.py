@@ -81,6 +81,8 @@ class Run:
             return json.loads((self.path / "config.json").read_text())
         except FileNotFoundError:
             raise RunDeleted(f"The folder of run {self.id} is gone: {self.path}") from None
+        except ValueError as error:
+            raise RunError(f"{self.path / 'config.json'} is damaged: {error}") from error
 
     def config(self) -> DistillConfig:
         return DistillConfig.from_dict(self.settings()["config"])
@@ -161,11 +163,14 @@ class Run:
             raise RunError(f"Run {self.id} is being worked on by another process already.") from None
         with lock:
             self._drop_half_line()
-            (self.path / "reserve").write_bytes(b"\0" * RESERVE_BYTES)
             try:
                 yield
             finally:
                 (self.path / "reserve").unlink(missing_ok=True)
+
+    def keep_reserve(self) -> None:
+        """Take the room that the last event will need if the disk is full by then."""
+        (self.path / "reserve").write_bytes(b"\0" * RESERVE_BYTES)
 
     def close(self, event: str, **data: Any) -> None:
         """Append a closing event, giving back the reserve first: it must be written on a full disk too."""
@@ -189,6 +194,12 @@ class Run:
     def stop_asked(self) -> bool:
         return (self.path / "STOP").exists()
 
+    def forget_old_stop(self) -> None:
+        """Before a resume: drop the ``STOP`` that the run obeyed already, not one that came since."""
+        closed, stop = self.last("done", "failed", "stopped"), self.path / "STOP"
+        if closed and stop.exists() and stop.stat().st_mtime <= closed["time"]:
+            stop.unlink()
+
     def report(self) -> dict[str, Any] | None:
         """``report.json``, or ``None`` until the run is done."""
         try:
@@ -204,20 +215,26 @@ class Run:
 
 
 def create(config: DistillConfig, folder: Path, owner: str) -> Run:
-    """Make the folder of a new run, with its settings and its first event."""
+    """Make the folder of a new run, with its settings and its first event. Raises ``RunError`` where it cannot."""
     created = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1e6) % 1_000_000:06d}"
     run = Run(Path(folder).resolve() / f"{stamp}-{secrets.token_hex(2)}")
-    run.path.mkdir(parents=True)
     settings = {
         "id": run.id,
         "created": created,
         "owner": _hash(owner),
         "config": config.with_absolute_paths().to_dict(),
     }
-    (run.path / "events.jsonl").touch()
-    run.append("created")
-    write_whole(run.path / "config.json", json.dumps(settings, indent=2))
+    try:
+        run.path.mkdir(parents=True)
+        (run.path / "events.jsonl").touch()
+        run.append("created")
+        write_whole(run.path / "config.json", json.dumps(settings, indent=2))
+    except OSError as error:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise RunError(
+            f"Runs cannot be kept in {folder}: {error.strerror}. Name another place with --runs-dir."
+        ) from error
     return run
 
 
@@ -253,7 +270,12 @@ def list_runs(folder: Path) -> list[Run]:
 def local_owner(folder: Path) -> str:
     """The one token that owns all runs made on this machine by hand; made when first asked for."""
     path = Path(folder) / ".owner"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"Runs cannot be kept in {folder}: {error.strerror}. Name another place with --runs-dir."
+        ) from error
     with FileLock(path.with_name(".owner.lock")):
         if not path.exists():
             path.touch(mode=0o600)

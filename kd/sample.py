@@ -215,8 +215,8 @@ def measure_teacher(assets: Path) -> float:
     """The saved teacher's accuracy on the saved test split, by the ruler that every run uses."""
     splits = load_splits(DistillConfig(dataset=str(assets / "sample")))
     teacher, _ = load_teacher(str(assets / "sample-teacher"), splits.classes)
-    logits = score(teacher, teacher.processor, splits.test, torch.device("cpu"))
-    return quality(logits, np.asarray(splits.test["label"]))["accuracy"]
+    found = score(teacher, teacher.processor, splits.test, torch.device("cpu"))
+    return quality(found.logits, np.asarray(splits.test["label"]))["accuracy"]
 
 
 def write_teacher_card(folder: Path, log: list[dict], test: float) -> None:

@@ -106,7 +106,7 @@ def _compute(
 
 
 def load_scores(key: str, cache: Path, size: int, compute: Callable[[], np.ndarray]) -> tuple[np.ndarray, bool]:
-    """The teacher's logits on a split by the ruler (``kd.compare.score``), kept like targets: values and whether they
+    """The teacher's logits ``[size, C]`` on a split by the ruler (``kd.compare.score``), kept like targets: values and whether they
     were there."""
     folder = Path(cache) / "scores"
     folder.mkdir(parents=True, exist_ok=True)

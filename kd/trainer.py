@@ -182,7 +182,7 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.run.stop_asked():  # end as an epoch does: what was learned is evaluated and saved
-            control.should_evaluate = control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
         if time.perf_counter() - self.looked >= EVENT_SECONDS or state.global_step == 1:
             self._tell(state)
 

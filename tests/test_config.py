@@ -26,6 +26,10 @@ from kd import DistillConfig
         ("image_size", 4, "expected a whole number from 16 to 1024"),
         ("teacher", "", "teacher is ''"),
         ("lamda", 0.5, "Unknown setting lamda"),
+        ("teacher", "  ", "expected text, for example sample"),
+        ("device", "../../elsewhere", "expected auto, cpu, mps, cuda or cuda:N"),
+        ("device", "banana", "device is 'banana'"),
+        ("seed", 10**12, "expected a whole number from 0 to 4294967295"),
     ],
 )
 def test_a_bad_setting_is_refused_with_what_was_found_and_expected(setting, value, words):
@@ -53,6 +57,11 @@ def test_the_command_line_refuses_bad_settings_with_code_2_and_no_run(tmp_path):
     assert not list(tmp_path.iterdir())
     assert kd("distill", "--preset", "nope").returncode == 2
     assert kd("distil").returncode == 2
+
+
+def test_compare_and_distill_are_functions_also_after_their_modules_were_imported():
+    code = "import kd.compare, kd.distill; from kd import compare, distill; print(callable(compare), callable(distill))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "True True"
 
 
 def test_importing_kd_or_asking_for_help_loads_nothing_heavy():

@@ -6,12 +6,14 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 import toys
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from pyarrow import parquet
 
 from kd import data
 from kd.config import DistillConfig
@@ -139,6 +141,32 @@ def test_a_parquet_file_is_read_and_text_labels_are_numbered(tmp_path):
     assert splits.classes == sorted(toys.CLASSES) and sum(splits.sizes().values()) == 60
 
 
+def test_the_shards_of_a_split_are_all_read(tmp_path):
+    rng = np.random.default_rng(0)
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=toys.CLASSES)})
+    for shard in range(3):
+        rows = {"image": [toys.picture(n, rng) for n in toys.CLASSES] * 5, "label": [0, 1, 2] * 5}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"train-0000{shard}-of-00003.parquet")
+    assert sum(load_splits(config(tmp_path)).sizes().values()) == 45
+
+
+def test_a_parquet_file_that_others_wrote_is_read_by_its_columns_contents(tmp_path, colours):
+    files = sorted(colours.rglob("*.png"))
+    table = {
+        "image": [{"bytes": f.read_bytes(), "path": f.name} for f in files],
+        "label": [f.parent.name for f in files],
+    }
+    parquet.write_table(pyarrow.table(table), tmp_path / "struct.parquet")
+    parquet.write_table(
+        pyarrow.table({"photo": [f.read_bytes() for f in files], "label": table["label"]}), tmp_path / "raw.parquet"
+    )
+    for name, column in (("struct.parquet", None), ("raw.parquet", "photo")):
+        splits = load_splits(config(tmp_path / name, image_column=column))
+        assert splits.classes == sorted(toys.CLASSES) and data.open_row(splits.train[0]).size == (32, 32)
+    with pytest.raises(RunError, match=r"column 'label' of the train split holds .* not pictures"):
+        load_splits(config(tmp_path / "raw.parquet", image_column="label"))
+
+
 def test_the_embedded_sample_is_what_it_says():
     splits = load_splits(DistillConfig())
     assert splits.sizes() == {"train": 8000, "validation": 1000, "test": 2000} and not splits.warnings
@@ -193,7 +221,7 @@ def test_an_empty_split_a_broken_parquet_and_a_wrong_file_are_told_apart(tmp_pat
     (tmp_path / "broken.parquet").write_text("no")
     (tmp_path / "notes.txt").write_text("no")
     for name, words in (
-        ("empty.parquet", "it has no rows"),
+        ("empty.parquet", "train split is empty"),
         ("broken.parquet", "could not be read as parquet"),
         ("notes.txt", "Expected a parquet file or a folder"),
     ):

@@ -60,7 +60,7 @@ def test_the_report_is_the_last_line_and_has_every_field(finished):
         assert {"accuracy", "f1", "parameters", "megabytes", "flops", "latency_ms"} <= report[side].keys()
         latency = report[side]["latency_ms"]
         assert {"p50", "p95", "n", "batch", "device", "dtype", "threads"} == latency.keys() and latency["n"] >= 30
-    assert report["train"].keys() == {"seconds", "images_per_second", "epochs", "best_epoch"}
+    assert report["notes"] == [] and report["train"].keys() == {"seconds", "images_per_second", "epochs", "best_epoch"}
     assert report["targets"]["cache"] == "miss" and report["targets"]["seconds"] > 0
     assert report["data"]["test"] == 12 and report["config"]["lambda"] == 0.5
 
@@ -133,7 +133,7 @@ def test_compare_shows_both_on_good_pictures_and_names_the_bad_one(finished, col
     assert sum(row["confidence"] for row in first["teacher"]) == pytest.approx(1, abs=1e-3)
     assert "is not a picture" in second["error"]
     assert found["speedup"] > 0 and found["size_ratio"] > 0 and found["note"] is None
-    assert found["teacher"]["latency_ms"]["n"] == found["student"]["latency_ms"]["n"] >= 30
+    assert all(found[side]["latency_ms"]["n"] >= 30 for side in ("teacher", "student"))
     all_bad = kd("compare", "last", tmp_path / "notes.jpg", tmp_path / "gone.png", "--runs-dir", run.path.parent)
     assert all_bad.returncode == 1 and "gone.png: there is no such file" in all_bad.stderr
     assert "Traceback" not in all_bad.stderr
@@ -222,7 +222,7 @@ def test_a_stopped_run_keeps_its_student_and_can_be_resumed(small, tmp_path):
 def test_a_run_that_fails_after_its_last_epoch_resumes_without_training_again(small, tmp_path, monkeypatch):
     run = runs.create(settings(small), tmp_path, "t")
     with monkeypatch.context() as patched:
-        patched.setattr("kd.distill.measure", lambda *arguments: 1 / 0)
+        patched.setattr(sys.modules["kd.distill"], "measure", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             execute(run)
     evals = len([e for e in run.events() if e["event"] == "eval"])
@@ -249,6 +249,53 @@ def test_a_run_that_diverges_says_so_and_keeps_the_best(small, tmp_path, monkeyp
     message = run.last("failed")["message"]
     assert "the loss became nan in epoch 2" in message and "learning rate ten times lower" in message
     assert (run.path / "student" / "model.safetensors").exists()
+
+
+def test_a_student_that_answers_with_no_numbers_has_diverged(small, tmp_path, monkeypatch):
+    from kd.trainer import RunCallback
+
+    def spoil_the_weights(self, args, state, control, model, **kwargs):  # after the epoch's last look at the loss
+        if state.epoch > 1.5:
+            next(model.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(RunCallback, "on_epoch_end", spoil_the_weights)
+    run = runs.create(settings(small), tmp_path, "t")
+    with pytest.raises(RunError, match="answers are not finite numbers"):
+        execute(run)
+    assert (run.path / "student" / "model.safetensors").exists()
+
+
+def test_a_picture_of_the_test_split_that_cannot_be_read_is_named_in_the_report(small, teacher, tmp_path):
+    for split, each in (("train", 8), ("validation", 4), ("test", 4)):
+        toys.class_folders(tmp_path / "data" / split, each)
+    spoiled = tmp_path / "data" / "test" / "red brick" / "001.png"
+    spoiled.write_bytes(spoiled.read_bytes()[:200])
+    run = runs.create(settings(small, dataset=str(tmp_path / "data"), epochs=1), tmp_path / "runs", "t")
+    execute(run)
+    assert "001.png is damaged or cut short" in run.report()["notes"][0]
+    assert (run.report()["teacher"]["accuracy"] * 11) == pytest.approx(
+        round(run.report()["teacher"]["accuracy"] * 11), abs=1e-3
+    )
+
+
+def test_a_run_is_begun_once_and_a_done_one_is_not_trained_again(finished):
+    run, _ = finished
+    before = run.events()
+    for resume in (False, True):
+        with pytest.raises(RunError, match="is done"):
+            execute(run, resume)
+    assert run.events() == before
+
+
+def test_compare_takes_pictures_from_memory_as_it_takes_files(finished, tmp_path):
+    from PIL import Image
+
+    from kd.compare import compare
+
+    image = Image.new("RGBA", (40, 20), (255, 0, 0, 0))
+    image.save(tmp_path / "clear.png")
+    found = compare(finished[0], [image, tmp_path / "clear.png"])["pictures"]
+    assert found[0]["student"] == found[1]["student"]
 
 
 def test_a_learning_rate_of_a_million_ends_in_words(small, tmp_path):

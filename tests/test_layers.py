@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 ORDER = [
-    "config", "runs", "launch", "losses", "metrics", "latency", "data", "models", "targets", "trainer",
+    "config", "runs", "launch", "losses", "metrics", "latency", "plots", "data", "models", "targets", "trainer",
     "compare", "export", "sample", "distill", "cli", "__main__",
 ]  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Teachers and students."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from transformers import (
     AutoModelForImageClassification,
     BitImageProcessorPil,
+    ConvNextImageProcessorPil,
     EfficientNetImageProcessorPil,
     MobileViTImageProcessorPil,
     ViTConfig,
@@ -92,6 +95,33 @@ def test_healing_makes_running_statistics_those_of_many_batches(name):
 def test_healing_turns_a_keep_probability_into_a_dropout():
     student = load_student("mobilenet_v2_0.35", toys.CLASSES, 32, 32, seed=0)
     assert student.model.config.classifier_dropout_prob == student.model.dropout.p == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [toys.processor(40), ConvNextImageProcessorPil(), MobileViTImageProcessorPil()],
+    ids=lambda p: type(p).__name__,
+)
+def test_a_processor_can_be_asked_for_another_size(processor):
+    assert pipeline(models.resized(processor, 64)).size == (64, 64)
+
+
+def test_a_pretrained_student_of_as_many_classes_gets_a_new_head_too(teacher):
+    old = AutoModelForImageClassification.from_pretrained(teacher).state_dict()
+    new = load_student(str(teacher), toys.CLASSES, None, 32, seed=0).model.state_dict()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {"classifier.1.weight", "classifier.1.bias"}
+
+
+def test_the_key_of_a_teacher_knows_its_processor_and_settings(teacher):
+    model = AutoModelForImageClassification.from_pretrained(teacher)
+    keys = [Teacher(model, toys.processor()).key()]
+    other = toys.processor()
+    other.resample = 0
+    keys.append(Teacher(model, other).key())
+    model.config.hidden_act = "gelu"
+    keys.append(Teacher(model, toys.processor()).key())
+    assert len(set(keys)) == 3
 
 
 def test_pretrained_weights_keep_their_settings(tmp_path):
@@ -185,8 +215,11 @@ def test_flops_see_into_attention_and_count_two_a_multiply_add():
 
 def test_latency_takes_turns_and_keeps_its_promises():
     order = []
-    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    calls = {name: lambda name=name: (order.append(name), time.sleep(0.002)) for name in ("a", "b")}
     times = latency.timed_trials(calls, torch.device("cpu"), trials=30, seconds=0.0)
     assert order[-60:] == ["a", "b"] * 30 and len(times["a"]) == 30
+    slow_and_fast = {"slow": lambda: time.sleep(0.01), "fast": lambda: time.sleep(0.001)}
+    times = latency.timed_trials(slow_and_fast, torch.device("cpu"), trials=10, seconds=0.1)
+    assert len(times["slow"]) < 20 < 60 < len(times["fast"])  # not ten times as long for the slow one
     found = latency.summary(np.arange(1, 101, dtype=float), torch.device("cpu"))
     assert found["p50"] == 50.5 and found["n"] == 100 and found["batch"] == 1 and found["threads"] >= 1

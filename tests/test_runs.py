@@ -9,7 +9,7 @@ import time
 import pytest
 from filelock import FileLock
 
-from kd import launch, runs
+from kd import cli, launch, runs
 from kd.config import DistillConfig
 from kd.runs import Run, RunDeleted, RunError
 
@@ -136,6 +136,42 @@ def test_the_device_goes_to_the_oldest_that_waits(tmp_path):
         process.join(20)
     order = sorted((first, second, third), key=lambda run: run.last("started")["time"])
     assert order == [first, second, third]
+
+
+def test_a_run_of_another_version_does_not_hide_the_others(tmp_path, capsys):
+    odd, fine = (runs.create(DistillConfig(), tmp_path, "t") for _ in range(2))
+    settings = odd.settings()
+    settings["config"]["invented_later"] = 1
+    (odd.path / "config.json").write_text(json.dumps(settings))
+    assert cli.main(["runs", "--runs-dir", str(tmp_path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["run"], row["status"]) for row in rows] == [(fine.id, "queued"), (odd.id, "unreadable")]
+
+
+def test_a_folder_that_cannot_hold_runs_is_said_to_be_one(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert cli.main(["distill", "--runs-dir", str(tmp_path / "file")]) == 1
+    assert "Runs cannot be kept in" in capsys.readouterr().err
+
+
+def test_a_resume_forgets_the_stop_that_was_obeyed_but_not_a_new_one(run):
+    run.ask_to_stop()
+    time.sleep(0.02)
+    run.append("stopped")
+    run.forget_old_stop()
+    assert not run.stop_asked()
+    time.sleep(0.02)
+    run.ask_to_stop()
+    run.forget_old_stop()
+    assert run.stop_asked()
+
+
+def test_a_gpu_run_sees_its_own_gpu_only(monkeypatch):
+    assert launch.gpu_of_its_own("cpu") == {}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert launch.gpu_of_its_own("cuda:1") == {"CUDA_VISIBLE_DEVICES": "1", "KD_DEVICE": "cuda:0"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert launch.gpu_of_its_own("cuda:1")["CUDA_VISIBLE_DEVICES"] == "7"
 
 
 def test_a_waiting_run_can_be_stopped(tmp_path):
