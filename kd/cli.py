@@ -418,10 +418,15 @@ def result_table(report: dict[str, Any], agreed: float) -> str:
     latency = report["student"]["latency_ms"]
     return (
         table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)
-        + f"\nThe student is {report['speedup']:g} times faster and {report['size_ratio']:g} times smaller; it agrees with "
+        + f"\nThe student is {pace(report['speedup'])} and {report['size_ratio']:g} times smaller; it agrees with "
         f"the teacher on {agreed:.1%}.\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
         f"{latency['threads']} threads, {latency['n']} trials, without preprocessing."
     )
+
+
+def pace(speedup: float) -> str:
+    """A speed-up in words: "2 times faster", or below one "1.3 times slower"."""
+    return f"{speedup:g} times faster" if speedup >= 1 else f"{1 / speedup:.2g} times slower"
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:

@@ -9,7 +9,8 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -101,9 +102,25 @@ def recipe(run: Run) -> None:
     logging.disable_progress_bar()
     work = prepare(run, Progress(run))
     trainer, callback = build_trainer(run, work)
-    train_student(run, work, trainer)
+    with threads(work):
+        train_student(run, work, trainer)
     save_best(run, work, trainer)
     write_report(run, work, trainer, callback)
+
+
+@contextmanager
+def threads(work: "Work") -> Iterator[None]:
+    """The number of threads that suits the student, while it trains."""
+    import torch
+
+    from kd.models import pick_threads
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(pick_threads(max(work.student.pipeline.size)) if work.device.type == "cpu" else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Progress:

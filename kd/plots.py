@@ -81,9 +81,7 @@ def overlay(runs: list[Run]) -> dict[str, go.Figure]:
             line=line,
         )
     for figure in (losses, accuracy):  # the names are long: below the axis, a line each
-        figure.update_layout(
-            height=300 + 20 * len(runs), showlegend=True, legend={"y": -0.24, "yanchor": "top"}, margin={"t": 40}
-        )
+        figure.update_layout(height=300 + 20 * len(runs), legend={"y": -0.24, "yanchor": "top"}, margin={"t": 40})
     return {"losses": losses, "accuracy": accuracy}
 
 
@@ -114,6 +112,7 @@ def _figure(title: str, end: float | None = None, percent: bool = False) -> go.F
             "yaxis": {"tickformat": ".0%", "autorangeoptions": {"clipmin": 0, "clipmax": 1.02}} if percent else {"tickformat": "~g"},
             "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "font": {"size": 11}},
             "hovermode": "x unified",
+            "showlegend": True,
             "uirevision": "kept",
         }
     )  # fmt: skip

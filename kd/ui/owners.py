@@ -11,6 +11,7 @@ import re
 import secrets
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -37,11 +38,22 @@ def new_token() -> str:
     return secrets.token_hex(16) if shared() else ""
 
 
+def is_token(token: Any) -> bool:
+    """Whether ``token`` can own runs here: any text on one's own machine, one of ``new_token``'s on a shared server."""
+    return isinstance(token, str) and (not shared() or bool(TOKEN.fullmatch(token)))
+
+
+def visitor(saved: Any) -> dict[str, Any]:
+    """What a browser keeps, ``owner`` (its token) and ``run`` (its last); new for one that has nothing of use here."""
+    known = isinstance(saved, dict) and is_token(saved.get("owner"))
+    return saved if known else {"owner": new_token(), "run": None}
+
+
 def owner(token: str) -> str:
     """Whom a run that is started with ``token`` belongs to. Raises ``RunError`` for what is not a token."""
     if not shared():
         return runs.local_owner(runs.default_folder())
-    if not isinstance(token, str) or not TOKEN.fullmatch(token):
+    if not is_token(token):
         raise RunError("This server is shared: start a run first, its answer has the token that owns it.")
     return token
 

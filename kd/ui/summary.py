@@ -3,9 +3,7 @@
 import dataclasses
 import html
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from kd.runs import CLOSED, LIFECYCLE, Run
@@ -21,7 +19,14 @@ DOING = {
     "test: teacher": "Measuring the teacher on the test split",
     "test: student": "Measuring the student on the test split",
 }
-AT_STAGE = ("Starting", "Reading the pictures", "Checking the teacher", "Asking the teacher", "Training", "Measuring both")
+AT_STAGE = (
+    "Starting",
+    "Reading the pictures",
+    "Checking the teacher",
+    "Asking the teacher",
+    "Training",
+    "Measuring both",
+)
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,13 @@ class Summary:
         return min(self.done / self.of, 1.0) if self.phase and self.of else 0.0
 
     def line(self, status: str) -> tuple[str, str]:
-        """What is going on, and its figures: ("Training, epoch 3 of 8", "1,240 images/s, 40 s left")."""
+        """What is going on, and its figures: ("Training, epoch 3 of 8", "1,240 images/s on the CPU, 40 s left")."""
         if status in CLOSED:
             return self._closing(status), ""
         if status == "queued":
-            where = "GPU" if (self.device or "").startswith("cuda") else "CPU"
-            return (f"Waiting for the {where}: place {self.place} in the queue" if self.place else "Starting"), ""
+            return (
+                f"Waiting for the {self._where()}: place {self.place} in the queue" if self.place else "Starting"
+            ), ""
         if self.stage == STAGE_OF["targets"] and self.epochs:
             return f"Training, epoch {self._epoch()} of {self.epochs}", self._pace()
         if self.phase and self.of:
@@ -105,28 +111,27 @@ class Summary:
         if not self.images_per_second or not self.step:
             return ""
         left = (self.steps - self.step) * self.seconds / self.step
-        return f"{self.images_per_second:,.0f} images/s, {duration(left)} left"
+        return f"{self.images_per_second:,.0f} images/s on the {self._where()}, {duration(left)} left"
+
+    def _where(self) -> str:
+        return "GPU" if (self.device or "cpu") != "cpu" else "CPU"
 
 
-_lock = Lock()
-
-
-@lru_cache(maxsize=512)
-def _folded(path: Path) -> list:
-    """A run's ``[cursor, Summary]`` so far: only a shortcut past the events that have been read before."""
-    return [0, Summary()]
+_seen: dict[Path, tuple[int, Summary]] = {}
+"""A run's cursor and summary so far: only a shortcut past the events that have been read before."""
+MOST_SEEN = 1000
 
 
 def summarize(run: Run) -> Summary:
     """The summary of all events of a run. Raises ``RunDeleted``."""
-    with _lock:
-        folded = _folded(run.path)
-        events, cursor = run.read(folded[0])
-        summary = folded[1]
-        for event in events:
-            summary = summary.after(event)
-        folded[:] = [cursor, summary]
-        return summary
+    cursor, summary = _seen.get(run.path, (0, Summary()))
+    events, cursor = run.read(cursor)
+    for event in events:
+        summary = summary.after(event)
+    _seen[run.path] = cursor, summary
+    if len(_seen) > MOST_SEEN:
+        _seen.pop(next(iter(_seen)), None)
+    return summary
 
 
 def status_of(run: Run, summary: Summary) -> str:
@@ -154,8 +159,13 @@ def count(value: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """ "26×" or "3.4×"."""  # noqa: RUF002
-    return f"{ratio:.0f}×" if ratio >= 20 else f"{ratio:.1f}×"  # noqa: RUF001
+    """How many times: "26×", "3.4×", "0.82×"."""
+    return f"{ratio:.0f}×" if ratio >= 20 else f"{ratio:.1f}×" if ratio >= 1 else f"{ratio:.2f}×"  # noqa: RUF001
+
+
+def against(ratio: float, less: str, more: str) -> str:
+    """The student against the teacher: "26× fewer", or "1.2× more" where it has more."""
+    return f"{times(ratio)} {less}" if ratio >= 1 else f"{times(1 / ratio)} {more}"
 
 
 def short(name: str) -> str:
@@ -182,11 +192,12 @@ def costs(sides: dict[str, Any]) -> list[list[str]]:
     """Rows of teacher against student that a report and a comparison share: parameters, size, FLOPs, latency."""
     t, s = sides["teacher"], sides["student"]
     ms = {name: side["latency_ms"] for name, side in (("t", t), ("s", s))}
+    few, small = ("fewer", "more"), ("smaller", "larger")
     return [
-        ["Parameters", count(t["parameters"]), count(s["parameters"]), f"{times(t['parameters'] / s['parameters'])} fewer"],
-        ["Size", f"{t['megabytes']:.2f} MB", f"{s['megabytes']:.2f} MB", f"{times(sides['size_ratio'])} smaller"],
-        ["FLOPs", count(t["flops"]), count(s["flops"]), f"{times(t['flops'] / s['flops'])} fewer"],
-        ["Latency p50", f"{ms['t']['p50']:.2f} ms", f"{ms['s']['p50']:.2f} ms", f"{times(sides['speedup'])} faster"],
+        ["Parameters", count(t["parameters"]), count(s["parameters"]), against(t["parameters"] / s["parameters"], *few)],
+        ["Size", f"{t['megabytes']:.2f} MB", f"{s['megabytes']:.2f} MB", against(sides["size_ratio"], *small)],
+        ["FLOPs", count(t["flops"]), count(s["flops"]), against(t["flops"] / s["flops"], *few)],
+        ["Latency p50", f"{ms['t']['p50']:.2f} ms", f"{ms['s']['p50']:.2f} ms", against(sides["speedup"], "faster", "slower")],
         ["Latency p95", f"{ms['t']['p95']:.2f} ms", f"{ms['s']['p95']:.2f} ms", ""],
     ]  # fmt: skip
 
@@ -210,4 +221,12 @@ def result_table(report: dict[str, Any]) -> str:
         *costs(report),
     ]
     note = f'<p class="kd-note">{html.escape(how_timed(s["latency_ms"]))}</p>'
-    return table(["", "Teacher", "Student", "Student against teacher"], rows, "Measured on the test split") + note
+    return (
+        table(
+            ["Measure", "Teacher", "Student", "Student against teacher"],
+            rows,
+            "Measured on the test split",
+            "kd-versus",
+        )
+        + note
+    )

@@ -1,0 +1,10 @@
+"""The page. ``python app.py``, then open the address it prints.
+
+``KD_RUNS_DIR`` is where runs are kept (default: ``runs``); ``GRADIO_SERVER_NAME`` and ``GRADIO_SERVER_PORT`` are host
+and port; ``KD_SHARED=1`` keeps visitors apart as on a Space.
+"""
+
+from kd.ui import build, launch_options
+
+if __name__ == "__main__":
+    build().launch(**launch_options())

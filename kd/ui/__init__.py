@@ -1,0 +1,86 @@
+"""The page: three tabs over a folder of runs. It keeps nothing itself; a second tab or a restart shows the same."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import gradio as gr
+
+from kd.ui import api, compare, distill, look, runs
+from kd.ui.owners import visitor
+
+CACHE_SECONDS = 3600
+"""Pictures of visitors are deleted from the server after this time."""
+
+
+def build() -> gr.Blocks:
+    """The page's blocks."""
+    with gr.Blocks(
+        title="Distillery", analytics_enabled=False, fill_width=True, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)
+    ) as page:
+        gr.HTML(look.header(), js_on_load=None, apply_default_css=False)
+        saved = gr.BrowserState(None, storage_key="distillery", secret="distillery-browser-state")
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Distill", id="distill"):
+                first = distill.build()
+            with gr.Tab("Compare", id="compare") as second_tab:
+                second = compare.build(saved, first.live)
+            with gr.Tab("Runs", id="runs"):
+                third = runs.build()
+        api.add()
+        quick = distill.PRIVATE
+        # Through the queue, beside any number of others: outside it gradio shows no error.
+        queued = {**quick, "queue": True, "concurrency_limit": None}
+        first.button.click(distill.on_distill, [saved, *first.widgets], [saved, first.live], **queued)
+        second_tab.select(compare.offer, [saved, first.live, second.run], second.run, **quick)
+        for source in (first.live, third):
+            source.compare(to_compare, [saved, first.live], [tabs, second.run], **quick)
+        third.open(to_run, saved, [tabs, saved, first.live], **quick)
+        page.load(arrive, saved, [saved, first.live, third], **quick)
+    return page
+
+
+def arrive(saved: dict | None, request: gr.Request) -> tuple[dict, dict, dict]:
+    """A page is opened: its browser's token (a new one for a new visitor), and the run to show, the one in the
+    address or else the browser's last."""
+    saved, asked = visitor(saved), request.query_params
+    run = asked.get("run") or saved.get("run")
+    return saved, {"run": run, "owner": saved["owner"], "view": asked.get("view", "")}, {"owner": saved["owner"]}
+
+
+def to_compare(saved: dict | None, live: dict | None, event: gr.EventData) -> tuple[gr.Tabs, gr.Dropdown]:
+    """From a run to the Compare tab, the run chosen."""
+    return gr.Tabs(selected="compare"), compare.offer(saved, live, event.run)
+
+
+def to_run(saved: dict | None, event: gr.EventData) -> tuple[gr.Tabs, dict, dict]:
+    """From the list to the run itself."""
+    saved = visitor(saved)
+    return (
+        gr.Tabs(selected="distill"),
+        {**saved, "run": event.run},
+        {"run": event.run, "owner": saved["owner"], "new": True},
+    )
+
+
+def launch_options() -> dict[str, Any]:
+    """What ``launch`` takes beside host and port, which are in gradio's own environment variables."""
+    return {
+        "theme": look.theme(),
+        "css": look.css(),
+        "head": look.head(),
+        "show_error": True,
+        "ssr_mode": False,
+        "run_history": False,
+        "enable_monitoring": False,
+        "max_file_size": "20mb",
+        "mcp_server": has_mcp(),
+        "footer_links": ["api"],
+    }
+
+
+def has_mcp() -> bool:
+    """Whether there is an ``mcp`` package that gradio can serve: the first major version."""
+    try:
+        return version("mcp").startswith("1.")
+    except PackageNotFoundError:
+        return False

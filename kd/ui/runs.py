@@ -1,0 +1,124 @@
+"""The third tab: all runs, newest first; their curves overlaid; stop and delete."""
+
+import hashlib
+import html
+import time
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from kd import plots
+from kd.runs import CLOSED, Run, RunError
+from kd.ui.distill import stop
+from kd.ui.owners import own, own_runs
+from kd.ui.summary import short, status_of, summarize, times
+
+FILES = Path(__file__).parent
+MOST_ROWS = 200
+MOST_CURVES = 16
+HEAD = ("", "Started", "Status", "Student and teacher", "T", "Lambda", "Accuracy", "Agreement", "Speed-up", "Actions")
+
+
+def rows(asked: dict[str, Any]) -> dict[str, Any]:
+    """The table's body as ``html`` with its ``mark``, or ``{}`` where the page has it already (``seen``)."""
+    mine = own_runs(asked.get("owner", ""))
+    body = "".join(row(run) for run in mine[:MOST_ROWS])
+    mark = hashlib.sha256(body.encode()).hexdigest()[:16]
+    return {} if mark == asked.get("seen") else {"html": body, "mark": mark}
+
+
+def row(run: Run) -> str:
+    """One run; nothing for one that is deleted meanwhile."""
+    try:
+        return _row(run)
+    except RunError:
+        return ""
+
+
+def _row(run: Run) -> str:
+    summary, config, report = summarize(run), run.config(), run.report()
+    status = status_of(run, summary)
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.settings()["created"]))
+    name = html.escape(f"{short(config.student)}, started {created}")
+    accuracy = report["student"]["accuracy"] if report else summary.accuracy
+    agreement = report["agreement"] if report else summary.agreement
+    cells = {
+        "Started": f'<time datetime="{created}">{created}</time>',
+        "Status": f'<span class="kd-status kd-{status}">{status_words(status, summary)}</span>',
+        "Student and teacher": f"<b>{html.escape(short(config.student))}</b> <br><small>from {html.escape(short(config.teacher))}</small>",
+        "T": f"{config.temperature:g}",
+        "Lambda": f"{config.lambda_:g}",
+        "Accuracy": "" if accuracy is None else f"{accuracy:.1%} <br><small>{'test' if report else 'validation'}</small>",
+        "Agreement": "" if agreement is None else f"{agreement:.1%}",
+        "Speed-up": times(report["speedup"]) if report else "",
+        "Actions": actions(status, name),
+    }  # fmt: skip
+    box = f'<td><input type="checkbox" value="{run.id}" aria-label="Show the curves of {name}"></td>'
+    return (
+        f'<tr data-run="{run.id}">{box}' + "".join(f'<td data-label="{k}">{v}</td>' for k, v in cells.items()) + "</tr>"
+    )
+
+
+def status_words(status: str, summary: Any) -> str:
+    """The status, and how far it is."""
+    if status == "queued" and summary.place:
+        return f"queued, place {summary.place}"
+    if status == "running" and summary.epochs:
+        return f"running, {summary.share():.0%}"
+    return status
+
+
+def actions(status: str, name: str) -> str:
+    """The buttons of a row."""
+    wanted = ["open", *(["compare"] if status == "done" else []), "delete" if status in CLOSED else "stop"]
+    return "".join(
+        f'<button type="button" class="kd-button{" kd-danger" if do == "delete" else ""}" data-do="{do}" '
+        f'aria-label="{do.capitalize()} {name}">{do.capitalize()}</button>'
+        for do in wanted
+    )
+
+
+def curves(asked: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the runs ``runs``, overlaid; or ``problem``."""
+    ids = asked.get("runs")
+    if not isinstance(ids, list) or len(ids) > MOST_CURVES:
+        return {"problem": f"Choose {MOST_CURVES} runs at most."}
+    try:
+        chosen = [own(id, asked.get("owner", "")) for id in ids]
+        return {name: figure.to_plotly_json() for name, figure in plots.overlay(chosen).items()}
+    except RunError as problem:
+        return {"problem": str(problem)}
+
+
+def act(asked: dict[str, Any]) -> dict[str, Any]:
+    """Stop or delete a run of the visitor's: ``{}``, or ``problem``."""
+    try:
+        if asked.get("do") == "stop":
+            stop(asked.get("run", ""), asked.get("owner", ""))
+        elif asked.get("do") == "delete":
+            delete(asked.get("run", ""), asked.get("owner", ""))
+    except RunError as problem:
+        return {"problem": str(problem)}
+    return {}
+
+
+def delete(id: str, token: str) -> None:
+    """Remove a run of the visitor's, its student with it. Raises ``RunError`` while it is worked on."""
+    run = own(id, token)
+    if run.status() not in CLOSED:
+        raise RunError(f"Run {run.id} is {run.status()}. Stop it first, then delete it.")
+    run.delete()
+
+
+def build() -> gr.HTML:
+    """The list; its script asks for the rows while the tab is open."""
+    head = "".join(f'<th scope="col">{name or "Curves"}</th>' for name in HEAD)
+    return gr.HTML(
+        value={},
+        html_template=(FILES / "runs.html").read_text().replace("@@head", head),
+        js_on_load="distillery.runs(element, props, server, watch, run => trigger('open', {run}), run => trigger('compare', {run}))",
+        server_functions=[rows, curves, act],
+        apply_default_css=False,
+        elem_id="runs",
+    )  # fmt: skip

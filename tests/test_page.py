@@ -1,0 +1,282 @@
+"""The page in real Chromium, as a visitor sees it. One story, told in order: a run on the sample is watched, reloaded,
+survives the server and is stopped; a small one waits behind it, ends, is compared, overlaid and deleted."""
+
+import re
+import zlib
+
+import pytest
+from pages import AXE, points, serious, shared_site, site, until, visit
+from playwright.sync_api import expect
+
+from kd import launch, runs
+from kd.config import DistillConfig
+from kd.runs import CLOSED
+from kd.ui.owners import view_key
+
+pytestmark = pytest.mark.xdist_group("page")
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The first visitor, who has one's own machine, with no runs yet."""
+    for run in runs.list_runs(site().folder):
+        until(lambda run=run: run.status() in CLOSED)
+        run.delete()
+    return visit(f"{site().url}/?__theme=light")
+
+
+@pytest.fixture(scope="module")
+def small_run(colours, teacher):
+    """A run of a few seconds, which waits behind the one that is training."""
+    config = DistillConfig.preset(
+        "custom", teacher=str(teacher), dataset=str(colours), student="mobilenet_v2_0.35", image_size=32, epochs=2,
+        batch_size=16, views=1,
+    )  # fmt: skip
+    run = runs.create(config, site().folder, runs.local_owner(site().folder))
+    launch.start(run)
+    return run
+
+
+def status(page):
+    return page.locator("#live [role=status]")
+
+
+def tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+# --- One run on the sample
+
+
+def test_the_page_answers_before_torch_could_be_imported():
+    assert site().seconds < 12  # 4 s on two quiet cores
+
+
+def test_before_the_first_run_two_sentences_say_what_will_happen(page):
+    empty = page.locator("#live .kd-empty")
+    expect(empty).to_be_visible()
+    expect(empty).to_contain_text("Click Distill")
+    expect(empty).to_contain_text("minute")
+    assert re.search(r"CPU \(\d+ core|GPU", empty.inner_text())
+    assert page.locator("#distill").bounding_box()["y"] < 900, "the button is on the first screen"
+
+
+def test_a_bad_setting_is_an_error_with_the_same_words_as_on_the_command_line(page):
+    page.locator("#set-temperature input").fill("0")
+    page.get_by_role("button", name="Distill", exact=True).click()
+    with pytest.raises(ValueError) as problem:
+        DistillConfig(temperature=0)
+    expect(page.get_by_text(str(problem.value))).to_be_visible()
+    assert not runs.list_runs(site().folder)
+    page.locator("#set-temperature input").fill("4")
+
+
+def test_a_click_on_distill_draws_curves_that_grow(page):
+    page.get_by_role("button", name="More").click()
+    for name, value in (("epochs", 40), ("views", 1)):
+        page.locator(f"#set-{name} input").fill(str(value))
+    page.get_by_role("button", name="Distill", exact=True).click()
+    expect(status(page)).to_have_text(re.compile("Training, epoch 1 of 40"), timeout=120_000)
+    assert re.search(r"[\d,]+ images/s on the [CG]PU, .* left", until(lambda: page.locator(".kd-pace").inner_text()))
+    first = until(lambda: points(page))
+    until(lambda: points(page) > first + 1)
+    assert "run=" in page.url
+    config = runs.list_runs(site().folder)[0].config()
+    assert (config.temperature, config.epochs, config.views, config.dataset) == (4, 40, 1, "sample")
+
+
+def test_zoom_survives_updates(page):
+    chart = page.locator("#live [data-figure=losses]")
+    page.evaluate("Plotly.relayout(document.querySelector('#live [data-figure=losses]'), {'xaxis.range': [0.1, 0.3]})")
+    before = points(page)
+    until(lambda: points(page) > before + 1)
+    assert chart.evaluate("chart => chart._fullLayout.xaxis.range") == [0.1, 0.3]
+
+
+def test_a_poll_is_small(page):
+    sizes = []
+    for _ in range(4):
+        with page.expect_response(lambda response: "component_server" in response.url) as response:
+            pass
+        sizes.append(len(response.value.body()))
+    assert sorted(sizes)[1] < 400, sizes
+
+
+def test_a_run_behind_it_says_its_place(page, small_run):
+    second = visit(f"{site().url}/?run={small_run.id}", context=page.context)
+    expect(status(second)).to_have_text("Waiting for the CPU: place 1 in the queue")
+    second.close()
+
+
+def test_a_reload_and_a_second_tab_find_the_run_again(page):
+    run = runs.list_runs(site().folder)[-1]
+    page.reload()
+    expect(status(page)).to_have_text(re.compile("Training, epoch"))
+    until(lambda: points(page) > 3)
+    second = visit(site().url, context=page.context)  # no ?run=: the browser remembers
+    expect(status(second)).to_have_text(re.compile("Training, epoch"))
+    assert run.status() == "running"
+    second.close()
+
+
+def test_the_server_can_restart_in_mid_run(page):
+    site().stop()
+    expect(status(page)).to_have_text(re.compile("Reconnecting"))
+    site().start()
+    expect(status(page)).to_have_text(re.compile("Training, epoch"))
+    before = points(page)
+    until(lambda: points(page) > before)
+
+
+def test_stop_ends_it_and_resume_is_offered(page):
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(status(page)).to_have_text(re.compile("Stopped in epoch"))
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    assert (runs.list_runs(site().folder)[-1].path / "student" / "model.safetensors").exists()
+
+
+# --- A run that ends
+
+
+def test_the_next_run_ends_with_a_table_of_both(page, small_run):
+    page.goto(f"{site().url}/?__theme=light&run={small_run.id}")
+    expect(status(page)).to_have_text("Done")
+    table = page.locator("#live table")
+    for name in ("Test accuracy", "Macro F1", "Agreement", "Parameters", "Size", "FLOPs", "Latency p50"):
+        expect(table.get_by_role("rowheader", name=name)).to_be_visible()
+    assert f"{small_run.report()['student']['accuracy']:.2%}" in table.inner_text()
+
+
+def test_compare_shows_two_pictures_side_by_side(page, colours, tmp_path):
+    page.get_by_role("button", name="Compare on pictures").click()
+    page.locator("#pictures input[type=file]").set_input_files(
+        [colours / "red brick" / "000.png", colours / "blue sky" / "001.png"]
+    )
+    expect(page.locator("#pictures .thumbnail-item")).to_have_count(2)
+    page.get_by_role("button", name="Compare", exact=True).click()
+    cards = page.locator("#comparison .kd-card")
+    expect(cards).to_have_count(2)
+    assert {"red brick", "blue sky"} <= set(
+        page.locator(".kd-teacher li:first-child span:first-child").all_inner_texts()
+    )
+    for words in ("Agreement", "Speed-up", "Size ratio", "Latency p50", "Latency p95"):
+        expect(page.locator("#comparison")).to_contain_text(words)
+    assert not serious(page)
+
+
+def test_many_pictures_are_a_table_with_a_csv_and_a_bomb_is_named_and_not_decoded(page, tmp_path):
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(png_of(13_000))
+    page.locator("#pictures input[type=file]").first.set_input_files(bomb)
+    expect(page.locator("#pictures .thumbnail-item")).to_have_count(3)
+    for n in (0, 1, 2):
+        page.locator("#examples button").nth(n).click()
+        expect(page.locator("#pictures .thumbnail-item")).to_have_count(4 + n)
+    before = site().memory()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    rows = page.locator("#comparison .kd-many tbody tr")
+    expect(rows).to_have_count(6)
+    expect(rows.last).to_contain_text("bomb.png")
+    assert site().memory() - before < 100e6
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download CSV").click()
+    lines = download.value.path().read_text().splitlines()
+    assert len(lines) == 7 and lines[0].startswith("picture,teacher,")
+
+
+def png_of(side: int) -> bytes:
+    """A PNG of side x side black pixels, small as a file and large in memory."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    head = side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(side * (3 * side + 1)), 9)) + chunk(b"IEND", b"")  # fmt: skip
+
+
+def test_runs_are_overlaid(page):
+    tab(page, "Runs")
+    boxes = page.locator("#runs input[type=checkbox]")
+    expect(boxes).to_have_count(2)
+    for box in boxes.all():
+        box.check()
+    until(lambda: page.evaluate("document.querySelector('#runs [data-figure=losses]').data?.length") == 2)
+    assert not serious(page)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_on_a_phone_nothing_is_wider_than_the_screen_or_serious_to_axe(small_run, theme):
+    phone = visit(f"{site().url}/?__theme={theme}&run={small_run.id}", width=390)
+    expect(status(phone)).to_have_text("Done")
+    for name in ("Distill", "Compare", "Runs"):
+        tab(phone, name)
+        phone.wait_for_timeout(700)
+        assert phone.evaluate("document.documentElement.scrollWidth") == 390, name
+        assert not serious(phone), name
+    phone.context.close()
+    if not AXE.exists():
+        pytest.skip("The widths are right; axe-core is not there: `make test` fetches it with npm")
+
+
+def test_everything_on_the_way_to_distill_is_reached_by_the_keyboard(page):
+    page.goto(site().url)
+    page.get_by_role("tab", name="Distill").focus()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "distill":
+            return
+    pytest.fail("Tab does not get to the button")
+
+
+# --- Strangers
+
+
+def test_a_second_visitor_of_a_shared_server_is_refused_by_page_and_by_raw_post(small_run):
+    theirs = visit(f"{shared_site().url}/?run={small_run.id}")
+    expect(status(theirs)).to_have_text(re.compile("There is no run .* among yours"))
+    tab(theirs, "Runs")
+    expect(theirs.get_by_text("No runs yet")).to_be_visible()
+    for owner in ("", "0" * 32, None, {}):
+        asked = {"run": small_run.id, "owner": owner}
+        assert "refused" in shared_site().call("live", "poll", asked)
+        assert "problem" in shared_site().call("live", "stop_it", asked)
+        assert "problem" in shared_site().call("live", "resume_it", asked)
+        assert "problem" in shared_site().call("runs", "act", {**asked, "do": "delete"})
+        assert "problem" in shared_site().call("runs", "curves", {**asked, "runs": [small_run.id]})
+        assert not shared_site().call("runs", "rows", asked).get("html")
+    assert small_run.status() == "done"
+    theirs.context.close()
+
+
+def test_a_link_that_is_shared_on_purpose_shows_the_run_and_changes_nothing(small_run):
+    theirs = visit(f"{shared_site().url}/?run={small_run.id}&view={view_key(small_run)}")
+    expect(status(theirs)).to_have_text("Done")
+    expect(theirs.get_by_role("button", name="Compare on pictures")).to_be_visible()
+    expect(theirs.get_by_role("button", name="Copy read-only link")).to_be_hidden()
+    key = {"run": small_run.id, "owner": view_key(small_run), "view": view_key(small_run)}
+    assert "problem" in shared_site().call("runs", "act", {**key, "do": "delete"})
+    assert "refused" in shared_site().call("live", "poll", {**key, "view": view_key(small_run)[:-1] + "x"})
+    theirs.context.close()
+
+
+def test_the_link_to_share_is_copied(page, small_run):
+    page.goto(f"{site().url}/?run={small_run.id}")
+    page.get_by_role("button", name="Copy read-only link").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert f"view={view_key(small_run)}" in page.evaluate("navigator.clipboard.readText()")
+
+
+# --- The end
+
+
+def test_a_run_is_deleted_when_the_question_is_answered(page):
+    tab(page, "Runs")
+    row = page.locator("#runs tbody tr").last
+    run = runs.list_runs(site().folder)[-1]
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Keep it").click()
+    assert run.path.exists()
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.locator("#runs tbody tr")).to_have_count(1)
+    assert not run.path.exists()
