@@ -1,0 +1,47 @@
+"""The README's front matter, as the Hub reads it, and its claims that can go stale."""
+
+import re
+from importlib.metadata import version
+
+from conftest import ROOT
+from huggingface_hub import RepoCard, SpaceCardData
+
+from kd.cli import parser
+from kd.config import STUDENT_NAMES
+from kd.models import STUDENTS
+
+TEXT = (ROOT / "README.md").read_text()
+
+
+def front_matter() -> dict:
+    return RepoCard(TEXT).data.to_dict()
+
+
+def test_the_front_matter_is_a_space_s():
+    card = front_matter()
+    data = SpaceCardData(**card)
+    assert (data.sdk, data.app_file, data.license) == ("gradio", "app.py", "apache-2.0")
+    assert card["python_version"] == "3.11" and (ROOT / data.app_file).exists()
+    assert len(card["short_description"]) <= 60  # the Hub refuses a longer one
+    assert {"models", "datasets", "suggested_hardware", "tags", "thumbnail"} <= card.keys()
+    assert (ROOT / "assets" / card["thumbnail"].rsplit("/", 1)[1]).exists()
+
+
+def test_the_space_s_gradio_is_the_one_that_is_tested():
+    assert front_matter()["sdk_version"] == version("gradio")
+    gradio = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("gradio"))
+    assert re.fullmatch(r"gradio>=[\d.]+,<\d+", gradio)
+
+
+def test_every_command_that_the_readme_names_exists():
+    commands = next(a for a in parser()._actions if a.choices).choices
+    assert set(re.findall(r"(?:`|\n|bin/)kd ([a-z]+)", TEXT)) <= set(commands)
+
+
+def test_the_pictures_that_the_readme_shows_are_there():
+    for path in re.findall(r"!\[[^]]*]\(([^)]+)\)", TEXT):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_students_that_the_page_offers_are_those_there_are():
+    assert list(STUDENT_NAMES) == list(STUDENTS)
