@@ -178,16 +178,15 @@ def on_distill(saved: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
 def empty_state() -> str:
     """Two sentences: what will happen, where, and how long it takes."""
     if launch.device_name("auto").startswith("cuda"):
-        where, time = "this machine's GPU", "less than on two CPU cores, where it is a minute and a half"
+        where = "this machine's GPU"
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         where = f"this machine's CPU ({cores} core{'s' if cores > 1 else ''})"
-        time = "about a minute and a half on two cores"
     return (
         "<p>Click <b>Distill</b> and a small student network learns from a big teacher, from its answers as well as "
         "from the labels, while the curves are drawn here.</p>"
-        f"<p>It runs on {where}; the sample takes {time}, and then both are measured side by side on pictures that "
-        "neither has seen.</p>"
+        f"<p>It runs on {where}; the sample takes a little over a minute on two CPU cores, the measurement of both on "
+        "pictures that neither has seen included.</p>"
     )
 
 
