@@ -46,12 +46,8 @@ def slot(run: Run, device: str) -> Iterator[None]:
         if run.stop_asked():
             raise StopAsked
         ahead = waiting_before(run, device)
-        try:
-            if not ahead:
-                lock.acquire(timeout=0)
-                break
-        except Timeout:
-            pass
+        if not ahead and taken(lock):
+            break
         if said != len(ahead):
             said = len(ahead)
             run.append("queued", place=said + 1, device=device)
@@ -60,6 +56,15 @@ def slot(run: Run, device: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def taken(lock: FileLock) -> bool:
+    """Take a lock if it is free now; whether it was."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
 
 
 def device_name(asked: str) -> str:
