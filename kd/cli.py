@@ -87,9 +87,7 @@ def parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="the embedded sample and its teacher").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    one = command(
-        "build", build_sample, "remake the sample and train its teacher (about 25 minutes on 2 cores)", sample
-    )
+    one = command("build", build_sample, "remake the sample and train its teacher (55 minutes on one thread)", sample)
     one.add_argument("--source", type=Path, help="folder of Fashion-MNIST's files (default: Debian's package)")
     one.add_argument("--assets", type=Path, help="folder to write to (default: the project's assets)")
     one.add_argument("--epochs", type=int, default=20)

@@ -259,7 +259,7 @@ def check_teacher(
     def ask() -> np.ndarray:
         return score(teacher, teacher.processor, splits.validation, device, progress.phase("teacher check")).logits
 
-    logits, _ = load_scores(f"{teacher.key()}-{validation.fingerprint}", cache, len(validation.labels), ask)
+    logits = load_scores(f"{teacher.key()}-{validation.fingerprint}", cache, len(validation.labels), ask)
     found = quality(logits, validation.labels)
     chance = np.bincount(validation.labels).max() / len(validation.labels)
     noise = 3 * (chance * (1 - chance) / len(validation.labels)) ** 0.5

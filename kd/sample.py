@@ -236,13 +236,12 @@ def write_teacher_card(folder: Path, log: list[dict], test: float) -> None:
     )
 
 
-def build(assets: Path, source: Path = SOURCE, epochs: int = 20, teacher: bool = True, say=print) -> None:
-    """Write ``assets/sample``, ``assets/examples`` and, unless told otherwise, train ``assets/sample-teacher``."""
+def build(assets: Path, source: Path = SOURCE, epochs: int = 20, say=print) -> None:
+    """Write ``assets/sample`` and ``assets/examples``, and train ``assets/sample-teacher``."""
     splits = split(source)
     write_dataset(splits, assets / "sample")
     write_examples(splits, assets / "examples")
     say(f"Wrote {assets / 'sample'} and {assets / 'examples'}.", flush=True)
-    if teacher:
-        log = train_teacher(splits, assets / "sample-teacher", epochs, say)
-        write_teacher_card(assets / "sample-teacher", log, measure_teacher(assets))
-        say(f"Wrote {assets / 'sample-teacher'}.", flush=True)
+    log = train_teacher(splits, assets / "sample-teacher", epochs, say)
+    write_teacher_card(assets / "sample-teacher", log, measure_teacher(assets))
+    say(f"Wrote {assets / 'sample-teacher'}.", flush=True)

@@ -105,18 +105,17 @@ def _compute(
     os.replace(temporary, path)
 
 
-def load_scores(key: str, cache: Path, size: int, compute: Callable[[], np.ndarray]) -> tuple[np.ndarray, bool]:
-    """The teacher's logits ``[size, C]`` on a split by the ruler (``kd.compare.score``), kept like targets: values and whether they
-    were there."""
+def load_scores(key: str, cache: Path, size: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The teacher's logits ``[size, C]`` on a split by the ruler (``kd.compare.score``), kept like targets."""
     folder = Path(cache) / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}.npy"
     with FileLock(folder / f"{key}.lock"):
         values = _whole(path, size)
         if values is not None:
-            return values, True
+            return values
         logits = compute()
         with npy_writer(path.with_suffix(".part"), logits.shape[1:], np.float32) as write:
             write(logits)
         os.replace(path.with_suffix(".part"), path)
-        return logits, False
+        return logits
