@@ -9,6 +9,8 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +41,8 @@ MIN_SIDE = 4
 SMALL_SIDE = 64
 """Pictures up to this size keep their size; larger ones are trained on at 224 pixels unless asked otherwise."""
 UNREADABLE_SHARE = 0.1
+NPY_HEADER = 128
+"""Bytes of the header of an ``.npy`` file of at most four axes."""
 
 
 class BadPicture(RunError, ValueError):
@@ -48,10 +52,11 @@ class BadPicture(RunError, ValueError):
 # --- One picture
 
 
-def open_picture(source: Path | str | bytes, name: str = "") -> Image.Image:
+def open_picture(source: Path | str | bytes, name: str = "", least: int | None = None) -> Image.Image:
     """An upright RGB picture. Of an animation, the first frame; what is transparent becomes white.
 
-    The size is read before anything is decoded. Raises ``BadPicture``.
+    Where sides of ``least`` pixels are enough, a large JPEG is decoded at a half, a quarter or an eighth of its size,
+    which takes a fraction of the time. The size is read before anything is decoded. Raises ``BadPicture``.
     """
     name = name or (Path(source).name if not isinstance(source, bytes) else "The picture")
     if not isinstance(source, bytes) and not Path(source).is_file():
@@ -74,6 +79,8 @@ def open_picture(source: Path | str | bytes, name: str = "") -> Image.Image:
         if min(width, height) < MIN_SIDE:
             raise BadPicture(f"{name} is {width} x {height} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}.")
         try:
+            if least is not None:
+                picture.draft("RGB", (least, least))
             return upright_rgb(picture)
         except (OSError, ValueError, SyntaxError, EOFError) as error:
             raise BadPicture(f"{name} is damaged or cut short ({error}). Export it anew and try again.") from None
@@ -92,11 +99,11 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def open_row(row: dict[str, Any]) -> Image.Image:
+def open_row(row: dict[str, Any], least: int | None = None) -> Image.Image:
     """The picture of a dataset's row (``{"image": {"bytes", "path"}}``, as ``Image(decode=False)`` gives it)."""
     image = row["image"]
     name = Path(image["path"]).name if image["path"] else ""
-    return open_picture(image["bytes"] if image["bytes"] is not None else image["path"], name)
+    return open_picture(image["bytes"] if image["bytes"] is not None else image["path"], name, least)
 
 
 def pictures(dataset: Any) -> Iterator[tuple[int, Image.Image | BadPicture]]:
@@ -425,10 +432,20 @@ def _bytes_of(path: Path) -> bytes:
 def typical_size(dataset: Any, most: int = 64) -> tuple[int, int]:
     """The median shorter side and the largest longer side in pixels of some pictures, spread over the dataset."""
     sample = dataset.select(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=int))
-    sizes = [picture.size for _, picture in pictures(sample) if not isinstance(picture, BadPicture)]
+    sizes = [size for row in sample if (size := _size(row)) is not None]
     if not sizes:
         raise RunError(f"None of {len(sample)} pictures that were tried can be read.")
     return int(np.median([min(size) for size in sizes])), max(max(size) for size in sizes)
+
+
+def _size(row: dict[str, Any]) -> tuple[int, int] | None:
+    """A picture's width and height from the first bytes of its file; ``None`` of what is no picture."""
+    image = row["image"]
+    try:
+        with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
+            return picture.size
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError):
+        return None
 
 
 # --- Pixels, decoded once
@@ -436,14 +453,32 @@ def typical_size(dataset: Any, most: int = 64) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Pixels:
-    """A split decoded: ``values`` uint8 ``[N, 3, S, S]`` (memory-mapped; the whole picture squeezed into a square),
-    ``labels`` int64 ``[N]``. Unreadable pictures are left out and named in ``unreadable``."""
+    """A split for training: ``values[indices]`` is uint8 ``[B, 3, S, S]``, whole pictures squeezed into squares, and
+    ``labels`` int64 ``[N]``. Unreadable pictures are left out and named in ``unreadable``.
 
-    values: np.ndarray
+    ``values`` is a memory-mapped array, or ``Undecoded`` where that would not fit on the disk; ``warnings`` says so.
+    """
+
+    values: "np.ndarray | Undecoded"
     labels: np.ndarray
     fingerprint: str
     unreadable: list[str]
     cached: bool
+    warnings: list[str] = field(default_factory=list)
+
+
+class Undecoded:
+    """Pictures that are decoded each time they are asked for; to be asked by worker processes."""
+
+    def __init__(self, dataset: Any, side: int) -> None:
+        self.dataset, self.shape = dataset, (len(dataset), 3, side, side)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, indices: Any) -> np.ndarray:
+        rows = np.arange(len(self))[indices]
+        return np.stack([_squeezed(self.dataset[int(row)], self.shape[-1]) for row in rows])
 
 
 def cache_folder(runs: Path) -> Path:
@@ -464,41 +499,121 @@ def load_pixels(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         values = mapped(folder / "pixels.npy")
-        cached = values is not None and (folder / "unreadable.json").exists()
+        known = (folder / "unreadable.json").exists()
+        warnings = [] if values is not None and known else _too_large(len(dataset), side, folder)
+        cached = known and (values is not None or bool(warnings))
         if not cached:
-            _decode(dataset, side, folder, progress)
+            _decode(dataset, side, folder, progress, keep=not warnings)
             values = mapped(folder / "pixels.npy")
         unreadable = json.loads((folder / "unreadable.json").read_text())
     keep = np.setdiff1d(np.arange(len(labels)), [entry["index"] for entry in unreadable])
-    return Pixels(values, labels[keep], print_, [entry["reason"] for entry in unreadable], cached)
+    if values is None:
+        values = Undecoded(dataset.select(keep), side)
+    return Pixels(values, labels[keep], print_, [entry["reason"] for entry in unreadable], cached, warnings)
 
 
-def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int], None]) -> None:
-    temporary, unreadable, kept = folder / "pixels.part", [], 0
+def _too_large(count: int, side: int, folder: Path) -> list[str]:
+    """Words for the user if decoded pictures would take more than the disk should give: ``KD_PIXELS_GB`` (10^9 bytes),
+    or half of what is free."""
+    budget = float(os.environ.get("KD_PIXELS_GB") or shutil.disk_usage(folder).free / 2e9)
+    needed = count * 3 * side * side / 1e9
+    if needed <= budget:
+        return []
+    return [
+        f"Decoded, {count:,} pictures of {side} px would take {needed:.1f} GB, more than the {budget:.1f} GB that may be "
+        f"used (KD_PIXELS_GB, or half of the free disk). They are decoded anew in each epoch by {processes()} processes, "
+        "which is slower. Free some space, or choose a smaller image size."
+    ]
+
+
+def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int], None], keep: bool) -> None:
+    """Every picture once, by several processes, into ``pixels.npy`` (unless it is not to be kept); what could not be
+    read into ``unreadable.json``."""
+    temporary, unreadable, done = folder / "pixels.part", [], 0
     with npy_writer(temporary, (3, side, side), np.uint8) as write:
-        for index, picture in pictures(dataset):
-            if isinstance(picture, BadPicture):
-                unreadable.append({"index": index, "reason": str(picture)})
-                if len(unreadable) > max(1, UNREADABLE_SHARE * len(dataset)):
-                    reasons = " ".join(entry["reason"] for entry in unreadable[:5])
-                    raise RunError(f"More than a tenth of the pictures cannot be read. The first: {reasons}")
-            else:
-                if picture.size != (side, side):
-                    picture = picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3)
-                write(np.asarray(picture).transpose(2, 0, 1))
-                kept += 1
-            progress(index + 1, len(dataset))
+        for answers in in_batches(_Squeezed(dataset, side), 32):
+            for index, answer in enumerate(answers, start=done):
+                if isinstance(answer, str):
+                    unreadable.append({"index": index, "reason": answer})
+            if len(unreadable) > max(1, UNREADABLE_SHARE * len(dataset)):
+                reasons = " ".join(entry["reason"] for entry in unreadable[:5])
+                raise RunError(f"More than a tenth of the pictures cannot be read. The first: {reasons}")
+            if keep and (read := [answer for answer in answers if not isinstance(answer, str)]):
+                write(np.stack(read))
+            done += len(answers)
+            progress(done, len(dataset))
     (folder / "unreadable.json").write_text(json.dumps(unreadable))
-    os.replace(temporary, folder / "pixels.npy")
+    if keep:
+        os.replace(temporary, folder / "pixels.npy")
+    else:
+        temporary.unlink()
+
+
+def _squeezed(row: dict[str, Any], side: int) -> np.ndarray:
+    """A row's picture as uint8 ``[3, S, S]``."""
+    picture = open_row(row, least=2 * side)
+    if picture.size != (side, side):
+        picture = picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3)
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class _Squeezed:
+    """A dataset's pictures ``[3, S, S]``, or in words why one cannot be read."""
+
+    dataset: Any
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> np.ndarray | str:
+        try:
+            return _squeezed(self.dataset[index], self.side)
+        except BadPicture as problem:
+            return str(problem)
+
+
+def in_order(values: "np.ndarray | Undecoded", begin: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """``Pixels.values`` from index ``begin`` on as batches uint8 ``[B, 3, S, S]``, each with the index of its first."""
+    if not isinstance(values, Undecoded):
+        for start in range(begin, len(values), size):
+            yield start, np.array(values[start : start + size])
+        return
+    rest = values.dataset.select(range(begin, len(values)))
+    for nth, batch in enumerate(in_batches(_Squeezed(rest, values.shape[-1]), size)):
+        yield begin + nth * size, np.stack(batch)
+
+
+def processes() -> int:
+    """How many processes decode pictures: one for each core that this one may use, or none beside this one where
+    processes cannot be forked (a spawned one would run a user's script again)."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
+
+
+def in_batches(items: Any, size: int) -> Iterator[list]:
+    """Lists of ``size`` items of a sequence, in order, made by several processes."""
+    from torch.utils.data import DataLoader
+
+    workers = processes()
+    yield from DataLoader(
+        items,
+        batch_size=size,
+        collate_fn=list,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )
 
 
 @contextmanager
-def npy_writer(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[Callable[[np.ndarray], None]]:
+def npy_writer(
+    path: Path, shape: tuple[int, ...], dtype: type, rows: int = 0
+) -> Iterator[Callable[[np.ndarray], None]]:
     """Write an ``.npy`` file row by row (or rows by rows), the number of rows known at the end only.
 
-    A file that is half written has no valid header: ``mapped`` takes it for missing.
+    A file that is half written has no valid header: ``mapped`` takes it for missing. ``rows`` of it are kept and
+    written on from, where ``rows_in`` has found as many.
     """
-    rows = 0
 
     def header() -> dict[str, Any]:
         return {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (rows, *shape)}
@@ -509,15 +624,27 @@ def npy_writer(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[Call
         file.write(values.tobytes())
         rows += len(values)
 
-    with Path(path).open("wb") as file:
+    with Path(path).open("r+b" if rows else "wb") as file:
         # The header has a fixed size whatever the count: numpy leaves room for it to grow.
-        np.lib.format.write_array_header_1_0(file, header())
-        start = file.tell()
+        file.write(bytes(NPY_HEADER))
+        file.truncate(NPY_HEADER + rows * int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        file.seek(0, os.SEEK_END)
         yield write
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, header())
-        if file.tell() != start:
+        if file.tell() != NPY_HEADER:
             raise AssertionError("numpy changed the size of its header")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def rows_in(path: Path, shape: tuple[int, ...], dtype: type) -> int:
+    """How many whole rows an interrupted ``npy_writer`` has left in a file."""
+    try:
+        size = Path(path).stat().st_size
+    except FileNotFoundError:
+        return 0
+    return max(0, size - NPY_HEADER) // (int(np.prod(shape)) * np.dtype(dtype).itemsize)
 
 
 def mapped(path: Path) -> np.ndarray | None:
@@ -571,13 +698,13 @@ def crop(values: Any, boxes: Any, mirrored: Any, size: tuple[int, int]) -> Any:
     from torch.nn.functional import avg_pool2d, grid_sample
 
     points = max(1, round(values.shape[-1] / max(size)))
-    left, top, width, height = boxes.unbind(1)
-    theta = boxes.new_zeros(len(boxes), 2, 3)
-    theta[:, 0, 0] = torch.where(mirrored, -width, width)
-    theta[:, 1, 1] = height
-    theta[:, 0, 2] = 2 * left + width - 1
-    theta[:, 1, 2] = 2 * top + height - 1
-    shape = [len(boxes), 3, size[0] * points, size[1] * points]
-    grid = torch.nn.functional.affine_grid(theta, shape, align_corners=False)
+    height, width = size[0] * points, size[1] * points
+    left, top, across, down = (part[:, None] for part in boxes.unbind(1))
+    middles = [(torch.arange(n, device=boxes.device) + 0.5) / n for n in (width, height)]
+    along = torch.where(mirrored[:, None], 1 - middles[0], middles[0])
+    # Where each point lies in the picture, -1 to 1; like this, a quarter of affine_grid's time.
+    grid = boxes.new_empty(len(boxes), height, width, 2)
+    grid[..., 0] = (2 * (left + across * along) - 1)[:, None, :]
+    grid[..., 1] = (2 * (top + down * middles[1]) - 1)[:, :, None]
     cropped = grid_sample(values.float(), grid, padding_mode="border", align_corners=False)
     return avg_pool2d(cropped, points) if points > 1 else cropped

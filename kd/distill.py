@@ -102,21 +102,21 @@ def recipe(run: Run) -> None:
     logging.disable_progress_bar()
     work = prepare(run, Progress(run))
     trainer, callback = build_trainer(run, work)
-    with threads(work):
+    with threads(work.device, work.student):
         train_student(run, work, trainer)
     save_best(run, work, trainer)
     write_report(run, work, trainer, callback)
 
 
 @contextmanager
-def threads(work: "Work") -> Iterator[None]:
+def threads(device: "torch.device", student: "Student") -> Iterator[None]:
     """The number of threads that suits the student, while it trains."""
     import torch
 
     from kd.models import pick_threads
 
     before = torch.get_num_threads()
-    torch.set_num_threads(pick_threads(max(work.student.pipeline.size)) if work.device.type == "cpu" else before)
+    torch.set_num_threads(pick_threads(max(student.pipeline.size)) if device.type == "cpu" else before)
     try:
         yield
     finally:
@@ -173,7 +173,8 @@ def prepare(run: Run, progress: Progress) -> Work:
     teacher, said = models.load_teacher(config.teacher, splits.classes)
     healing = config.heal == "yes"
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed, healing)
-    precision = models.pick_precision(config.precision, device, max(student.pipeline.size))
+    with threads(device, student):
+        precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
 
     # A little over the larger of the two inputs, so that crops need not be enlarged; never over the pictures' own size.
     side = min(long, round(1.15 * max(*teacher.pipeline.size, *student.pipeline.size)))
@@ -233,7 +234,7 @@ def load_both(run: Run, splits: "Splits", side: int, cache: Path, progress: Prog
         "data",
         **splits.sizes(),
         classes=splits.classes,
-        warnings=[*splits.warnings, *train.unreadable, *validation.unreadable],
+        warnings=[*splits.warnings, *train.warnings, *train.unreadable, *validation.unreadable],
         seconds=round(time.perf_counter() - started, 2),
         cache="hit" if train.cached and validation.cached else "miss",
     )
@@ -291,7 +292,7 @@ def load_all_targets(
     if config.targets == "online":
         run.append("targets", cache="online", seconds=0)
         return None
-    precision = pick_precision(config.precision, device, max(teacher.pipeline.size))
+    precision = pick_precision(config.precision, device, teacher.model, teacher.pipeline.size, cache)
     count = min(config.views, config.epochs)
     targets = load_targets(teacher, train, views, count, cache, device, precision, progress.phase("targets"))
     run.append("targets", cache=targets.cache, seconds=round(targets.seconds, 2), precision=precision)
@@ -350,6 +351,8 @@ def arguments(run: Run, work: Work, pictures: int) -> Any:
 
     from transformers import TrainingArguments
 
+    from kd.data import Undecoded, processes
+
     config = work.config
     steps = math.ceil(pictures / config.batch_size)
     return TrainingArguments(
@@ -375,6 +378,7 @@ def arguments(run: Run, work: Work, pictures: int) -> Any:
         logging_nan_inf_filter=False,  # it would hide a loss that is no number, and wait for the device every step
         remove_unused_columns=False,
         dataloader_pin_memory=False,  # batches are on the device already
+        dataloader_num_workers=processes() if isinstance(work.train.values, Undecoded) else 0,
         disable_tqdm=True,
         report_to="none",
     )

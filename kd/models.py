@@ -1,8 +1,10 @@
 """Teachers and students: loading, building, healing, and the check of labels before a second is spent."""
 
+import copy
 import hashlib
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,9 +37,12 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from kd.config import SAMPLE
 from kd.data import ASSETS, SMALL_SIDE, explained, some
-from kd.runs import RunError
+from kd.depthwise import quicken
+from kd.runs import RunError, write_whole
 
 BIG_SIDE = 224
+BF16_GAIN = 1.1
+"""bf16 is taken where a batch is this many times faster: it has eight bits of precision, and timings are noisy."""
 # Without this, transformers asks a Space to convert pickled weights, which opens a pull request on their repository.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
@@ -357,6 +362,7 @@ def load_student(
     else:
         student = _pretrained_student(name, classes, asked_size)
     _check_forward(name, student)
+    quicken(student.model)
     return student
 
 
@@ -450,11 +456,12 @@ def pick_device(asked: str) -> torch.device:
     return torch.device("cuda:0") if asked == "cuda" else device
 
 
-def pick_precision(asked: str, device: torch.device, side: int) -> str:
-    """``fp32``, ``bf16`` or ``fp16``: the arithmetic of the forward pass while training.
+def pick_precision(asked: str, device: torch.device, model: nn.Module, size: tuple[int, int], cache: Path) -> str:
+    """``fp32``, ``bf16`` or ``fp16``: the arithmetic of the forward pass.
 
-    ``auto`` takes a half type where the device computes faster in it. On the CPU that needs bfloat16 instructions and
-    pictures large enough to fill them: at 28 to 32 pixels bf16 was slower than fp32 here, at 224 much faster.
+    ``auto`` takes a half type where the device computes faster in it. A GPU does; a CPU with bfloat16 instructions may,
+    by the layers and the size of the pictures, so there a few batches are timed (a step of a model with parameters
+    that learn, the forward pass of a frozen one). The answer is kept in ``cache``: the same run takes the same path.
     """
     if asked == "fp16" and device.type == "cpu":
         raise RunError("fp16 needs a GPU. On the CPU use bf16, fp32 or auto.")
@@ -462,14 +469,42 @@ def pick_precision(asked: str, device: torch.device, side: int) -> str:
         return asked
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if (
-        device.type == "cpu"
-        and side >= 48
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
-        return "bf16"
-    return "fp32"
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not _has_bf16():
+        return "fp32"
+    shapes = [(tuple(p.shape), p.requires_grad) for p in model.parameters()]
+    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+    key = hashlib.blake2b(repr((type(model).__name__, shapes, size, machine)).encode(), digest_size=16).hexdigest()
+    file = Path(cache) / "precision" / key
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        seconds = _time_precisions(model, size)
+        write_whole(file, "bf16" if seconds["bf16"] * BF16_GAIN < seconds["fp32"] else "fp32")
+    return file.read_text()
+
+
+def _has_bf16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _time_precisions(model: nn.Module, size: tuple[int, int], rounds: int = 3) -> dict[str, float]:
+    """The best time in seconds of a batch in each precision, taking turns, after one to warm up. A copy of the model is
+    used: its statistics and gradients change."""
+    batch = int(np.clip(8 * 224 * 224 / (size[0] * size[1]), 8, 64))
+    values = torch.zeros(batch, 3, *size).contiguous(memory_format=torch.channels_last)
+    learns = any(parameter.requires_grad for parameter in model.parameters())
+    twin = copy.deepcopy(model).train(learns).to(memory_format=torch.channels_last)
+
+    def seconds(precision: str) -> float:
+        started = time.perf_counter()
+        with autocast(values.device, precision), torch.set_grad_enabled(learns):
+            logits = twin(pixel_values=values).logits
+        if learns:
+            logits.sum().backward()
+        return time.perf_counter() - started
+
+    with torch.random.fork_rng(devices=[]):  # dropout must not shift the run's own random numbers
+        times = [{precision: seconds(precision) for precision in ("fp32", "bf16")} for _ in range(rounds + 1)]
+    return {precision: min(row[precision] for row in times[1:]) for precision in times[0]}
 
 
 def pick_threads(side: int) -> int:

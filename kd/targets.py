@@ -8,6 +8,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from kd.data import Pixels, Views, crop, mapped, npy_writer
+from kd.data import Pixels, Views, crop, in_order, mapped, npy_writer, rows_in
 from kd.models import Teacher, autocast
 
 BATCH = 64
+GPU_BATCH = 256
 Progress = Callable[[int, int], None]
 
 
@@ -54,18 +56,14 @@ def load_targets(
     folder = Path(cache) / "targets" / key
     folder.mkdir(parents=True, exist_ok=True)
     size = len(pixels.labels)
+    paths = [folder / f"view-{view}.npy" for view in range(count)]
     with FileLock(folder / "lock"):
-        found = {v: values for v in range(count) if (values := _whole(folder / f"view-{v}.npy", size)) is not None}
-        missing = [v for v in range(count) if v not in found]
-        for nth, view in enumerate(missing):
-            path = folder / f"view-{view}.npy"
-            _compute(
-                teacher, pixels, views, view, path, device, precision,
-                lambda done, nth=nth: progress(nth * size + done, len(missing) * size),
-            )  # fmt: skip
-            found[view] = mapped(path)
+        missing = [view for view, path in enumerate(paths) if _whole(path, size) is None]
+        if missing:
+            _compute(teacher, pixels, views, missing, paths, device, precision, progress)
+        logits = [mapped(path) for path in paths]
     state = "hit" if not missing else "partial" if len(missing) < count else "miss"
-    return Targets([found[v] for v in range(count)], time.perf_counter() - started, state)
+    return Targets(logits, time.perf_counter() - started, state)
 
 
 def _whole(path: Path, size: int) -> np.ndarray | None:
@@ -82,27 +80,33 @@ def _compute(
     teacher: Teacher,
     pixels: Pixels,
     views: Views,
-    view: int,
-    path: Path,
+    missing: list[int],
+    paths: list[Path],
     device: torch.device,
     precision: str,
-    progress: Callable[[int], None],
+    progress: Progress,
 ) -> None:
-    """One pass of the teacher over one view, written beside its place and renamed."""
-    boxes, mirrored = (torch.from_numpy(values) for values in views.boxes(view))
-    temporary = path.with_suffix(".part")
-    classes = len(teacher.columns or teacher.model.config.id2label)
-    with npy_writer(temporary, (classes,), np.float32) as write:
-        for start in range(0, len(boxes), BATCH):
-            part = slice(start, start + BATCH)
-            batch = torch.from_numpy(np.array(pixels.values[part])).to(device)
-            batch = crop(batch, boxes[part].to(device), mirrored[part].to(device), teacher.pipeline.size)
-            batch = teacher.pipeline(batch).contiguous(memory_format=torch.channels_last)
-            with autocast(device, precision):
-                logits = teacher(batch).logits
-            write(logits.float().cpu().numpy())
-            progress(min(start + BATCH, len(boxes)))
-    os.replace(temporary, path)
+    """One pass over the pixels, every missing view of each batch, from where an interrupted pass has stopped; each
+    view's file is written beside its place and renamed."""
+    shape, size = (len(teacher.columns or teacher.model.config.id2label),), len(pixels.labels)
+    parts = {view: paths[view].with_suffix(".part") for view in missing}
+    boxes = {view: [torch.from_numpy(values).to(device) for values in views.boxes(view)] for view in missing}
+    begun = min(min(rows_in(part, shape, np.float32) for part in parts.values()), size)
+    done = begun * len(missing)
+    with ExitStack() as stack:
+        write = {v: stack.enter_context(npy_writer(part, shape, np.float32, begun)) for v, part in parts.items()}
+        for start, values in in_order(pixels.values, begun, GPU_BATCH if device.type == "cuda" else BATCH):
+            batch = torch.from_numpy(values).to(device)
+            rows = slice(start, start + len(batch))
+            for view in missing:
+                seen = crop(batch, *(part[rows] for part in boxes[view]), teacher.pipeline.size)
+                seen = teacher.pipeline(seen).contiguous(memory_format=torch.channels_last)
+                with autocast(device, precision):
+                    write[view](teacher(seen).logits.float().cpu().numpy())
+                done += len(batch)
+                progress(done, size * len(missing))
+    for view, part in parts.items():
+        os.replace(part, paths[view])
 
 
 def load_scores(key: str, cache: Path, size: int, compute: Callable[[], np.ndarray]) -> np.ndarray:

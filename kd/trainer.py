@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from kd.data import Pixels, Views, crop
+from kd.data import Pixels, Undecoded, Views, crop
 from kd.losses import DistillationLoss, distillation_loss
 from kd.models import Pipeline
 from kd.runs import Run
@@ -112,6 +112,8 @@ class ViewBatches(torch.utils.data.Dataset):
     """Batches of one view, cut for all pictures at once on the device; ``view`` is changed between epochs.
 
     `Trainer` hands a whole batch of indices to ``__getitems__``, which answers with the batch itself (``collate``).
+    Decoded pictures that leave a GPU three quarters of its free memory live there. On the CPU nothing is fetched ahead:
+    no core is idle while the student computes.
     """
 
     def __init__(
@@ -123,15 +125,20 @@ class ViewBatches(torch.utils.data.Dataset):
         logits: list[np.ndarray] | None = None,
         teacher: Pipeline | None = None,
     ) -> None:
-        self.pixels, self.views, self.device = pixels, views, device
-        self.student, self.teacher, self.logits = student, teacher, logits
-        self.labels = torch.from_numpy(pixels.labels)
+        self.undecoded = isinstance(pixels.values, Undecoded)
+        """Worker processes ask for the batches, so these stay on the CPU and `Trainer` moves them."""
+        self.device = torch.device("cpu") if self.undecoded else device
+        self.views, self.student, self.teacher, self.logits = views, student, teacher, logits
+        self.values = pixels.values
+        if self.device.type == "cuda" and self.values.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
+            self.values = torch.from_numpy(np.array(self.values)).to(device)
+        self.labels = torch.from_numpy(pixels.labels).to(self.device)
         self.show(0)
 
     def show(self, view: int) -> None:
         """Make ``view`` the one that batches are cut from."""
         self.view = view
-        self.boxes, self.mirrored = (torch.from_numpy(values) for values in self.views.boxes(view))
+        self.boxes, self.mirrored = (torch.from_numpy(part).to(self.device) for part in self.views.boxes(view))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -140,19 +147,27 @@ class ViewBatches(torch.utils.data.Dataset):
         return {name: value[0] for name, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        values = torch.from_numpy(self.pixels.values[indices]).to(self.device)
-        boxes, mirrored = self.boxes[indices].to(self.device), self.mirrored[indices].to(self.device)
+        rows = self._to_device(torch.tensor(indices))
+        on_device = torch.is_tensor(self.values)
+        values = self.values[rows] if on_device else self._to_device(torch.from_numpy(self.values[indices]))
+        boxes, mirrored = self.boxes[rows], self.mirrored[rows]
 
         def seen_by(pipeline: Pipeline) -> Tensor:
             batch = pipeline(crop(values, boxes, mirrored, pipeline.size))
             return batch.contiguous(memory_format=torch.channels_last)
 
-        batch = {"pixel_values": seen_by(self.student), "labels": self.labels[indices].to(self.device)}
+        batch = {"pixel_values": seen_by(self.student), "labels": self.labels[rows]}
         if self.logits is not None:
-            batch["teacher_logits"] = torch.from_numpy(self.logits[self.view][indices]).to(self.device)
+            batch["teacher_logits"] = self._to_device(torch.from_numpy(self.logits[self.view][indices]))
         elif self.teacher is not None:
             batch["teacher_pixel_values"] = seen_by(self.teacher)
         return batch
+
+    def _to_device(self, values: Tensor) -> Tensor:
+        """Without waiting for a GPU, so that a batch is gathered while the one before is learned from."""
+        if self.device.type == "cuda":
+            return values.pin_memory().to(self.device, non_blocking=True)
+        return values.to(self.device)
 
     @staticmethod
     def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from kd import data
 from kd.config import DistillConfig
-from kd.data import BadPicture, Views, crop, load_pixels, load_splits, open_picture
+from kd.data import BadPicture, Views, crop, in_order, load_pixels, load_splits, open_picture
 from kd.runs import RunError
 
 
@@ -268,6 +268,29 @@ def test_pixels_are_decoded_once_and_a_truncated_file_is_thrown_away(tmp_path, c
     again = load_pixels(train, 32, tmp_path)
     assert not again.cached
     np.testing.assert_array_equal(again.values[3], expected)
+
+
+def test_pictures_that_the_disk_has_no_room_for_are_decoded_when_asked_for(tmp_path, colours, monkeypatch):
+    train = load_splits(config(colours)).train
+    kept = load_pixels(train, 32, tmp_path / "a")
+    assert kept.warnings == []
+    monkeypatch.setenv("KD_PIXELS_GB", "0.0001")
+    lazy = load_pixels(train, 32, tmp_path / "b")
+    assert not list((tmp_path / "b").rglob("pixels.*")) and lazy.values.shape == kept.values.shape
+    assert "would take 0.0 GB, more than the 0.0 GB" in lazy.warnings[0] and "KD_PIXELS_GB" in lazy.warnings[0]
+    np.testing.assert_array_equal(lazy.values[[5, 90, 2]], kept.values[[5, 90, 2]])
+    np.testing.assert_array_equal(
+        np.concatenate([batch for _, batch in in_order(lazy.values, 10, 7)]), kept.values[10:]
+    )
+    assert load_pixels(train, 32, tmp_path / "b").cached
+    assert load_pixels(train, 32, tmp_path / "a").warnings == [], "what is decoded already is used"
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path):
+    picture = toys.picture("red brick", np.random.default_rng(0), 64).resize((1600, 1200))
+    picture.save(tmp_path / "large.jpg")
+    assert open_picture(tmp_path / "large.jpg", least=100).size == (200, 150)
+    assert open_picture(tmp_path / "large.jpg").size == (1600, 1200)
 
 
 def test_views_are_a_pure_function_and_view_0_is_the_whole_picture():

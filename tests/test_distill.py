@@ -44,7 +44,7 @@ def finished(colours, teacher, tmp_path_factory):
     """A run from the command line: (run, what it printed)."""
     folder = tmp_path_factory.mktemp("runs")
     asked = {"teacher": teacher, "dataset": colours, "student": "mobilenet_v2_0.35", "image-size": 32, "epochs": 6,
-             "batch-size": 8, "views": 2, "crop-area": 0.9}  # fmt: skip
+             "batch-size": 8, "views": 2, "crop-area": 0.9, "precision": "fp32"}  # fmt: skip
     done = kd("distill", "--preset", "custom", *flags(asked), "--runs-dir", folder, "--json")
     assert done.returncode == 0, done.stderr
     return runs.list_runs(folder)[0], done
@@ -383,3 +383,14 @@ def test_the_children_find_kd_from_any_folder(small, tmp_path, monkeypatch):
     run = runs.create(settings(small, student="nothing"), tmp_path, "t")
     assert start(run).wait(60) == 1
     assert "no student 'nothing'" in run.last("failed")["message"]
+
+
+def test_a_dataset_without_room_on_the_disk_is_trained_on_all_the_same(tmp_path, small, monkeypatch):
+    kept = runs.create(settings(small, epochs=1), tmp_path / "kept", "t")
+    execute(kept)
+    monkeypatch.setenv("KD_PIXELS_GB", "0.0001")
+    lazy = runs.create(settings(small, epochs=1), tmp_path / "lazy", "t")
+    execute(lazy)
+    assert "decoded anew in each epoch" in " ".join(lazy.last("data")["warnings"])
+    one, other = (run.last("eval") for run in (kept, lazy))
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-3) and one["accuracy"] == other["accuracy"]

@@ -5,8 +5,8 @@ import ast
 from conftest import ROOT
 
 ORDER = [
-    "config", "runs", "launch", "losses", "metrics", "latency", "plots", "data", "models", "targets", "trainer",
-    "compare", "export", "sample", "distill", "cli", "__main__",
+    "config", "runs", "launch", "losses", "metrics", "latency", "plots", "depthwise", "data", "models", "targets", "trainer",
+    "compare", "export", "sample", "distill", "bench", "bench_page", "cli", "__main__",
 ]  # fmt: skip
 
 

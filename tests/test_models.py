@@ -223,3 +223,27 @@ def test_latency_takes_turns_and_keeps_its_promises():
     assert len(times["slow"]) < 20 < 60 < len(times["fast"])  # not ten times as long for the slow one
     found = latency.summary(np.arange(1, 101, dtype=float), torch.device("cpu"))
     assert found["p50"] == 50.5 and found["n"] == 100 and found["batch"] == 1 and found["threads"] >= 1
+
+
+def test_the_quicker_precision_is_tried_once_and_remembered(tmp_path, monkeypatch):
+    model = load_student("mobilenet_v2_0.35", ["a", "b"], 28, 28, 0).model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tried = []
+
+    def time_them(bf16: float):
+        return lambda *_: tried.append(1) or {"fp32": 1.0, "bf16": bf16}
+
+    def pick(asked: str = "auto", cache=tmp_path) -> str:
+        return models.pick_precision(asked, torch.device("cpu"), model, (28, 28), cache)
+
+    assert models._time_precisions(model, (28, 28), rounds=1).keys() == {"fp32", "bf16"}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    monkeypatch.setattr(models, "_has_bf16", lambda: True)
+    monkeypatch.setattr(models, "_time_precisions", time_them(0.8))
+    assert pick() == pick() == "bf16" and len(tried) == 1
+    monkeypatch.setattr(models, "_time_precisions", time_them(0.95))
+    assert pick(cache=tmp_path / "other") == "fp32" and pick("bf16") == "bf16" and len(tried) == 2
+    monkeypatch.setattr(models, "_has_bf16", lambda: False)
+    assert pick(cache=tmp_path / "third") == "fp32" and len(tried) == 2
+    with pytest.raises(RunError, match="fp16 needs a GPU"):
+        pick("fp16")

@@ -92,13 +92,31 @@ def test_two_runs_that_want_the_same_key_at_once_compute_it_once(world, monkeypa
     assert calls.value == 1
 
 
-def test_an_interrupted_pass_leaves_nothing_that_looks_whole(world, monkeypatch):
+def test_an_interrupted_pass_leaves_nothing_that_looks_whole_and_is_gone_on_with(world, monkeypatch):
     pixels, views, model, cache = world
+    monkeypatch.setattr(targets, "BATCH", 16)
+    size, seen = len(pixels.labels), []
 
     def stop(done: int, of: int) -> None:
-        raise KeyboardInterrupt
+        seen.append((done, of))
+        if done >= 64:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        load_targets(model, pixels, views, 1, cache, CPU, "fp32", stop)
-    assert not list(cache.rglob("view-*.npy"))
-    assert load(world, 1).cache == "miss"
+        load_targets(model, pixels, views, 2, cache, CPU, "fp32", stop)
+    assert seen[-1] == (64, 2 * size) and not list(cache.rglob("view-*.npy"))
+    seen.clear()
+    again = load_targets(model, pixels, views, 2, cache, CPU, "fp32", lambda *progress: seen.append(progress))
+    assert seen[0] == (80, 2 * size) and seen[-1] == (2 * size, 2 * size) and again.cache == "miss"
+    afresh = load_targets(model, pixels, views, 2, cache / "other", CPU, "fp32")
+    for ours, theirs in zip(again.logits, afresh.logits, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_pictures_that_are_not_kept_have_the_same_targets(world, colours, monkeypatch):
+    _, views, model, cache = world
+    kept = load(world, 2)
+    monkeypatch.setenv("KD_PIXELS_GB", "0.0001")
+    lazy = load_pixels(load_splits(DistillConfig(dataset=str(colours))).train, 32, cache / "lazy")
+    found = load_targets(model, lazy, views, 2, cache / "lazy", CPU, "fp32")
+    np.testing.assert_allclose(found.logits[1], kept.logits[1], atol=1e-5)

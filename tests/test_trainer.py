@@ -228,6 +228,7 @@ def test_two_processes_average_to_the_gradient_of_one(tmp_path):
         "import sys, pathlib, os, torch; sys.path.insert(0, sys.argv[1]); import test_trainer as t\n"
         "gradient = t.one_step_on_eight_pictures(pathlib.Path(sys.argv[2]))\n"
         "if os.environ['RANK'] == '0': torch.save(gradient, sys.argv[2] + '/gradient.pt')\n"
+        "torch.distributed.destroy_process_group()\n"  # else its threads may abort the process as it ends
     )
     script = tmp_path / "worker.py"
     script.write_text(code)
