@@ -414,17 +414,19 @@ def fingerprint(dataset: Any) -> str:
     """A hash of the files and labels themselves, in order: it knows nothing of where or when they were read."""
     digest = hashlib.blake2b(digest_size=16)
     for row in dataset:
-        image = row["image"]
-        data = image["bytes"] if image["bytes"] is not None else _bytes_of(Path(image["path"]))
+        data = file_bytes(row)
         digest.update(len(data).to_bytes(8, "little") + row["label"].to_bytes(8, "little", signed=True))
         digest.update(data)
     return digest.hexdigest()
 
 
-def _bytes_of(path: Path) -> bytes:
-    """A file's contents; nothing of one that is not there, which is named when it is to be decoded."""
+def file_bytes(row: dict[str, Any]) -> bytes:
+    """A row's file; nothing of one that is not there, which is named when it is to be decoded."""
+    image = row["image"]
+    if image["bytes"] is not None:
+        return image["bytes"]
     try:
-        return path.read_bytes()
+        return Path(image["path"]).read_bytes()
     except FileNotFoundError:
         return b""
 
