@@ -1,595 +1,38 @@
 """How fast: the guide's way, ours, and the ceiling, side by side on this machine.
 
-Each way (a *row*) works in a process of its own, so that its memory and its allocator are its own; they take turns, a
-few steps each, so that a noisy moment hits all of them, and the medians of the rounds are compared. Nothing here is
-for training: a run never imports it.
+Each way (a *row*, see ``kd.bench_rows``) works in a process of its own, so that its memory and its allocator are its
+own; they take turns, a few steps each, so that a noisy moment hits all of them, and the medians of the rounds are
+compared. Nothing here is for training: a run never imports it.
 """
 
-import functools
-import importlib
-import io
 import multiprocessing
 import os
 import platform
 import statistics
 import tempfile
-import threading
-import time
-import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kd import runs
-from kd.config import DistillConfig
-from kd.distill import Progress, build_trainer, execute, save_best, threads
-from kd.distill import measure as measure_run
-from kd.distill import prepare as prepare_run
+from kd.bench_rows import SCALES, Cost, Plan, prepare, work_on
 from kd.launch import KEEP_MEMORY
 from kd.runs import RunError
 
-VIT_B = "vit_b_16"
-"""The bench's teacher: ViT-B/16 with random weights, which takes the same time as one that was trained."""
-PHOTOS = "photos"
-"""The bench's pictures: JPEGs of 500 x 500 pixels, like those of the guide."""
-CLASSES = 3
-ROWS = ("guide", "online", "cached", "ceiling", "plain")
-SCALES = (1, 10, 50)
-SWEEP_POINTS = 12
-WARM_UP = 1
-TURN_SECONDS = 3.0
-"""A turn of a row: this long, and at least one step."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured. ``images``, ``validation`` and ``epochs`` are those of the whole recipe; ``part`` pictures are
-    worked on."""
-
-    teacher: str = VIT_B
-    student: str = "mobilenet_v2_1.0"
-    dataset: str = PHOTOS
-    device: str = "auto"
-    image_size: int = 224
-    batch_size: int = 32
-    epochs: int = 30
-    images: int = 1000
-    validation: int = 100
-    views: int = 1
-    part: int = 128
-    rounds: int = 5
-    full: bool = False
-
-    def config(self, folder: Path, **changes: Any) -> DistillConfig:
-        """The settings of our runs, on the teacher and the pictures that ``prepare`` has put into ``folder``."""
-        settings = {
-            "teacher": str(folder / "teacher"), "dataset": str(folder / "pictures"), "student": self.student,
-            "image_size": self.image_size, "batch_size": self.batch_size, "epochs": self.epochs, "views": self.views,
-            "device": self.device,
-        }  # fmt: skip
-        return DistillConfig.preset("custom", **{**settings, **changes})
-
-
-# --- What is worked on
-
-
-def prepare(plan: Plan, folder: Path) -> None:
-    """A teacher and a part of the pictures (with ``full``: all), as folders."""
-    from kd.data import load_splits
-
-    if plan.dataset == PHOTOS:
-        _write_photos(folder / "photos", plan.images if plan.full else plan.part, plan.validation)
-        source = folder / "photos"
-    else:
-        source = plan.dataset
-    splits = load_splits(DistillConfig.preset("custom", dataset=str(source)))
-    few = max(len(splits.classes), 16)
-    sizes = {
-        "train": plan.images if plan.full else plan.part,
-        "validation": plan.validation if plan.full else few,
-        "test": plan.validation if plan.full else few,
-    }
-    for name, size in sizes.items():
-        _write_split(getattr(splits, name), size, folder / "pictures" / name)
-    _save_teacher(plan.teacher, splits.classes, folder / "teacher")
-
-
-def _write_split(dataset: Any, size: int, folder: Path) -> None:
-    """Some of a split's files, spread over it and of every class, in class folders."""
-    from PIL import Image
-
-    from kd.data import file_bytes
-
-    names, labels = dataset.features["label"].names, np.asarray(dataset["label"])
-    order = np.random.default_rng(0).permutation(len(dataset))
-    firsts = [order[labels[order] == label][0] for label in range(len(names))]
-    chosen = list(dict.fromkeys([*firsts, *order]))[:size]
-    for nth, row in enumerate(dataset.select(chosen)):
-        data = file_bytes(row)
-        with Image.open(io.BytesIO(data)) as picture:
-            ending = picture.format.lower()
-        path = folder / names[row["label"]] / f"{nth:05}.{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def _write_photos(folder: Path, train: int, held_out: int) -> None:
-    """JPEGs with as much detail as photos of their size: about 60 KB each."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for split, size in (("train", train), ("validation", held_out), ("test", held_out)):
-        for nth in range(max(size, 4 * CLASSES)):
-            coarse = rng.normal(128, 60, (16, 16, 3)).clip(0, 255).astype(np.uint8)
-            smooth = np.asarray(Image.fromarray(coarse).resize((500, 500), Image.Resampling.BICUBIC), np.float32)
-            noisy = (smooth + rng.normal(0, 9, smooth.shape)).clip(0, 255).astype(np.uint8)
-            path = folder / split / f"class {nth % CLASSES}" / f"{nth:05}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(noisy).save(path, quality=85)
-
-
-def _save_teacher(name: str, classes: list[str], folder: Path) -> None:
-    """The teacher as a folder that a run can be pointed to."""
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
-
-    from kd.models import load_teacher
-
-    if name == VIT_B:
-        labels = {"id2label": dict(enumerate(classes)), "label2id": {label: i for i, label in enumerate(classes)}}
-        model = ViTForImageClassification(ViTConfig(**labels))  # its defaults are ViT-B/16 at 224 px
-        processor = ViTImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    else:
-        teacher, _ = load_teacher(name, classes)
-        model, processor = teacher.model, teacher.processor
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
-# --- What is counted in each process
-
-
-class Stages:
-    """Seconds by stage; of stages inside each other, a moment counts for the inner one."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.inner = [0.0]
-        self.synchronise: Callable[[], None] = lambda: None
-
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        self.inner.append(0.0)
-        try:
-            yield
-        finally:
-            self.synchronise()
-            spent = time.perf_counter() - started
-            self.seconds[stage] += spent - self.inner.pop()
-            self.inner[-1] += spent
-
-    def wrap(self, owner: Any, name: str, stage: str) -> None:
-        """Count ``owner.name``'s time for a stage from now on."""
-        call = getattr(owner, name)
-
-        def timed(*arguments: Any, **options: Any) -> Any:
-            with self.time(stage):
-                return call(*arguments, **options)
-
-        setattr(owner, name, timed)
-
-
-class Memory(threading.Thread):
-    """The most memory in MB (10^6 bytes) that this process could not give back: looked at twenty times a second."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = self.now()
-
-    def run(self) -> None:
-        while True:
-            self.peak = max(self.peak, self.now())
-            time.sleep(0.05)
-
-    @staticmethod
-    def now() -> float:
-        """``RssAnon``, which leaves out what is mapped from files; where there is no such file, the highest RSS."""
-        try:
-            status = Path("/proc/self/status").read_text()
-            return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024 / 1e6
-        except OSError:
-            import resource
-
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-class Enough(Exception):
-    """The bench has what it wants."""
-
-
-class Turns:
-    """A row's side of taking turns: it works while it is its turn and waits at the end of a step while it is not."""
-
-    def __init__(self, connection: Any, stages: Stages, synchronise: Callable[[], None]) -> None:
-        self.connection, self.stages, self.synchronise = connection, stages, synchronise
-        self.steps = -WARM_UP
-
-    def step(self, images: int) -> None:
-        """A step on so many pictures has ended. Raises ``Enough`` after the last turn."""
-        self.steps += 1
-        if self.steps < 0:
-            return
-        self.synchronise()
-        seconds = time.perf_counter() - self.started if self.steps else 0.0
-        if 0 < seconds < TURN_SECONDS:
-            return
-        self.connection.send((self.steps * images, seconds, dict(self.stages.seconds)))
-        try:
-            asked = self.connection.recv()
-        except EOFError:  # the bench itself has ended
-            raise SystemExit(1) from None
-        if asked == "enough":
-            raise Enough
-        # On a GPU a stage ends when its kernels do: waiting for them costs speed, so only the last turn does.
-        self.stages.synchronise = self.synchronise if asked == "stages" else lambda: None
-        self.stages.seconds.clear()
-        self.steps, self.started = 0, time.perf_counter()
-
-
-@dataclass
-class Cost:
-    """``count`` times ``seconds`` of a stage in the whole recipe."""
-
-    stage: str
-    what: str
-    count: float
-    seconds: float
-
-    @property
-    def total(self) -> float:
-        return self.count * self.seconds
-
-    def __str__(self) -> str:
-        unit = f"{self.seconds * 1000:,.1f} ms" if self.seconds < 1 else f"{self.seconds:,.2f} s"
-        return f"{self.what}: {self.count:,.0f} x {unit} = {self.total:,.1f} s"
-
-
-# --- The rows: each prepares, trains in turns, and returns its one-off costs
-
-
-def guide(plan: Plan, folder: Path, turns: Turns | None, stages: Stages) -> dict[str, Any]:
-    """The Transformers guide "Knowledge distillation for computer vision" (docs/source/en/tasks/
-    knowledge_distillation_for_image_classification.md), its code as it stands but for names that are gone: pixel lists
-    by ``dataset.map``, float32, the teacher in every step and in every evaluation, the student as transformers makes
-    it. It learns at a batch size of 8; here at the bench's own, which is faster."""
-    import torch
-    from datasets import Image
-    from torch.nn import functional as F
-    from transformers import (
-        AutoImageProcessor,
-        AutoModelForImageClassification,
-        DefaultDataCollator,
-        MobileNetV2Config,
-        MobileNetV2ForImageClassification,
-        Trainer,
-        TrainingArguments,
-    )
-    from transformers.trainer_callback import PrinterCallback
-
-    from kd.data import load_splits
-    from kd.models import load_student
-
-    class ImageDistilTrainer(Trainer):
-        def __init__(self, teacher_model=None, student_model=None, temperature=None, lambda_param=None, **kwargs):
-            super().__init__(model=student_model, **kwargs)
-            self.teacher = teacher_model.to(self.args.device).eval()
-            self.temperature, self.lambda_param = temperature, lambda_param
-            self.loss_function = torch.nn.KLDivLoss(reduction="batchmean")
-
-        def compute_loss(self, student, inputs, return_outputs=False, **kwargs):
-            student_output = student(**inputs)
-            with torch.no_grad(), stages.time("targets"):
-                teacher_output = self.teacher(**inputs)
-            soft_teacher = F.softmax(teacher_output.logits / self.temperature, dim=-1)
-            soft_student = F.log_softmax(student_output.logits / self.temperature, dim=-1)
-            distillation_loss = self.loss_function(soft_student, soft_teacher) * (self.temperature**2)
-            loss = (1.0 - self.lambda_param) * student_output.loss + self.lambda_param * distillation_loss
-            return (loss, student_output) if return_outputs else loss
-
-    splits = load_splits(plan.config(folder))
-    dataset = {name: getattr(splits, name).cast_column("image", Image()) for name in splits.sizes()}
-    processor = AutoImageProcessor.from_pretrained(folder / "teacher")
-    with stages.time("decode"):
-        processed = {
-            name: part.map(lambda examples: processor(examples["image"]), batched=True, remove_columns="image",
-                           cache_file_name=str(folder / f"guide-{name}.arrow"))
-            for name, part in dataset.items()
-        }  # fmt: skip
-    if plan.student == "mobilenet_v2_1.0":
-        student = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=len(splits.classes)))
-    else:
-        student = load_student(plan.student, splits.classes, plan.image_size, plan.image_size, 0, healing=False).model
-    trainer = ImageDistilTrainer(
-        student_model=student,
-        teacher_model=AutoModelForImageClassification.from_pretrained(folder / "teacher"),
-        args=TrainingArguments(
-            output_dir=str(folder / "guide"), num_train_epochs=plan.epochs if plan.full else 10**6,
-            per_device_train_batch_size=plan.batch_size, per_device_eval_batch_size=plan.batch_size,
-            logging_strategy="epoch", eval_strategy="epoch" if plan.full else "no",
-            save_strategy="epoch" if plan.full else "no", save_total_limit=2, metric_for_best_model="accuracy",
-            load_best_model_at_end=plan.full, report_to="none", disable_tqdm=True, use_cpu=plan.device == "cpu",
-        ),
-        train_dataset=processed["train"],
-        eval_dataset=processed["validation"],
-        data_collator=DefaultDataCollator(),
-        processing_class=processor,
-        compute_metrics=lambda answers: {"accuracy": float((answers[0].argmax(-1) == answers[1]).mean())},
-        temperature=5,
-        lambda_param=0.5,
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    read = stages.seconds.pop("decode")
-    if turns is None:
-        trainer.train()
-        trainer.evaluate(processed["test"])
-        return {"precision": "fp32"}
-    stages.wrap(trainer, "data_collator", "decode")
-    stages.wrap(trainer.train_dataset, "__getitems__", "decode")
-    train_in_turns(trainer, turns, stages, plan.batch_size)
-    evaluated, saved = time_epoch_end(trainer)
-    held_out, split_sizes = len(processed["validation"]), sum(splits.sizes().values())
-    return {
-        "precision": "fp32",
-        "costs": [
-            Cost("decode", "decode", plan.images + 2 * plan.validation, read / split_sizes),
-            Cost(
-                "evaluation", "evaluate each epoch, and test", (plan.epochs + 1) * plan.validation, evaluated / held_out
-            ),
-            Cost("saving", "save each epoch", plan.epochs, saved),
-        ],
-    }
-
-
-def train_in_turns(trainer: Any, turns: Turns, stages: Stages, batch: int) -> None:
-    """The trainer's own loop, which waits at the end of a step until it is its turn again."""
-    from transformers import TrainerCallback
-
-    class TakesTurns(TrainerCallback):
-        def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
-            stages.wrap(optimizer, "step", "optimiser")
-
-        def on_step_end(self, args, state, control, **kwargs) -> None:
-            turns.step(batch)
-
-    trainer.args.dataloader_drop_last = True
-    trainer.add_callback(TakesTurns)
-    stages.wrap(trainer, "training_step", "forward/backward")
-    stages.wrap(trainer.accelerator, "clip_grad_norm_", "optimiser")
-    with suppress(Enough):
-        trainer.train()
-
-
-def time_epoch_end(trainer: Any) -> tuple[float, float]:
-    """Seconds of an evaluation, and of saving a checkpoint."""
-    trainer.args.dataloader_drop_last = False
-    started = time.perf_counter()
-    trainer.evaluate()
-    evaluated = time.perf_counter()
-    trainer._save_checkpoint(trainer.model, trial=None)
-    return evaluated - started, time.perf_counter() - evaluated
-
-
-def ours(plan: Plan, folder: Path, turns: Turns | None, stages: Stages, **changes: Any) -> dict[str, Any]:
-    """A run as ``kd distill`` makes it, with ``changes`` to its settings."""
-    endless = {} if turns is None else {"epochs": 10**6}
-    name = "-".join(map(str, changes.values()))
-    run = runs.create(plan.config(folder, **{**endless, **changes}), folder / f"runs-{name}", "bench")
-    if turns is None:
-        execute(run)
-        return {"precision": run.last("models")["precision"]}
-    run.append("started")
-    ruler = Stages()
-    count_ruler(ruler)
-    work = prepare_run(run, Progress(run))
-    trainer, _ = build_trainer(run, work)
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
-    stages.wrap(trainer.train_dataset, "__getitems__", "crop")
-    stages.wrap(trainer, "_teacher_logits", "targets")
-    with threads(work.device, work.student):
-        train_in_turns(trainer, turns, stages, plan.batch_size)
-        evaluated, saved = time_epoch_end(trainer)
-    return {
-        "precision": work.precision,
-        "costs": costs_of_ours(plan, run, work, trainer, ruler, evaluated, saved),
-    }
-
-
-def count_ruler(stages: Stages) -> None:
-    """Count what is measured by the ruler (``kd.compare``), which the run's own functions call."""
-    compare = importlib.import_module("kd.compare")  # kd.compare is the function
-    stages.wrap(compare, "score", "score")
-    stages.wrap(compare, "race", "race")
-
-
-def costs_of_ours(
-    plan: Plan, run: Any, work: Any, trainer: Any, ruler: Stages, evaluated: float, saved: float
-) -> list[Cost]:
-    """What a run costs besides its steps. The ruler sees the validation pictures once, the test pictures twice."""
-    save_best(run, work, trainer)
-    measure_run(run, work)
-    data, targets = run.last("data"), run.last("targets")
-    held_out = len(work.validation.labels)
-    seen = len(work.train.labels) * min(plan.views, plan.epochs)
-    return [
-        Cost("decode", "decode", plan.images + plan.validation, data["seconds"] / (data["train"] + data["validation"])),
-        Cost("targets", "targets", plan.images * min(plan.views, plan.epochs), targets["seconds"] / seen),
-        Cost("evaluation", "evaluate each epoch", plan.epochs * plan.validation, evaluated / held_out),
-        Cost("saving", "save each epoch", plan.epochs, saved),
-        Cost("evaluation", "check the teacher, test both", plan.validation, ruler.seconds["score"] / held_out),
-        Cost("evaluation", "latency", 1, ruler.seconds["race"]),
-    ]
-
-
-def ceiling(plan: Plan, folder: Path, turns: Turns, stages: Stages, quick: bool = True) -> dict[str, Any]:
-    """The student's forward, backward and optimiser step on one batch that is in place, in the best of our precisions
-    and layouts; without ``quick``, with PyTorch's own gradients of depthwise convolutions."""
-    import torch
-
-    from kd import models
-
-    device = models.pick_device(plan.device)
-    layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-    halves = ["bf16"] if device.type == "cpu" else ["bf16", "fp16"]
-    ways = {
-        f"{precision} {name}": student_step(plan, stages, precision, layout, quick)
-        for precision in ("fp32", *halves)
-        for name, layout in layouts.items()
-    }
-    student = models.load_student(plan.student, ["a", "b"], plan.image_size, plan.image_size, 0)
-    with threads(device, student), suppress(Enough):
-        times = {name: [seconds_of(step, turns.synchronise) for _ in range(4)] for name, step in ways.items()}
-        best = min(times, key=lambda name: min(times[name][1:]))
-        step = ways[best]
-        ways.clear()
-        while True:
-            step()
-            turns.step(plan.batch_size)
-    return {"precision": best, "costs": None}
-
-
-def student_step(plan: Plan, stages: Stages, precision: str, layout: Any, quick: bool) -> Callable[[], None]:
-    """One training step of a fresh student on a batch that never changes."""
-    import torch
-    from torch import nn
-
-    from kd import models
-    from kd.depthwise import DepthwiseConv2d
-    from kd.losses import distillation_loss
-
-    device = models.pick_device(plan.device)
-    student = models.load_student(plan.student, [str(i) for i in range(10)], plan.image_size, plan.image_size, 0)
-    model = student.model.train().to(device, memory_format=layout)
-    for module in model.modules():
-        if isinstance(module, DepthwiseConv2d) and not quick:
-            module.__class__ = nn.Conv2d
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    values = torch.randn(plan.batch_size, 3, *student.pipeline.size, device=device).contiguous(memory_format=layout)
-    logits = torch.randn(plan.batch_size, 10, device=device)
-    labels = torch.arange(plan.batch_size, device=device) % 10
-
-    def step() -> None:
-        with stages.time("forward/backward"):
-            with models.autocast(device, precision):
-                answers = model(pixel_values=values).logits
-            distillation_loss(answers, logits, labels, 5.0, 0.5).total.backward()
-        with stages.time("optimiser"):
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return step
-
-
-def seconds_of(call: Callable[[], None], synchronise: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    call()
-    synchronise()
-    return time.perf_counter() - started
-
-
-def student_only(plan: Plan, folder: Path, turns: Turns, stages: Stages) -> dict[str, Any]:
-    """Our training without a teacher: the same batches without its answers, cross-entropy alone."""
-    from torch.nn.functional import cross_entropy
-
-    from kd.trainer import ImageDistilTrainer
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(pixel_values=inputs["pixel_values"])
-        loss = cross_entropy(outputs.logits.float(), inputs["labels"])
-        if model.training:
-            self.sums += loss.detach() * self.sums.new_ones(4)
-        return (loss, {"logits": outputs.logits}) if return_outputs else loss
-
-    ImageDistilTrainer.compute_loss = compute_loss  # in this process only, which ends with the row
-    return ours(plan, folder, turns, stages, lambda_=0.0)
-
-
-def scaled(plan: Plan, folder: Path, turns: Turns, stages: Stages, times: int) -> dict[str, Any]:
-    """``cached`` on ``times`` as many pictures: the decoded ones again and again, each in crops of its own, with made-up
-    answers of a teacher."""
-    from kd.data import Pixels, Views, mapped, npy_writer
-    from kd.targets import Targets
-
-    run = runs.create(plan.config(folder, epochs=10**6, targets="online"), folder / f"runs-{times}", "bench")
-    run.append("started")
-    work = prepare_run(run, Progress(run))
-    few, count = work.train, plan.images * times
-    order = np.random.default_rng(0).integers(0, len(few.labels), count)
-    file = folder / f"pixels-{times}.npy"
-    with npy_writer(file, few.values.shape[1:], np.uint8) as write:
-        for start in range(0, count, 512):
-            write(few.values[order[start : start + 512]])
-    with npy_writer(folder / f"logits-{times}.npy", (len(work.splits.classes),), np.float32) as write:
-        write(np.random.default_rng(1).normal(size=(count, len(work.splits.classes))))
-    work.train = Pixels(mapped(file), few.labels[order], few.fingerprint, [], True)
-    work.views = Views(few.fingerprint, count, work.config.crop_area)
-    work.targets = Targets([mapped(folder / f"logits-{times}.npy")] * plan.views, 0.0, "hit")
-    work.teacher = None
-    trainer, _ = build_trainer(run, work)
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
-    with threads(work.device, work.student):
-        train_in_turns(trainer, turns, stages, plan.batch_size)
-    return {"precision": work.precision, "costs": None, "images": count, "file_gb": round(file.stat().st_size / 1e9, 2)}
-
-
-WAYS: dict[str, Callable[..., dict[str, Any]]] = {
-    "guide": guide,
-    "online": lambda *a: ours(*a, targets="online"),
-    "cached": lambda *a: ours(*a, targets="cached"),
-    "ceiling": ceiling,
-    "plain": lambda *a: ceiling(*a, quick=False),
-    "student only": student_only,
-    **{f"cached {times}x": functools.partial(scaled, times=times) for times in SCALES},
-}
-"""Row -> what its process does. ``plain`` is the ceiling without what we changed in PyTorch's way: the gradients of
-``kd.depthwise`` and the allocator's settings."""
+ROWS = ("guide", "online", "cached", "ceiling", "plain", "student only")
+FULL_ROWS = ("guide", "online", "cached")
+SWEEP_ROWS = ("cached", "student only")
+SCALE_ROWS = tuple(f"cached {times}x" for times in SCALES)
 AS_IT_COMES = ("guide", "plain")
-
-
-def work_on(row: str, plan: Plan, folder: Path, connection: Any) -> None:
-    """A row's process. Sends its turns, then what ``WAYS`` returned with its memory, or an error in words."""
-    born = time.perf_counter()
-    import datasets
-    import torch
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.simplefilter("ignore")
-    memory, stages = Memory(), Stages()
-    memory.start()
-    gpu = torch.cuda.is_available() and plan.device in ("auto", "cuda")
-    turns = None if plan.full else Turns(connection, stages, torch.cuda.synchronize if gpu else lambda: None)
-    start = time.perf_counter() - born
-    try:
-        facts = WAYS[row](plan, folder, turns, stages)
-    except RunError as problem:
-        connection.send(problem)
-        return
-    peak = torch.cuda.max_memory_allocated() / 1e6 if gpu else memory.peak
-    connection.send({
-        **facts, "seconds": time.perf_counter() - born, "start": start, "peak_mb": round(peak),
-        "threads": torch.get_num_threads(), "device": torch.cuda.get_device_name() if gpu else "cpu",
-    })  # fmt: skip
-
-
-# --- The bench: rows take turns, medians are compared
+"""The rows whose process has the allocator's own settings."""
+SWEEP_POINTS = 12
+STAGES = (
+    "start", "decode", "crop", "targets", "forward/backward", "optimiser", "Trainer and callbacks", "evaluation",
+    "saving",
+)  # fmt: skip
+"""In the order of a run."""
 
 
 def measure(plan: Plan, rows: tuple[str, ...], folder: Path, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
@@ -604,7 +47,7 @@ def measure(plan: Plan, rows: tuple[str, ...], folder: Path, tell: Callable[[str
             else:
                 workers[row] = receive(workers[row], row)
         if plan.full:
-            return {row: finish_full(plan, facts) for row, facts in workers.items()}
+            return {row: finish_full(facts) for row, facts in workers.items()}
         turns: dict[str, list[tuple[float, dict]]] = {row: [] for row in rows}
         for turn in range(plan.rounds):
             for row, connection in workers.items():
@@ -657,35 +100,49 @@ def receive(connection: Any, row: str) -> Any:
 
 
 def finish(plan: Plan, facts: dict[str, Any], turns: list[tuple[float, dict]]) -> dict[str, Any]:
-    """A row's figures: the median of its turns, and its recipe's seconds by stage with the arithmetic."""
+    """A row's figures: the median of its turns, and its recipe's seconds by stage with the arithmetic.
+
+    Where a row has no recipe, ``recipe_seconds`` is ``None`` and ``stages`` are those of a step.
+    """
     speed = statistics.median(speed for speed, _ in turns)
-    shares = turns[-1][1]
-    spent, costs = sum(shares.values()), facts.pop("costs")
-    row = {"images_per_second": round(speed, 2), "turns": [round(speed, 2) for speed, _ in turns],
-           "step_stages": {stage: round(seconds / spent, 4) for stage, seconds in shares.items()}}  # fmt: skip
-    if costs is not None:
-        training = plan.images * plan.epochs / speed
-        costs = [Cost("start", "start", 1, facts["start"]), *costs]
-        stages = {stage: training * share for stage, share in row["step_stages"].items()}
-        for cost in costs:
-            stages[cost.stage] = stages.get(cost.stage, 0) + cost.total
-        total = sum(stages.values())
-        arithmetic = f"train: {plan.images:,} x {plan.epochs} / {speed:,.1f} images/s = {training:,.1f} s"
-        row |= {
-            "recipe_seconds": round(total, 1),
-            "stages": {stage: round(seconds / total, 4) for stage, seconds in stages.items()},
-            "arithmetic": [arithmetic, *map(str, costs)],
-        }
-    return {**row, **facts}
+    step, costs = turns[-1][1], facts.pop("costs")
+    shares = {stage: seconds / sum(step.values()) for stage, seconds in step.items()}
+    row = {"images_per_second": round(speed, 2), "turns": [round(speed, 2) for speed, _ in turns]}
+    if costs is None:
+        return {**row, "recipe_seconds": None, "stages": rounded(shares), **facts}
+    training = plan.images * plan.epochs / speed
+    costs = [Cost("start", "start", 1, facts["start"]), *costs]
+    spent = {stage: training * share for stage, share in shares.items()}
+    for cost in costs:
+        spent[cost.stage] = spent.get(cost.stage, 0) + cost.total
+    total = sum(spent.values())
+    arithmetic = f"train: {plan.images:,} x {plan.epochs} / {speed:,.1f} images/s = {training:,.1f} s"
+    return {
+        **row,
+        "recipe_seconds": round(total, 1),
+        "stages": rounded({stage: seconds / total for stage, seconds in spent.items()}),
+        "shared_seconds": {
+            what: round(sum(cost.total for cost in costs if cost.shared == what), 1) for what in ("decode", "teacher")
+        },
+        "arithmetic": [arithmetic, *map(str, costs)],
+        **facts,
+    }
 
 
-def finish_full(plan: Plan, facts: dict[str, Any]) -> dict[str, Any]:
+def rounded(shares: dict[str, float]) -> dict[str, float]:
+    return {stage: round(shares[stage], 4) for stage in STAGES if stage in shares}
+
+
+def finish_full(facts: dict[str, Any]) -> dict[str, Any]:
     """A row that was run from beginning to end."""
-    return {"recipe_seconds": round(facts["seconds"], 1), "arithmetic": ["measured in full"], **facts}
+    return {"images_per_second": None, "recipe_seconds": round(facts["seconds"], 1), "stages": {}, **facts}
 
 
 def bench(plan: Plan, rows: tuple[str, ...] = ROWS, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """``rows`` side by side: ``rows`` by name, ``ratios``, ``machine`` and the ``plan``."""
+    """``rows`` side by side: figures in ``rows`` by name, ``ratios``, ``machine`` and the ``plan``.
+
+    Raises ``RunError`` where the teacher, the pictures or the student cannot be had.
+    """
     with tempfile.TemporaryDirectory(prefix="kd-bench-") as name:
         folder = Path(name)
         tell("making the teacher and the pictures")
@@ -707,21 +164,69 @@ def ratios(plan: Plan, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
         "cached_over_ceiling": of("images_per_second", "cached", "ceiling"),
         "ceiling_over_plain": of("images_per_second", "ceiling", "plain"),
         "recipe_guide_over_cached": of("recipe_seconds", "guide", "cached"),
+        "recipe_guide_over_cached_4_views": four_views_ratio(plan, rows) if {"guide", "cached"} <= set(rows) else None,
         "sweep_over_students": sweep_ratio(rows) if "student only" in rows else None,
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
+def four_views_ratio(plan: Plan, rows: dict[str, dict[str, Any]]) -> float | None:
+    """``recipe_guide_over_cached`` if the teacher saw four views; ``None`` where the row was measured in full."""
+    cached = rows["cached"]
+    targets = cached["recipe_seconds"] * cached["stages"].get("targets", 0)
+    if not targets:
+        return None
+    more = min(4, plan.epochs) / min(plan.views, plan.epochs) - 1
+    return round(rows["guide"]["recipe_seconds"] / (cached["recipe_seconds"] + targets * more), 3)
+
+
 def sweep_ratio(rows: dict[str, dict[str, Any]], points: int = SWEEP_POINTS) -> float:
-    """Seconds of a sweep that shares its targets over those of as many trainings without a teacher. Both decode once;
-    every point but the first finds decoded pictures, and in a sweep targets and the teacher's own scores."""
-    seconds = {row: rows[row]["recipe_seconds"] for row in ("cached", "student only")}
-    share = {row: rows[row]["stages"] for row in seconds}
-    decode = {row: seconds[row] * share[row]["decode"] for row in seconds}
-    targets = seconds["cached"] * share["cached"]["targets"]
-    alone = seconds["student only"] - seconds["student only"] * share["student only"].get("targets", 0)
-    sweep = decode["cached"] + targets + points * (seconds["cached"] - decode["cached"] - targets)
-    return round(sweep / (decode["student only"] + points * (alone - decode["student only"])), 3)
+    """Seconds of a sweep over those of as many trainings without a teacher."""
+    sweep, students = (sweep_seconds(rows[row], points) for row in SWEEP_ROWS)
+    return round(sum(sweep.values()) / sum(students.values()), 3)
+
+
+def sweep_seconds(row: dict[str, Any], points: int = SWEEP_POINTS) -> dict[str, float]:
+    """What ``points`` runs of a row cost: seconds of ``decode`` and ``teacher`` (its targets and scores), which the
+    first run leaves for the others, and of the ``rest``."""
+    shared = row["shared_seconds"]
+    return {**shared, "rest": round(points * (row["recipe_seconds"] - sum(shared.values())), 1)}
+
+
+def table(found: dict[str, Any]) -> list[list[str]]:
+    """What ``bench`` returned, the head first, then a line a row."""
+    stages = [stage for stage in STAGES if any(stage in row["stages"] for row in found["rows"].values())]
+    lines = [["", "images/s", "recipe s", "peak MB", "precision", *stages]]
+    for name, row in found["rows"].items():
+        speed, seconds = row["images_per_second"], row["recipe_seconds"]
+        shares = [f"{row['stages'][stage]:.1%}" if stage in row["stages"] else "" for stage in stages]
+        lines.append([
+            name, f"{speed:,.1f}" if speed else "", f"{seconds:,.0f}" if seconds else "", f"{row['peak_mb']:,}",
+            row["precision"], *shares,
+        ])  # fmt: skip
+    return lines
+
+
+def notes(plan: Plan, found: dict[str, Any]) -> list[str]:
+    """What a reader of the table needs: how its recipes were reckoned, ratios, the machine."""
+    rows = found["rows"]
+    lines = [
+        f"The recipe: {plan.epochs} epochs on {plan.images:,} pictures of {plan.image_size} px, batch {plan.batch_size}, "
+        f"evaluated each epoch on {plan.validation} and tested on {plan.validation}, {plan.views} view(s).",
+        *(f"  {name}: {'; '.join(row['arithmetic'])}" for name, row in rows.items() if "arithmetic" in row),
+        *(f"  {name}: {row['images']:,} pictures, a file of {row['file_gb']} GB" for name, row in rows.items()
+          if "file_gb" in row),
+    ]  # fmt: skip
+    if set(SWEEP_ROWS) <= set(rows):
+        for row, what in zip(
+            SWEEP_ROWS, (f"a sweep of {SWEEP_POINTS} points", "as many without a teacher"), strict=True
+        ):
+            parts = sweep_seconds(rows[row])
+            lines.append(
+                f"{what}: {' + '.join(f'{s:,.0f} s {n}' for n, s in parts.items())} = {sum(parts.values()):,.0f} s"
+            )
+    lines += [f"{name.replace('_', ' ')}: {value:.3g}" for name, value in found["ratios"].items()]
+    return [*lines, ", ".join(f"{name} {value}" for name, value in found["machine"].items() if value is not None)]
 
 
 def machine() -> dict[str, Any]:

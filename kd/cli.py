@@ -5,10 +5,12 @@ import dataclasses
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from kd import launch, runs
+from kd.bench_rows import SCALES, Plan
 from kd.config import PRESETS, DistillConfig, public_name
 from kd.runs import Run, RunError
 
@@ -83,6 +85,17 @@ def parser() -> argparse.ArgumentParser:
     one = command("students", students, "list the students with random weights: parameters and FLOPs")
     one.add_argument("--image-size", type=int, default=224, help="side of the pictures in pixels (default: 224)")
     one.add_argument("--json", action="store_true")
+
+    one = command("bench", bench, "how fast: the guide's way, ours and the ceiling, side by side on this machine")
+    for field in dataclasses.fields(Plan):
+        if field.metadata:
+            one.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE", help=_help(field))
+    what = one.add_mutually_exclusive_group()
+    what.add_argument("--full", action="store_true", help="each recipe from beginning to end, not a part scaled up")
+    what.add_argument("--sweep", action="store_true", help="price a T x lambda sweep of 12 points")
+    what.add_argument("--scale", action="store_true", help=f"cached on {', '.join(map(str, SCALES))} times the images")
+    what.add_argument("--page", action="store_true", help="the page, in a browser: start, first point, poll, watching")
+    one.add_argument("--json", action="store_true", help="print the figures as the last line of standard output")
 
     sample = commands.add_parser("sample", help="the embedded sample and its teacher").add_subparsers(
         required=True, metavar="COMMAND"
@@ -220,6 +233,49 @@ def students(options: argparse.Namespace) -> int:
         f"For pictures of {options.image_size} px and 10 classes, random weights; a multiply-add counts as two FLOPs."
     )
     return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Measure, print a table with its arithmetic, and with ``--json`` all of it as the last line."""
+    started = time.perf_counter()
+
+    def tell(text: str) -> None:
+        print(f"{time.perf_counter() - started:5.0f} s  {text}", file=sys.stderr, flush=True)
+
+    if options.page:
+        from kd import bench_page
+
+        found = bench_page.measure(tell=tell)
+        print(table(["", "", ""], bench_page.rows(found)))
+    else:
+        _quiet()
+        found = _bench_rows(options, tell)
+    if options.json:
+        print(json.dumps(found))
+    return 0
+
+
+def _bench_rows(options: argparse.Namespace, tell: Any) -> dict[str, Any]:
+    from kd import bench as side_by_side
+
+    asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(Plan)}
+    try:
+        plan = Plan(**{name: value for name, value in asked.items() if value is not None})
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+    rows = side_by_side.ROWS
+    if options.full:
+        rows = side_by_side.FULL_ROWS
+    elif options.scale:
+        rows = side_by_side.SCALE_ROWS
+    elif options.sweep:
+        rows = side_by_side.SWEEP_ROWS
+    found = side_by_side.bench(plan, rows, tell)
+    head, *lines = side_by_side.table(found)
+    print(table(head, lines))
+    for text in side_by_side.notes(plan, found):
+        print(text)
+    return found
 
 
 def build_sample(options: argparse.Namespace) -> int:

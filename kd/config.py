@@ -20,8 +20,8 @@ STUDENT_NAMES = (
 """The students with random weights that ``kd.models`` builds, named here so that a page can offer them without torch."""
 
 
-def _field(default, help: str, **rules):
-    """A field with its help and its rules: ``above`` or ``low``, ``high``, ``choices`` (no others), ``suggestions``,
+def setting(default, help: str, **rules):
+    """A dataclass field with its help and its rules: ``above`` or ``low``, ``high``, ``choices`` (no others), ``suggestions``,
     ``pattern`` with what is ``expected`` in words."""
     return dataclasses.field(default=default, metadata={"help": help, **rules})
 
@@ -30,54 +30,54 @@ def _field(default, help: str, **rules):
 class DistillConfig:
     """The settings of one distillation. Raises ``ValueError``, in words for a user, on a value out of range."""
 
-    teacher: str = _field(SAMPLE, "teacher: a Hub id, a folder, or 'sample'")
-    dataset: str = _field(SAMPLE, "pictures: a Hub id, a folder of class folders, a parquet file, or 'sample'")
-    dataset_config: str | None = _field(None, "configuration of a Hub dataset that has several")
-    train_split: str | None = _field(None, "name of the training split (default: found by name)")
-    validation_split: str | None = _field(None, "name of the validation split (default: found, or cut from train)")
-    test_split: str | None = _field(None, "name of the test split (default: found, or cut from train)")
-    validation_fraction: float = _field(
+    teacher: str = setting(SAMPLE, "teacher: a Hub id, a folder, or 'sample'")
+    dataset: str = setting(SAMPLE, "pictures: a Hub id, a folder of class folders, a parquet file, or 'sample'")
+    dataset_config: str | None = setting(None, "configuration of a Hub dataset that has several")
+    train_split: str | None = setting(None, "name of the training split (default: found by name)")
+    validation_split: str | None = setting(None, "name of the validation split (default: found, or cut from train)")
+    test_split: str | None = setting(None, "name of the test split (default: found, or cut from train)")
+    validation_fraction: float = setting(
         0.1, "share of train to cut where there is no validation split", above=0, high=0.5
     )
-    test_fraction: float = _field(0.1, "share of train to cut where there is no test split", above=0, high=0.5)
-    image_column: str | None = _field(None, "column of the pictures (default: found by type)")
-    label_column: str | None = _field(None, "column of the labels (default: found by type and name)")
-    student: str = _field(
+    test_fraction: float = setting(0.1, "share of train to cut where there is no test split", above=0, high=0.5)
+    image_column: str | None = setting(None, "column of the pictures (default: found by type)")
+    label_column: str | None = setting(None, "column of the labels (default: found by type and name)")
+    student: str = setting(
         "mobilenet_v2_0.35",
         "student: a name from `python -m kd students`, a Hub id or a folder",
         suggestions=STUDENT_NAMES,
     )
-    image_size: int | None = _field(
+    image_size: int | None = setting(
         None, "side of the student's input in pixels (default: from the pictures)", low=16, high=1024
     )
-    temperature: float = _field(5.0, "softens both distributions; higher shows more of the wrong classes", above=0)
-    lambda_: float = _field(0.5, "weight of the teacher: 0 is labels only, 1 is teacher only", low=0, high=1)
-    epochs: int = _field(30, "passes over the training pictures", low=1)
-    batch_size: int = _field(32, "pictures a step", low=1)
-    learning_rate: float = _field(3e-3, "peak of the learning rate, after a warm-up and before a cosine", above=0)
-    weight_decay: float = _field(0.05, "AdamW's weight decay", low=0)
-    views: int = _field(4, "crops of each picture that the teacher sees; epoch e trains on view e mod views", low=1)
-    crop_area: float = _field(0.5, "smallest crop, as a share of the picture's area", above=0, high=1)
-    targets: str = _field(
+    temperature: float = setting(5.0, "softens both distributions; higher shows more of the wrong classes", above=0)
+    lambda_: float = setting(0.5, "weight of the teacher: 0 is labels only, 1 is teacher only", low=0, high=1)
+    epochs: int = setting(30, "passes over the training pictures", low=1)
+    batch_size: int = setting(32, "pictures a step", low=1)
+    learning_rate: float = setting(3e-3, "peak of the learning rate, after a warm-up and before a cosine", above=0)
+    weight_decay: float = setting(0.05, "AdamW's weight decay", low=0)
+    views: int = setting(4, "crops of each picture that the teacher sees; epoch e trains on view e mod views", low=1)
+    crop_area: float = setting(0.5, "smallest crop, as a share of the picture's area", above=0, high=1)
+    targets: str = setting(
         "cached", "cached: the teacher sees each view once; online: in every step", choices=("cached", "online")
     )
-    heal: str = _field(
+    heal: str = setting(
         "yes",
         "yes: random weights get PyTorch's BatchNorm momentum and dropout; no: TensorFlow's",
         choices=("yes", "no"),
     )
-    seed: int = _field(0, "seed of the student's weights and of the order of pictures", low=0, high=2**32 - 1)
-    device: str = _field(
+    seed: int = setting(0, "seed of the student's weights and of the order of pictures", low=0, high=2**32 - 1)
+    device: str = setting(
         "auto",
         "auto, cpu, cuda, cuda:N or mps",
         pattern=r"auto|cpu|mps|cuda(:\d+)?",
         expected="auto, cpu, mps, cuda or cuda:N",
     )
-    precision: str = _field("auto", "arithmetic while training", choices=("auto", "fp32", "bf16", "fp16"))
+    precision: str = setting("auto", "arithmetic while training", choices=("auto", "fp32", "bf16", "fp16"))
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _checked(field, getattr(self, field.name))
+            value = checked(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
 
     @classmethod
@@ -137,8 +137,9 @@ def public_name(field: dataclasses.Field) -> str:
     return field.name.rstrip("_")
 
 
-def _checked(field: dataclasses.Field, value: Any) -> Any:
-    """``value`` as the field's type. Text is accepted for numbers, as flags and text boxes deliver it."""
+def checked(field: dataclasses.Field, value: Any) -> Any:
+    """``value`` as the type of a ``setting``, within its rules. Text is accepted for numbers, as flags and text boxes
+    deliver it. Raises ``ValueError`` in words for a user."""
     rules, name = field.metadata, public_name(field)
     kind, *none = get_args(field.type) or (field.type,)
     example = "" if none else f", for example {field.default}"

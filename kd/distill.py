@@ -468,27 +468,37 @@ def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], float, lis
     import numpy as np
 
     from kd.compare import BUSY_NOTE, agreement, cost, load_exported, quality, race, score
-    from kd.data import BadPicture, pictures
+    from kd.data import BadPicture, cache_folder, fingerprint, pictures
+    from kd.targets import load_scores
 
     model, processor, pipeline = load_exported(run)
     teacher, test = work.teacher, work.splits.test
     both = {"teacher": (teacher, teacher.processor), "student": (model, processor)}
-    scores = {n: score(m, p, test, work.device, work.progress.phase(f"test: {n}")) for n, (m, p) in both.items()}
+    found = score(model, processor, test, work.device, work.progress.phase("test: student"))
+
+    def ask() -> np.ndarray:
+        return score(teacher, teacher.processor, test, work.device, work.progress.phase("test: teacher")).logits
+
+    cache = cache_folder(run.path.parent)
+    logits = {
+        "teacher": load_scores(f"{teacher.key()}-{fingerprint(test)}", cache, len(found.indices), ask),
+        "student": found.logits,
+    }
     picture = next(picture for _, picture in pictures(test) if not isinstance(picture, BadPicture))
     timed = race(both, picture, work.device)
     costs = {"teacher": cost(teacher.model, teacher.pipeline.size), "student": cost(model, pipeline.size)}
-    labels = np.asarray(test["label"])[scores["student"].indices]
+    labels = np.asarray(test["label"])[found.indices]
     sides = {
         name: {
             "name": getattr(work.config, name),
-            **rounded(quality(scores[name].logits, labels)),
+            **rounded(quality(logits[name], labels)),
             **costs[name],
             **timed[name],
         }
         for name in both
     }
-    said = [*scores["student"].unreadable, *([BUSY_NOTE] if busy(run.path.parent, but=run) else [])]
-    return sides, agreement(scores["student"].logits, scores["teacher"].logits), said
+    said = [*found.unreadable, *([BUSY_NOTE] if busy(run.path.parent, but=run) else [])]
+    return sides, agreement(logits["student"], logits["teacher"]), said
 
 
 def rounded(metrics: dict[str, float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from conftest import ROOT
 
 ORDER = [
     "config", "runs", "launch", "losses", "metrics", "latency", "plots", "depthwise", "data", "models", "targets", "trainer",
-    "compare", "export", "sample", "distill", "bench", "bench_page", "cli", "__main__",
+    "compare", "export", "sample", "distill", "bench_rows", "bench", "bench_page", "cli", "__main__",
 ]  # fmt: skip
 
 
