@@ -210,9 +210,12 @@ def table(found: dict[str, Any]) -> list[list[str]]:
 def notes(plan: Plan, found: dict[str, Any]) -> list[str]:
     """What a reader of the table needs: how its recipes were reckoned, ratios, the machine."""
     rows = found["rows"]
-    lines = [
+    recipe = (
         f"The recipe: {plan.epochs} epochs on {plan.images:,} pictures of {plan.image_size} px, batch {plan.batch_size}, "
-        f"evaluated each epoch on {plan.validation} and tested on {plan.validation}, {plan.views} view(s).",
+        f"evaluated each epoch on {plan.validation} and tested on {plan.validation}, {plan.views} view(s)."
+    )
+    lines = [
+        *([recipe] if any(row["recipe_seconds"] for row in rows.values()) else []),
         *(f"  {name}: {'; '.join(row['arithmetic'])}" for name, row in rows.items() if "arithmetic" in row),
         *(f"  {name}: {row['images']:,} pictures, a file of {row['file_gb']} GB" for name, row in rows.items()
           if "file_gb" in row),

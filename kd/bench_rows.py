@@ -406,10 +406,7 @@ def ours(plan: Plan, folder: Path, turns: Turns | None, stages: Stages, **change
     ruler = Stages()
     count_ruler(ruler)
     work = prepare_run(run, Progress(run))
-    trainer, _ = build_trainer(run, work)
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
-    stages.wrap(trainer.train_dataset, "__getitems__", "crop")
-    stages.wrap(trainer, "_teacher_logits", "targets")
+    trainer = trainer_in_stages(run, work, stages)
     with threads(work.device, work.student):
         train_in_turns(trainer, turns, stages, plan.batch_size)
         evaluated, saved = time_epoch_end(trainer)
@@ -417,6 +414,15 @@ def ours(plan: Plan, folder: Path, turns: Turns | None, stages: Stages, **change
         "precision": work.precision,
         "costs": costs_of_ours(plan, run, work, trainer, ruler, evaluated, saved),
     }
+
+
+def trainer_in_stages(run: Any, work: Any, stages: Stages) -> Any:
+    """A run's trainer, its stages counted; it neither evaluates nor saves on its own."""
+    trainer, _ = build_trainer(run, work)
+    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
+    stages.wrap(trainer.train_dataset, "__getitems__", "crop")
+    stages.wrap(trainer, "_teacher_logits", "targets")
+    return trainer
 
 
 def count_ruler(stages: Stages) -> None:
@@ -561,8 +567,7 @@ def scaled(plan: Plan, folder: Path, turns: Turns, stages: Stages, times: int) -
     work.views = Views(few.fingerprint, count, work.config.crop_area)
     work.targets = Targets([mapped(folder / f"logits-{times}.npy")] * plan.views, 0.0, "hit")
     work.teacher = None
-    trainer, _ = build_trainer(run, work)
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
+    trainer = trainer_in_stages(run, work, stages)
     with threads(work.device, work.student):
         train_in_turns(trainer, turns, stages, plan.batch_size)
     return {"precision": work.precision, "costs": None, "images": count, "file_gb": round(file.stat().st_size / 1e9, 2)}

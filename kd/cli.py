@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -237,44 +238,40 @@ def students(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """Measure, print a table with its arithmetic, and with ``--json`` all of it as the last line."""
+    asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(Plan) if field.name in options}
+    try:
+        plan = Plan(**{name: value for name, value in asked.items() if value is not None})
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
     started = time.perf_counter()
 
     def tell(text: str) -> None:
         print(f"{time.perf_counter() - started:5.0f} s  {text}", file=sys.stderr, flush=True)
 
-    if options.page:
-        from kd import bench_page
-
-        found = bench_page.measure(tell=tell)
-        print(table(["", "", ""], bench_page.rows(found)))
-    else:
-        _quiet()
-        found = _bench_rows(options, tell)
+    _quiet()
+    found = _bench_page(plan, tell) if options.page else _bench_rows(plan, options, tell)
     if options.json:
         print(json.dumps(found))
     return 0
 
 
-def _bench_rows(options: argparse.Namespace, tell: Any) -> dict[str, Any]:
+def _bench_page(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
+    from kd import bench_page
+
+    found = bench_page.measure(plan.rounds, tell)
+    print(table(["", "", ""], bench_page.rows(found)))
+    return found
+
+
+def _bench_rows(plan: Plan, options: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
     from kd import bench as side_by_side
 
-    asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(Plan)}
-    try:
-        plan = Plan(**{name: value for name, value in asked.items() if value is not None})
-    except ValueError as error:
-        raise BadUsage(str(error)) from error
-    rows = side_by_side.ROWS
-    if options.full:
-        rows = side_by_side.FULL_ROWS
-    elif options.scale:
-        rows = side_by_side.SCALE_ROWS
-    elif options.sweep:
-        rows = side_by_side.SWEEP_ROWS
+    kinds = {"full": side_by_side.FULL_ROWS, "scale": side_by_side.SCALE_ROWS, "sweep": side_by_side.SWEEP_ROWS}
+    rows = next((rows for kind, rows in kinds.items() if getattr(options, kind)), side_by_side.ROWS)
     found = side_by_side.bench(plan, rows, tell)
     head, *lines = side_by_side.table(found)
     print(table(head, lines))
-    for text in side_by_side.notes(plan, found):
-        print(text)
+    print(*side_by_side.notes(plan, found), sep="\n")
     return found
 
 
