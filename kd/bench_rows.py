@@ -18,7 +18,7 @@ import numpy as np
 
 from kd import runs
 from kd.config import DistillConfig, checked, setting
-from kd.distill import Progress, build_trainer, execute, save_best, threads
+from kd.distill import Arm, Progress, at_arm, build_trainer, execute, save_best, score_student, threads
 from kd.distill import measure as measure_run
 from kd.distill import prepare as prepare_run
 from kd.launch import device_name
@@ -394,11 +394,12 @@ def time_epoch_end(trainer: Any) -> tuple[float, float]:
     return evaluated, seconds_of(lambda: trainer._save_checkpoint(trainer.model, trial=None))
 
 
-def ours(plan: Plan, folder: Path, turns: Turns | None, stages: Stages, **changes: Any) -> dict[str, Any]:
-    """A run as ``kd distill`` makes it, with ``changes`` to its settings."""
+def ours(
+    plan: Plan, folder: Path, turns: Turns | None, stages: Stages, targets: str = "cached", arm: str = "distilled"
+) -> dict[str, Any]:
+    """A run as ``kd distill`` makes it, or its baseline."""
     endless = {} if turns is None else {"epochs": 10**6}
-    name = "-".join(map(str, changes.values()))
-    run = runs.create(plan.config(folder, **{**endless, **changes}), folder / f"runs-{name}", "bench")
+    run = runs.create(plan.config(folder, targets=targets, **endless), folder / f"runs-{targets}-{arm}", "bench")
     if turns is None:
         execute(run)
         return {"precision": run.last("models")["precision"]}
@@ -406,6 +407,7 @@ def ours(plan: Plan, folder: Path, turns: Turns | None, stages: Stages, **change
     ruler = Stages()
     count_ruler(ruler)
     work = prepare_run(run, Progress(run))
+    work = at_arm(work, Arm(work.config.seed, arm, 1, 1))
     trainer = trainer_in_stages(run, work, stages)
     with threads(work.device, work.student):
         train_in_turns(trainer, turns, stages, plan.batch_size)
@@ -445,6 +447,7 @@ def costs_of_ours(
 ) -> list[Cost]:
     """What a run costs besides its steps. The ruler asks the teacher twice, the student once."""
     save_best(run, work, trainer)
+    score_student(run, work)
     measure_run(run, work)
     data, targets = run.last("data"), run.last("targets")
     held_out, tested = len(work.validation.labels), len(work.splits.test)
@@ -529,20 +532,8 @@ def seconds_of(call: Callable[[], Any], synchronise: Callable[[], None] = lambda
 
 
 def student_only(plan: Plan, folder: Path, turns: Turns, stages: Stages) -> dict[str, Any]:
-    """Our training without a teacher: the same batches without its answers, cross-entropy alone."""
-    from torch.nn.functional import cross_entropy
-
-    from kd.trainer import ImageDistilTrainer
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(pixel_values=inputs["pixel_values"])
-        loss = cross_entropy(outputs.logits.float(), inputs["labels"])
-        if model.training:
-            self.sums += loss.detach() * self.sums.new_ones(4)
-        return (loss, {"logits": outputs.logits}) if return_outputs else loss
-
-    ImageDistilTrainer.compute_loss = compute_loss  # in this process only, which ends with the row
-    found = ours(plan, folder, turns, stages, **{"lambda": 0.0})
+    """Our training without a teacher, as a run's baseline is."""
+    found = ours(plan, folder, turns, stages, arm="baseline")
     return {**found, "costs": [cost for cost in found["costs"] if cost.shared != "teacher"]}
 
 

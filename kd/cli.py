@@ -87,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--image-size", type=int, default=224, help="side of the pictures in pixels (default: 224)")
     one.add_argument("--json", action="store_true")
 
+    one = command(
+        "study", study, "the settings that FILE varies, over its seeds, compared; it can be stopped and goes on"
+    )
+    one.add_argument("file", type=Path, metavar="FILE", help="JSON; the README shows one")
+    one.add_argument("--show", action="store_true", help="train nothing, show the results so far")
+
     one = command("bench", bench, "how fast: the guide's way, ours and the ceiling, side by side on this machine")
     for field in dataclasses.fields(Plan):
         if field.metadata:
@@ -236,6 +242,20 @@ def students(options: argparse.Namespace) -> int:
     return 0
 
 
+def study(options: argparse.Namespace) -> int:
+    """Train what a study still needs, then print its table."""
+    from kd import study as studies
+
+    asked = studies.load(options.file)
+    try:
+        if not options.show:
+            studies.go_on(asked, options.runs_dir, lambda text: print(text, file=sys.stderr, flush=True))
+    finally:
+        head, *lines = studies.table(asked)
+        print(table(head, lines))
+    return 0
+
+
 def bench(options: argparse.Namespace) -> int:
     """Measure, print a table with its arithmetic, and with ``--json`` all of it as the last line."""
     asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(Plan) if field.name in options}
@@ -355,6 +375,8 @@ def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> in
     if status != "done" or report is None:
         return 1
     screen.line("\n" + result_table(report, report["agreement"]))
+    if report.get("verdict"):
+        screen.line(report["verdict"]["sentence"])
     screen.line(f"student: {run.path / 'student'}")
     if as_json:
         print(json.dumps(report), flush=True)
@@ -428,8 +450,17 @@ class Screen:
     def show_targets(self, e: dict) -> None:
         self.line(f"targets: {e['cache']} ({e['seconds']:.1f} s)")
 
+    def show_plan(self, e: dict) -> None:
+        self.line(f"plan: {e['epochs']} epochs in {e['minutes']:g} minutes, at {e['images_per_second']:,.0f} images/s")
+
     def show_training(self, e: dict) -> None:
         self.total = e["steps"]
+        if e.get("of", 1) > 1:
+            teacher = "with the teacher" if e["arm"] == "distilled" else "without the teacher"
+            self.line(f"training {e['nth']} of {e['of']}: seed {e['seed']}, {teacher}")
+
+    def show_arm(self, e: dict) -> None:
+        self.line(f"  {e['accuracy']:.2%} on the test split, {e['seconds']:.0f} s of training")
 
     def show_step(self, e: dict) -> None:
         left = (self.total - e["step"]) * e["seconds"] / e["step"]

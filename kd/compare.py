@@ -114,6 +114,11 @@ def load_exported(run: Run) -> tuple[Any, Any, Pipeline]:
     folder = run.path / "student"
     if not (folder / "config.json").exists():
         raise RunError(f"Run {run.id} ({run.status()}) has no student yet.")
+    return load_student_folder(folder)
+
+
+def load_student_folder(folder: Path) -> tuple[Any, Any, Pipeline]:
+    """A student as `save_student` left it, loaded as anyone would: model, processor, pipeline."""
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
     return model, processor, pipeline(processor)

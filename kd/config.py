@@ -19,10 +19,19 @@ STUDENT_NAMES = (
 )
 """The students with random weights that ``kd.models`` builds, named here so that a page can offer them without torch."""
 
+METHODS: dict[str, dict[str, Any]] = {
+    "kd": {},
+    "dkd": {"temperature": 4.0},
+    "dist": {"temperature": 1.0, "weight": 2.0},
+    "kd+std": {"temperature": 2.0, "weight": 9.0},
+    "dkd+std": {"temperature": 2.0, "weight": 9.0},
+}
+"""Method -> the settings that its paper gives it; ``kd.losses`` cites the papers. The defaults are those of kd."""
+
 
 def setting(default, help: str, **rules):
     """A dataclass field with its help and its rules: ``above`` or ``low``, ``high``, ``choices`` (no others), ``suggestions``,
-    ``pattern`` with what is ``expected`` in words."""
+    ``pattern`` with what is ``expected`` in words; ``only``, the methods that it matters to."""
     return dataclasses.field(default=default, metadata={"help": help, **rules})
 
 
@@ -50,12 +59,38 @@ class DistillConfig:
     image_size: int | None = setting(
         None, "side of the student's input in pixels (default: from the pictures)", low=16, high=1024
     )
+    method: str = setting("kd", "what the student learns of the teacher's answers", choices=tuple(METHODS))
     temperature: float = setting(5.0, "softens both distributions; higher shows more of the wrong classes", above=0)
     lambda_: float = setting(0.5, "weight of the teacher: 0 is labels only, 1 is teacher only", low=0, high=1)
+    weight: float = setting(1.0, "of the method's own loss, inside its share lambda", above=0)
+    dkd_alpha: float = setting(1.0, "weight of DKD's first term, the labelled class", low=0, only=("dkd", "dkd+std"))
+    dkd_beta: float = setting(8.0, "weight of DKD's second term, the other classes", low=0, only=("dkd", "dkd+std"))
+    dkd_warmup: float = setting(
+        20.0, "epochs in which DKD's weight grows; at most a twelfth of all", low=0, only=("dkd", "dkd+std")
+    )
+    dist_beta: float = setting(1.0, "weight of DIST's relation between a picture's classes", low=0, only=("dist",))
+    dist_gamma: float = setting(1.0, "weight of DIST's relation between a class's pictures", low=0, only=("dist",))
+    baseline: str = setting(
+        "no",
+        "yes: the same student learns once more without the teacher, and the report says whether the teacher helped",
+        choices=("yes", "no"),
+    )
+    trials: int = setting(1, "seeds that are trained, seed and up; with a baseline, of each", low=1, high=20)
     epochs: int = setting(30, "passes over the training pictures", low=1)
+    minutes: float | None = setting(
+        None, "training time to aim at; it sets the epochs, from a short measurement", above=0, high=1440
+    )
     batch_size: int = setting(32, "pictures a step", low=1)
     learning_rate: float = setting(3e-3, "peak of the learning rate, after a warm-up and before a cosine", above=0)
     weight_decay: float = setting(0.05, "AdamW's weight decay", low=0)
+    schedule: str = setting("cosine", "how the learning rate falls after the warm-up", choices=("cosine", "linear"))
+    warmup: float = setting(0.1, "share of training in which the learning rate rises", low=0, high=0.5)
+    mixup: float = setting(
+        0.0, "mixes each picture and its targets with another's: Beta(a, a), 0 for none", low=0, high=10
+    )
+    start_size: int | None = setting(
+        None, "input side at which training begins; it grows to the full one in the first two thirds", low=16, high=1024
+    )
     views: int = setting(4, "crops of each picture that the teacher sees; epoch e trains on view e mod views", low=1)
     crop_area: float = setting(0.5, "smallest crop, as a share of the picture's area", above=0, high=1)
     targets: str = setting(
@@ -109,10 +144,11 @@ class DistillConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
-        """One of ``PRESETS`` with some settings (public names) changed."""
+        """One of ``PRESETS`` with some settings (public names) changed; with a method comes what its paper sets."""
         if name not in PRESETS:
             raise ValueError(f"There is no preset {name!r}. The presets are {', '.join(PRESETS)}.")
-        return cls.from_dict({**PRESETS[name], **changes})
+        of_method = METHODS.get(changes.get("method"), {})
+        return cls.from_dict({**PRESETS[name], **of_method, **changes})
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -3,6 +3,7 @@
 Nothing heavy is imported until a run has its device: one that waits for its turn should be small.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     import torch
 
     from kd.data import Pixels, Splits, Views
+    from kd.losses import Method
     from kd.models import Student, Teacher
     from kd.targets import Targets
     from kd.trainer import ImageDistilTrainer, RunCallback
 
 PROGRESS_SECONDS = 0.5
+GROWTH = 16
 PACKAGES = ("torch", "transformers", "datasets", "accelerate")
 
 
@@ -101,11 +104,57 @@ def recipe(run: Run) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     work = prepare(run, Progress(run))
+    arms = arms_of(work.config)
+    for arm in arms:
+        if not (arm.folder(run) / "scores.json").exists():  # what a resumed run has left to do
+            train_arm(run, at_arm(work, arm))
+    write_report(run, work, arms)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training of a run: a seed, with the teacher (``distilled``) or without (``baseline``), all else the same. It
+    is the ``nth`` ``of`` so many."""
+
+    seed: int
+    name: str
+    nth: int
+    of: int
+
+    def folder(self, run: Run) -> Path:
+        """Where the arm's student, its test logits (``test.npy``) and its ``scores.json`` are kept."""
+        return run.path / "arms" / f"{self.name}-{self.seed}"
+
+
+def arms_of(config: DistillConfig) -> list[Arm]:
+    """What a run trains, in order. The first arm's student is the run's own."""
+    names = ("distilled", "baseline") if config.baseline == "yes" else ("distilled",)
+    pairs = [(config.seed + trial, name) for trial in range(config.trials) for name in names]
+    return [Arm(*pair, nth, len(pairs)) for nth, pair in enumerate(pairs, start=1)]
+
+
+def train_arm(run: Run, work: "Work") -> None:
+    """Train one student, keep it, and measure it on the test split; the ``arm`` event."""
     trainer, callback = build_trainer(run, work)
     with threads(work.device, work.student):
         train_student(run, work, trainer)
     save_best(run, work, trainer)
-    write_report(run, work, trainer, callback)
+    state, events = trainer.state, runs.by_arm(run.events())[work.arm.seed, work.arm.name]
+    scores = {
+        "arm": work.arm.name,
+        "seed": work.arm.seed,
+        **score_student(run, work),
+        "validation": round(state.best_metric, 5),
+        "best_epoch": round(state.best_global_step * work.config.epochs / state.max_steps),
+        "epochs": work.config.epochs,
+        "seconds": round(callback.trained, 2),
+        "images_per_second": round(
+            statistics.median(e["images_per_second"] for e in events if e["event"] == "step"), 1
+        ),
+    }
+    runs.write_whole(work.arm.folder(run) / "scores.json", json.dumps(scores))
+    run.append("arm", **scores)
+    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)  # the best is kept; the rest only takes space
 
 
 @contextmanager
@@ -146,6 +195,7 @@ class Work:
     """What a run trains with: all that is known before the first step."""
 
     config: DistillConfig
+    arm: Arm
     device: "torch.device"
     precision: str
     progress: Progress
@@ -164,6 +214,7 @@ class Work:
 def prepare(run: Run, progress: Progress) -> Work:
     """Pictures, models (their labels checked before a second is spent) and targets; an event for each."""
     from kd import data, models
+    from kd.losses import check_classes
 
     config = run.config()
     device = models.pick_device(os.environ.get("KD_DEVICE", config.device))  # see launch.gpu_of_its_own
@@ -175,6 +226,8 @@ def prepare(run: Run, progress: Progress) -> Work:
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed, healing)
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
+        config = with_epochs(run, config, student, device, precision, len(splits.train))
+    said += check_classes(config.method, len(splits.classes))
 
     # A little over the larger of the two inputs, so that crops need not be enlarged; never over the pictures' own size.
     side = min(long, round(1.15 * max(*teacher.pipeline.size, *student.pipeline.size)))
@@ -183,20 +236,41 @@ def prepare(run: Run, progress: Progress) -> Work:
     validation_logits = check_teacher(run, teacher, splits, validation, cache, device, progress)
     views = data.Views(train.fingerprint, len(train.labels), config.crop_area)
     targets = load_all_targets(run, config, teacher, train, views, cache, device, progress)
+    arm = arms_of(config)[0]
     return Work(
-        config,
-        device,
-        precision,
-        progress,
-        splits,
-        teacher,
-        student,
-        train,
-        validation,
-        validation_logits,
-        views,
+        config, arm, device, precision, progress, splits, teacher, student, train, validation, validation_logits, views,
         targets,
-    )
+    )  # fmt: skip
+
+
+def at_arm(work: Work, arm: Arm) -> Work:
+    """The same work for another arm: a student with the arm's weights."""
+    if arm == work.arm:
+        return work
+    from kd import models
+
+    config, side = work.config, work.student.pipeline.size[0]
+    student = models.load_student(config.student, work.splits.classes, side, side, arm.seed, config.heal == "yes")
+    return dataclasses.replace(work, arm=arm, student=student)
+
+
+def with_epochs(
+    run: Run, config: DistillConfig, student: "Student", device: "torch.device", precision: str, pictures: int
+) -> DistillConfig:
+    """``config`` with the epochs that fit into its ``minutes``, if it has any; the ``plan`` event. A resumed run keeps
+    to its plan."""
+    if config.minutes is None:
+        return config
+    plan = run.last("plan")
+    if plan is None:
+        from kd.models import batch_seconds
+
+        step = batch_seconds(student.model, student.pipeline.size, device, precision, config.batch_size)
+        speed = config.batch_size / step
+        epochs = max(1, round(config.minutes * 60 * speed / pictures))
+        run.append("plan", minutes=config.minutes, images_per_second=round(speed, 1), epochs=epochs)
+        plan = run.last("plan")
+    return dataclasses.replace(config, epochs=plan["epochs"])
 
 
 def tell_models(
@@ -311,11 +385,11 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
     from kd.data import Views
     from kd.trainer import Diverged, ImageDistilTrainer, RunCallback, ViewBatches
 
-    config, student, targets = work.config, work.student.pipeline, work.targets
-    online = work.teacher if targets is None else None
-    batches = ViewBatches(
-        work.train, work.views, student, work.device, targets and targets.logits, online and online.pipeline
-    )
+    config, arm, student = work.config, work.arm, work.student.pipeline
+    taught = arm.name == "distilled"
+    online = work.teacher if taught and work.targets is None else None
+    logits = work.targets.logits if taught and work.targets else None
+    batches = ViewBatches(work.train, work.views, student, work.device, logits, online and online.pipeline)
     whole = Views(work.validation.fingerprint, len(work.validation.labels), 1.0)
     held_out = ViewBatches(work.validation, whole, student, work.device, [work.validation_logits])
 
@@ -325,23 +399,53 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
         agreed = agreement(answers.predictions, work.validation_logits)
         return {**quality(answers.predictions, answers.label_ids), "agreement": agreed}
 
-    before = run.last("eval")
-    callback = RunCallback(run, batches, min(config.views, config.epochs), before["seconds"] if before else 0.0)
+    before = [e for e in runs.by_arm(run.events()).get((arm.seed, arm.name), []) if e["event"] == "eval"]
+    callback = RunCallback(
+        run, batches, min(config.views, config.epochs), sizes_of(config, student.size),
+        before[-1]["seconds"] if before else 0.0,
+        {"arm": arm.name, "seed": arm.seed, "nth": arm.nth, "of": arm.of},
+    )  # fmt: skip
     trainer = ImageDistilTrainer(
         teacher_model=online,
         student_model=work.student.model.to(memory_format=torch.channels_last),
         temperature=config.temperature,
-        lambda_param=config.lambda_,
+        lambda_param=config.lambda_ if taught else 0.0,
+        method=method_of(config),
+        warmup_epochs=min(config.dkd_warmup, config.epochs / 12) if config.method.startswith("dkd") else 0.0,
+        mixup=config.mixup,
         args=arguments(run, work, len(batches)),
         train_dataset=batches,
         eval_dataset=held_out,
         data_collator=ViewBatches.collate,
         compute_metrics=metrics,
-        callbacks=[callback, TensorBoardCallback(SummaryWriter(run.path / "logs"))],
+        callbacks=[callback, TensorBoardCallback(SummaryWriter(run.path / "logs" / arm.folder(run).name))],
     )
     trainer.remove_callback(PrinterCallback)
     callback.trainer = trainer
     return trainer, callback
+
+
+def sizes_of(config: DistillConfig, full: tuple[int, int]) -> Callable[[float], tuple[int, int]]:
+    """The share of training that is done -> the student's input: it grows evenly from ``start_size`` in steps of
+    ``GROWTH`` pixels over the first two thirds (progressive resizing; Tan and Le 2021, arXiv:2104.00298, section 4)."""
+
+    def size(share: float) -> tuple[int, int]:
+        if config.start_size is None:
+            return full
+        grown = [config.start_size + (side - config.start_size) * min(1.0, 1.5 * share) for side in full]
+        return tuple(min(side, round(now / GROWTH) * GROWTH) for side, now in zip(full, grown, strict=True))
+
+    return size
+
+
+def method_of(config: DistillConfig) -> "Method":
+    """The loss that a configuration asks for."""
+    from kd.losses import Method
+
+    return Method(
+        config.method, config.temperature, config.dkd_alpha, config.dkd_beta, config.dist_beta, config.dist_gamma,
+        config.weight,
+    )  # fmt: skip
 
 
 def arguments(run: Run, work: Work, pictures: int) -> Any:
@@ -356,16 +460,16 @@ def arguments(run: Run, work: Work, pictures: int) -> Any:
     config = work.config
     steps = math.ceil(pictures / config.batch_size)
     return TrainingArguments(
-        output_dir=str(run.path / "checkpoints"),
+        output_dir=str(checkpoints(run, work.arm)),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=128,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        warmup_steps=max(1, steps * config.epochs // 10),
-        lr_scheduler_type="cosine",
+        warmup_steps=round(config.warmup * steps * config.epochs),
+        lr_scheduler_type=config.schedule,
         optim="adamw_torch_fused",
-        seed=config.seed,
+        seed=work.arm.seed,
         bf16=work.precision == "bf16",
         fp16=work.precision == "fp16",
         use_cpu=work.device.type == "cpu",
@@ -384,7 +488,11 @@ def arguments(run: Run, work: Work, pictures: int) -> Any:
     )
 
 
-def last_checkpoint(run: Run) -> str | None:
+def checkpoints(run: Run, arm: Arm) -> Path:
+    return run.path / "checkpoints" / arm.folder(run).name
+
+
+def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that is whole: `Trainer` writes ``trainer_state.json`` last."""
 
     def is_whole(path: Path) -> bool:
@@ -393,7 +501,7 @@ def last_checkpoint(run: Run) -> str | None:
         except (OSError, ValueError):
             return False
 
-    found = sorted((run.path / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return next((str(path) for path in reversed(found) if is_whole(path)), None)
 
 
@@ -405,14 +513,15 @@ def train_student(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
     from kd.trainer import Diverged
 
     try:
-        trainer.train(resume_from_checkpoint=last_checkpoint(run))
+        trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
     except Diverged as error:
         best, kept = trainer.state.best_model_checkpoint, "No epoch had ended before, so there is no student."
         if best:
             trainer.model = type(trainer.model).from_pretrained(best)
             save_best(run, work, trainer)
             kept = (
-                f"The best student so far ({trainer.state.best_metric:.1%} on validation) is in {run.path / 'student'}."
+                f"The best student so far ({trainer.state.best_metric:.1%} on validation) is in "
+                f"{student_folder(run, work.arm)}."
             )
         raise RunError(f"Training diverged: {error}. Try a learning rate ten times lower. {kept}") from error
     if run.stop_asked():
@@ -420,85 +529,145 @@ def train_student(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
         raise StopAsked
 
 
+def student_folder(run: Run, arm: Arm) -> Path:
+    """Where an arm's student is: the first's is the run's own."""
+    return run.path / "student" if arm.nth == 1 else arm.folder(run) / "student"
+
+
 def save_best(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
-    """The trainer's model and the student's processor into ``student/``; the ``exported`` event."""
+    """The trainer's model and the student's processor into the arm's folder; the ``exported`` event."""
     from kd.export import save_student
 
-    save_student(trainer.model.cpu(), work.student.processor, run.path / "student")
-    run.append("exported", folder="student")
+    folder = student_folder(run, work.arm)
+    work.arm.folder(run).mkdir(parents=True, exist_ok=True)
+    save_student(trainer.model.cpu(), work.student.processor, folder)
+    run.append("exported", folder=str(folder.relative_to(run.path)))
 
 
-def write_report(run: Run, work: Work, trainer: "ImageDistilTrainer", callback: "RunCallback") -> None:
-    """Load the saved student as anyone would, measure both on the test split, write the report, close the run."""
+def score_student(run: Run, work: Work) -> dict[str, float]:
+    """Load the arm's student as anyone would and measure it on the test split, which nothing has looked at before:
+    ``accuracy``, ``f1`` and its ``agreement`` with the teacher. Its answers are kept in ``test.npz``."""
+    import numpy as np
+
+    from kd.compare import agreement, load_student_folder, quality, score
+
+    folder = student_folder(run, work.arm)
+    model, processor, _ = load_student_folder(folder)
+    found = score(model, processor, work.splits.test, work.device, work.progress.phase("test: student"))
+    labels = np.asarray(work.splits.test["label"])[found.indices]
+    teacher = score_teacher(run, work, len(labels))
+    np.savez(
+        work.arm.folder(run) / "test.npz",
+        logits=found.logits, labels=labels, indices=found.indices, unreadable=np.array(found.unreadable, dtype=str),
+    )  # fmt: skip
+    if work.arm.seed != work.config.seed:  # of the further trials only the answers matter
+        shutil.rmtree(folder)
+    return rounded({**quality(found.logits, labels), "agreement": agreement(found.logits, teacher)})
+
+
+def score_teacher(run: Run, work: Work, size: int) -> "np.ndarray":
+    """The teacher's logits ``[size, C]`` on the test pictures that can be read, asked for once and kept for all runs."""
+    from kd.compare import score
+    from kd.data import cache_folder, fingerprint
+    from kd.targets import load_scores
+
+    teacher, test = work.teacher, work.splits.test
+
+    def ask() -> "np.ndarray":
+        return score(teacher, teacher.processor, test, work.device, work.progress.phase("test: teacher")).logits
+
+    return load_scores(f"{teacher.key()}-{fingerprint(test)}", cache_folder(run.path.parent), size, ask)
+
+
+def write_report(run: Run, work: Work, arms: list[Arm]) -> None:
+    """Gather what was measured, time both models, write the report, close the run."""
     from kd.compare import ratios
 
-    sides, agreed, said = measure(run, work)
-    speeds = [e["images_per_second"] for e in run.events() if e["event"] == "step"]
-    state, targets = trainer.state, work.targets
+    trials = [json.loads((arm.folder(run) / "scores.json").read_text()) for arm in arms]
+    own, targets = trials[0], work.targets
+    sides, said = measure(run, work)
+    baseline = next((trial for trial in trials if trial["arm"] == "baseline"), None)
     report = {
         "run": run.id,
         "config": work.config.to_dict(),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
         "data": {**work.splits.sizes(), "classes": work.splits.classes},
         **sides,
-        "baseline": None,
+        "baseline": baseline and {name: baseline[name] for name in ("accuracy", "f1", "agreement")},
+        "trials": trials,
+        "verdict": verdict_of(run, arms),
         "notes": said,
-        "agreement": round(agreed, 5),
+        "agreement": own["agreement"],
         **ratios(sides["teacher"], sides["student"]),
-        "train": {
-            "seconds": round(callback.trained, 2),
-            "images_per_second": round(statistics.median(speeds), 1),
-            "epochs": work.config.epochs,
-            "best_epoch": round(state.best_global_step * work.config.epochs / state.max_steps),
-        },
+        "train": {name: own[name] for name in ("seconds", "images_per_second", "epochs", "best_epoch")},
         "targets": {"seconds": round(targets.seconds, 2), "cache": targets.cache}
         if targets
         else {"seconds": 0, "cache": "online"},
     }
+    tell_apart(run, work, arms[0])
     runs.write_whole(run.path / "report.json", json.dumps(report, indent=2))
-    shown = ("teacher", "student", "agreement", "speedup", "size_ratio", "train")
+    shown = ("teacher", "student", "agreement", "speedup", "size_ratio", "train", "verdict")
     run.append("result", **{name: report[name] for name in shown}, warnings=said)
     run.close("done")
-    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)  # the best is in student/; the rest only takes space
+    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
-def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], float, list[str]]:
-    """``teacher`` and ``student`` by the same ruler on the test split, which nothing has looked at before, their
-    agreement there, and what a reader of the figures should know."""
+def answers_of(run: Run, arm: Arm) -> dict[str, "np.ndarray"]:
+    """An arm's ``logits`` ``[M, C]`` on the test pictures that can be read, their ``labels`` and ``indices`` ``[M]``, and
+    why the others are ``unreadable``."""
     import numpy as np
 
-    from kd.compare import BUSY_NOTE, agreement, cost, load_exported, quality, race, score
-    from kd.data import BadPicture, cache_folder, fingerprint, pictures
-    from kd.targets import load_scores
+    with np.load(arm.folder(run) / "test.npz") as file:
+        return dict(file)
+
+
+def tell_apart(run: Run, work: Work, arm: Arm) -> None:
+    """Where teacher and student differ on the test split, kept for the page (``kd.analysis``)."""
+    from kd.analysis import analyse, save_analysis
+
+    answers = answers_of(run, arm)
+    labels, classes = answers["labels"], work.splits.classes
+    found = analyse(score_teacher(run, work, len(labels)), answers["logits"], labels, classes)
+    save_analysis(found, work.splits.test, answers["indices"], run.path)
+
+
+def verdict_of(run: Run, arms: list[Arm]) -> dict[str, Any] | None:
+    """Whether the teacher helped on the test split; ``None`` without a baseline."""
+    import numpy as np
+
+    from kd.verdict import verdict
+
+    right: dict[str, list[np.ndarray]] = {"distilled": [], "baseline": []}
+    for arm in arms:
+        answers = answers_of(run, arm)
+        right[arm.name].append(answers["logits"].argmax(-1) == answers["labels"])
+    return verdict(*map(np.stack, right.values())) if right["baseline"] else None
+
+
+def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """``teacher`` and ``student`` on the test split by the same ruler, with what they cost, timed in turns; and what a
+    reader of the figures should know."""
+    from kd.compare import BUSY_NOTE, cost, load_exported, quality, race
+    from kd.data import BadPicture, pictures
 
     model, processor, pipeline = load_exported(run)
-    teacher, test = work.teacher, work.splits.test
-    both = {"teacher": (teacher, teacher.processor), "student": (model, processor)}
-    found = score(model, processor, test, work.device, work.progress.phase("test: student"))
-
-    def ask() -> np.ndarray:
-        return score(teacher, teacher.processor, test, work.device, work.progress.phase("test: teacher")).logits
-
-    cache = cache_folder(run.path.parent)
-    logits = {
-        "teacher": load_scores(f"{teacher.key()}-{fingerprint(test)}", cache, len(found.indices), ask),
-        "student": found.logits,
-    }
-    picture = next(picture for _, picture in pictures(test) if not isinstance(picture, BadPicture))
-    timed = race(both, picture, work.device)
+    teacher = work.teacher
+    answers = answers_of(run, arms_of(work.config)[0])
+    logits = {"teacher": score_teacher(run, work, len(answers["labels"])), "student": answers["logits"]}
+    picture = next(picture for _, picture in pictures(work.splits.test) if not isinstance(picture, BadPicture))
+    timed = race({"teacher": (teacher, teacher.processor), "student": (model, processor)}, picture, work.device)
     costs = {"teacher": cost(teacher.model, teacher.pipeline.size), "student": cost(model, pipeline.size)}
-    labels = np.asarray(test["label"])[found.indices]
     sides = {
         name: {
             "name": getattr(work.config, name),
-            **rounded(quality(logits[name], labels)),
+            **rounded(quality(logits[name], answers["labels"])),
             **costs[name],
             **timed[name],
         }
-        for name in both
+        for name in ("teacher", "student")
     }
-    said = [*found.unreadable, *([BUSY_NOTE] if busy(run.path.parent, but=run) else [])]
-    return sides, agreement(logits["student"], logits["teacher"]), said
+    said = [*answers["unreadable"].tolist(), *([BUSY_NOTE] if busy(run.path.parent, but=run) else [])]
+    return sides, said
 
 
 def rounded(metrics: dict[str, float]) -> dict[str, float]:

@@ -489,29 +489,47 @@ def _has_bf16() -> bool:
 
 def _time_precisions(model: nn.Module, size: tuple[int, int], rounds: int = 3) -> dict[str, float]:
     """The best time in seconds of a batch in each precision, taking turns, after one to warm up; the first is enough
-    where it is clear. A copy of the model is used: its statistics and gradients change."""
+    where it is clear."""
     batch = int(np.clip(4 * 224 * 224 / (size[0] * size[1]), 4, 64))
-    values = torch.zeros(batch, 3, *size).contiguous(memory_format=torch.channels_last)
+    trial, best = _trial(model, size, torch.device("cpu"), batch), {"fp32": math.inf, "bf16": math.inf}
+    for nth in range(rounds + 1):
+        times = {precision: trial(precision) for precision in best}
+        if nth:
+            best = {precision: min(best[precision], times[precision]) for precision in best}
+        if nth and not 1 / CLEAR_GAIN < best["fp32"] / best["bf16"] < CLEAR_GAIN:
+            break
+    return best
+
+
+def batch_seconds(
+    model: nn.Module, size: tuple[int, int], device: torch.device, precision: str, batch: int, rounds: int = 5
+) -> float:
+    """The median time in seconds of a batch: a training step of a model with parameters that learn, without its
+    optimiser, the forward pass of a frozen one."""
+    trial = _trial(model, size, device, batch)
+    trial(precision)
+    return float(np.median([trial(precision) for _ in range(rounds)]))
+
+
+def _trial(model: nn.Module, size: tuple[int, int], device: torch.device, batch: int) -> Callable[[str], float]:
+    """What times one batch in a precision, in seconds. A copy of the model is used: its statistics and gradients
+    change."""
+    values = torch.zeros(batch, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
     learns = any(parameter.requires_grad for parameter in model.parameters())
-    twin = copy.deepcopy(model).train(learns).to(memory_format=torch.channels_last)
+    twin = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train(learns)
 
     def seconds(precision: str) -> float:
         started = time.perf_counter()
-        with autocast(values.device, precision), torch.set_grad_enabled(learns):
-            logits = twin(pixel_values=values).logits
-        if learns:
-            logits.sum().backward()
+        with torch.random.fork_rng():  # dropout must not shift the run's own random numbers
+            with autocast(device, precision), torch.set_grad_enabled(learns):
+                logits = twin(pixel_values=values).logits
+            if learns:
+                logits.sum().backward()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         return time.perf_counter() - started
 
-    best = {"fp32": math.inf, "bf16": math.inf}
-    with torch.random.fork_rng(devices=[]):  # dropout must not shift the run's own random numbers
-        for nth in range(rounds + 1):
-            times = {precision: seconds(precision) for precision in best}
-            if nth:
-                best = {precision: min(best[precision], times[precision]) for precision in best}
-            if nth and not 1 / CLEAR_GAIN < best["fp32"] / best["bf16"] < CLEAR_GAIN:
-                break
-    return best
+    return seconds
 
 
 def pick_threads(side: int) -> int:

@@ -214,6 +214,22 @@ class Run:
         shutil.rmtree(self.path)
 
 
+def by_arm(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """(seed, arm) -> the ``step`` and ``eval`` events of that training, in the order in which they were begun.
+
+    A resume goes on from a checkpoint, ``training``'s ``step``: what came after it before is taken back.
+    """
+    arms: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    key = None
+    for event in events:
+        if event["event"] == "training":
+            key = event.get("seed", 0), event.get("arm", "distilled")
+            arms[key] = [e for e in arms.pop(key, []) if e["step"] <= event["step"]]
+        elif event["event"] in ("step", "eval") and key:
+            arms[key].append(event)
+    return arms
+
+
 def create(config: DistillConfig, folder: Path, owner: str) -> Run:
     """Make the folder of a new run, with its settings and its first event. Raises ``RunError`` where it cannot."""
     created = time.time()

@@ -1,7 +1,9 @@
 """Training: the guide's ``ImageDistilTrainer``, the batches it eats, and the callback that writes a run's events."""
 
+import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from kd.data import Pixels, Undecoded, Views, crop
-from kd.losses import DistillationLoss, distillation_loss
+from kd.losses import DistillationLoss, Method, distillation_loss
 from kd.models import Pipeline
 from kd.runs import Run
 
@@ -29,7 +31,9 @@ class ImageDistilTrainer(Trainer):
     ``teacher_pixel_values`` where the batch has them (the same crop at the teacher's own size) or ``pixel_values``.
 
     The arguments are those of the Transformers guide "Knowledge distillation for computer vision", among them
-    ``training_args``, which the guide writes for `Trainer`'s ``args``.
+    ``training_args``, which the guide writes for `Trainer`'s ``args``. ``method`` is another loss than the guide's, which
+    then has its own temperature; its weight grows evenly over the first ``warmup_epochs``. ``mixup`` is the parameter of its
+    Beta distribution, 0 for none. With ``lambda_param`` 0 there need be no teacher.
 
     Raises:
         ValueError: for a temperature of 0 or less, or a lambda outside 0 to 1.
@@ -42,6 +46,9 @@ class ImageDistilTrainer(Trainer):
         temperature: float = 5.0,
         lambda_param: float = 0.5,
         *args: Any,
+        method: Method | None = None,
+        warmup_epochs: float = 0.0,
+        mixup: float = 0.0,
         training_args: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -54,6 +61,7 @@ class ImageDistilTrainer(Trainer):
         super().__init__(student_model, *args, **kwargs)
         self.temperature = temperature
         self.lambda_param = lambda_param
+        self.method, self.warmup_epochs, self.mixup = method, warmup_epochs, mixup
         self.teacher = teacher_model and teacher_model.to(self.args.device).eval()
         # Our loss divides by the number of pictures of the whole accumulated batch, whatever the model's signature.
         self.model_accepts_loss_kwargs = True
@@ -64,25 +72,49 @@ class ImageDistilTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a batch of ``pixel_values`` ``[B, 3, H, W]`` and ``labels`` ``[B]``."""
-        outputs = model(pixel_values=inputs["pixel_values"])
-        loss = distillation_loss(
-            outputs.logits,
-            self._teacher_logits(inputs),
-            inputs["labels"],
-            self.temperature,
-            self.lambda_param,
-            reduction="sum",
-        )
-        batch = len(inputs["labels"])
+        share = self._mix(inputs) if model.training and self.mixup else 1.0
+        outputs, labels = model(pixel_values=inputs["pixel_values"]), inputs["labels"]
+        teacher = self._teacher_logits(inputs)
+        loss = self._sums(outputs.logits, teacher, labels)
+        if share < 1:
+            # Kept answers are mixed as the labels are; a teacher that was asked has seen the mixed pictures themselves.
+            theirs = teacher.flip(0) if "teacher_logits" in inputs else teacher
+            other = self._sums(outputs.logits, theirs, labels.flip(0))
+            loss = DistillationLoss(*(share * a + (1 - share) * b for a, b in zip(loss, other, strict=True)))
         if model.training:
-            self.sums += torch.stack([*(part.detach().float() for part in loss), self.sums.new_tensor(batch)])
-        total = loss.total / self._share(num_items_in_batch, batch)
+            seen = self.sums.new_tensor(len(labels))
+            self.sums += torch.stack([*(part.detach().float() for part in loss), seen])
+        total = loss.total / self._share(num_items_in_batch, len(labels))
         return (total, {"logits": outputs.logits}) if return_outputs else total
 
+    def _sums(self, logits: Tensor, teacher: Tensor | None, labels: Tensor) -> DistillationLoss:
+        """The loss summed over a batch's pictures."""
+        warmth = min(1.0, self.state.epoch / self.warmup_epochs) if self.warmup_epochs and self.state.epoch else 1.0
+        return distillation_loss(
+            logits, teacher, labels, self.temperature, self.lambda_param, reduction="sum", method=self.method,
+            soft_weight=warmth,
+        )  # fmt: skip
+
+    def _mix(self, inputs: dict[str, Any]) -> float:
+        """Mix each picture of a batch with another, in place, and return its own share: mixup, Zhang et al. (2018,
+        arXiv:1710.09412), one share a batch. The other is the one at the same place from the batch's end."""
+        share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+        for name in ("pixel_values", "teacher_pixel_values"):
+            if name in inputs:
+                inputs[name] = inputs[name].lerp(inputs[name].flip(0), 1 - share)
+        return share
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay is for matrices and filters, not for norms and biases (He et al. 2019, arXiv:1812.01187, section
+        3.1); `Trainer` knows the norms of language models only."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+
     @torch.no_grad()
-    def _teacher_logits(self, inputs: dict[str, Any]) -> Tensor:
+    def _teacher_logits(self, inputs: dict[str, Any]) -> Tensor | None:
         if "teacher_logits" in inputs:
             return inputs["teacher_logits"]
+        if self.teacher is None and self.lambda_param == 0:
+            return None
         if self.teacher is None:
             raise ValueError("The batch has no teacher_logits, and there is no teacher_model to ask for them.")
         return self.teacher(pixel_values=inputs.get("teacher_pixel_values", inputs["pixel_values"])).logits
@@ -135,9 +167,10 @@ class ViewBatches(torch.utils.data.Dataset):
         self.labels = torch.from_numpy(pixels.labels).to(self.device)
         self.show(0)
 
-    def show(self, view: int) -> None:
-        """Make ``view`` the one that batches are cut from."""
+    def show(self, view: int, size: tuple[int, int] | None = None) -> None:
+        """Make ``view`` the one that batches are cut from, for a student's input of ``size`` (default: its own)."""
         self.view = view
+        self.student = dataclasses.replace(self.student, size=size or self.student.size)
         self.boxes, self.mirrored = (torch.from_numpy(part).to(self.device) for part in self.views.boxes(view))
 
     def __len__(self) -> int:
@@ -177,8 +210,17 @@ class ViewBatches(torch.utils.data.Dataset):
 class RunCallback(TrainerCallback):
     """Writes a run's ``step`` and ``eval`` events, changes the view each epoch, obeys ``STOP`` and stops on NaN."""
 
-    def __init__(self, run: Run, batches: ViewBatches, views: int, seconds_before: float = 0.0) -> None:
-        self.run, self.batches, self.views = run, batches, views
+    def __init__(
+        self,
+        run: Run,
+        batches: ViewBatches,
+        views: int,
+        sizes: Callable[[float], tuple[int, int] | None] = lambda share: None,
+        seconds_before: float = 0.0,
+        arm: dict[str, Any] | None = None,
+    ) -> None:
+        """``sizes``: the share of training that is done -> the size of the student's input in the next epoch."""
+        self.run, self.batches, self.views, self.sizes, self.arm = run, batches, views, sizes, arm or {}
         self.seconds_before = seconds_before
         self.trainer: ImageDistilTrainer | None = None
 
@@ -189,10 +231,13 @@ class RunCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.started = self.looked = time.perf_counter()
-        self.run.append("training", epochs=int(args.num_train_epochs), steps=state.max_steps, step=state.global_step)
+        self.run.append(
+            "training", epochs=int(args.num_train_epochs), steps=state.max_steps, step=state.global_step, **self.arm
+        )
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
-        self.batches.show(int(round(state.epoch, 6)) % self.views)  # in the middle of an epoch after a resume
+        epoch = int(round(state.epoch, 6))  # a resume may begin in the middle of one
+        self.batches.show(epoch % self.views, self.sizes(epoch / args.num_train_epochs))
         self.looked = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:

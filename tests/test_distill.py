@@ -83,6 +83,7 @@ def test_the_events_tell_the_whole_story_in_order(finished):
         "targets",
         "training",
         "exported",
+        "arm",
         "result",
         "done",
     ]
@@ -116,7 +117,7 @@ def test_the_exported_student_scores_what_was_reported_where_kd_cannot_be_import
 def test_tensorboard_has_a_log_of_it(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(finished[0].path / "logs"))
+    events = EventAccumulator(str(finished[0].path / "logs" / "distilled-0"))
     events.Reload()
     assert {"train/loss", "eval/accuracy", "eval/agreement"} <= set(events.Tags()["scalars"])
 

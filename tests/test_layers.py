@@ -5,8 +5,8 @@ import ast
 from conftest import ROOT
 
 ORDER = [
-    "config", "runs", "launch", "losses", "metrics", "latency", "plots", "depthwise", "data", "models", "targets", "trainer",
-    "compare", "export", "sample", "distill", "bench_rows", "bench", "bench_page", "cli", "__main__",
+    "config", "runs", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "data", "models", "targets", "trainer",
+    "compare", "analysis", "export", "sample", "distill", "study", "bench_rows", "bench", "bench_page", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -12,8 +12,10 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, DefaultDataCollator, TrainerCallback, TrainingArguments
+from transformers.modeling_outputs import ImageClassifierOutput
 
-from kd import ImageDistilTrainer
+from kd import ImageDistilTrainer, distillation_loss
+from kd.losses import Method
 from kd.models import load_student
 
 
@@ -46,13 +48,18 @@ class Losses(TrainerCallback):
         self.gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
 
 
+OUTER = ("method", "warmup_epochs", "mixup", "lambda_param")
+"""Arguments of our trainer's own; the others are those of ``TrainingArguments``."""
+
+
 def trainer(tmp_path, student, teacher=None, data=None, note=None, **arguments) -> ImageDistilTrainer:
+    own = {"lambda_param": 0.3, **{name: arguments.pop(name) for name in OUTER if name in arguments}}
     settings = {"per_device_train_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "max_grad_norm": 0.0}
     return ImageDistilTrainer(
         teacher_model=teacher,
         student_model=student,
         temperature=4.0,
-        lambda_param=0.3,
+        **own,
         args=TrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, logging_steps=1, report_to="none", disable_tqdm=True,
             save_strategy="no", remove_unused_columns=False, lr_scheduler_type="constant", optim="sgd",
@@ -239,3 +246,90 @@ def test_two_processes_average_to_the_gradient_of_one(tmp_path):
     )  # fmt: skip
     together = torch.load(tmp_path / "gradient.pt")
     torch.testing.assert_close(together, one_step_on_eight_pictures(tmp_path), rtol=1e-4, atol=1e-7)
+
+
+# --- Mixup, warm-up, weight decay
+
+
+class Recorded(torch.nn.Module):
+    """A linear student that remembers what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.norm, self.seen = torch.nn.Linear(3 * 8 * 8, 3), torch.nn.BatchNorm2d(3), []
+
+    def forward(self, pixel_values, labels=None):
+        self.seen.append(pixel_values)
+        return ImageClassifierOutput(logits=self.head(self.norm(pixel_values).flatten(1)))
+
+
+def batch() -> dict:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "pixel_values": torch.randn(4, 3, 8, 8, generator=generator),
+        "teacher_logits": torch.randn(4, 3, generator=generator),
+        "labels": torch.tensor([0, 1, 2, 0]),
+    }
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd"])
+def test_mixup_mixes_pictures_and_both_losses_by_one_share(tmp_path, method):
+    learner = trainer(tmp_path, Recorded(), mixup=0.4, method=Method(method, 4.0))
+    model = learner.model.train()
+    torch.manual_seed(5)
+    loss, outputs = learner.compute_loss(model, batch(), return_outputs=True)
+    torch.manual_seed(5)
+    share = torch.distributions.Beta(0.4, 0.4).sample().item()
+    plain = batch()
+    mixed = share * plain["pixel_values"] + (1 - share) * plain["pixel_values"].flip(0)
+    torch.testing.assert_close(model.seen[0], mixed)
+    settings = {"temperature": 4.0, "lambda_": 0.3, "method": Method(method, 4.0)}
+    own = distillation_loss(outputs["logits"], plain["teacher_logits"], plain["labels"], **settings).total
+    other = distillation_loss(
+        outputs["logits"], plain["teacher_logits"].flip(0), plain["labels"].flip(0), **settings
+    ).total
+    torch.testing.assert_close(loss, share * own + (1 - share) * other)
+
+
+def test_mixed_labels_are_cross_entropy_with_a_mixed_distribution(tmp_path):
+    learner = trainer(tmp_path, Recorded(), mixup=1.0, lambda_param=0.0)
+    torch.manual_seed(6)
+    share = torch.distributions.Beta(1.0, 1.0).sample().item()
+    torch.manual_seed(6)
+    inputs = {name: value for name, value in batch().items() if name != "teacher_logits"}
+    loss, outputs = learner.compute_loss(learner.model.train(), inputs, return_outputs=True)
+    soft = share * F.one_hot(batch()["labels"], 3) + (1 - share) * F.one_hot(batch()["labels"].flip(0), 3)
+    torch.testing.assert_close(loss, -(soft * outputs["logits"].log_softmax(-1)).sum(-1).mean())
+
+
+def test_nothing_is_mixed_in_evaluation(tmp_path):
+    learner = trainer(tmp_path, Recorded(), mixup=1.0)
+    learner.compute_loss(learner.model.eval(), batch())
+    torch.testing.assert_close(learner.model.seen[0], batch()["pixel_values"])
+
+
+def test_the_warm_up_raises_the_teachers_weight_evenly(tmp_path):
+    learner = trainer(tmp_path, Recorded(), warmup_epochs=4.0)
+    learner.state.epoch = 1.0
+    loss, outputs = learner.compute_loss(learner.model.eval(), batch(), return_outputs=True)
+    parts = distillation_loss(outputs["logits"], batch()["teacher_logits"], batch()["labels"], 4.0, 0.3)
+    torch.testing.assert_close(loss, 0.7 * parts.hard + 0.25 * 0.3 * parts.soft)
+    learner.state.epoch = 4.5
+    assert learner.compute_loss(learner.model, batch()).item() == pytest.approx(parts.total.item())
+
+
+def test_weight_decay_leaves_norms_and_biases_alone(tmp_path):
+    learner = trainer(tmp_path, Recorded(), weight_decay=0.1)
+    learner.create_optimizer()
+    decayed, free = learner.optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0
+    assert [p.shape for p in decayed["params"]] == [(3, 192)]
+    assert len(free["params"]) == 3
+
+
+def test_without_weight_for_the_teacher_none_is_needed(tmp_path):
+    learner = trainer(tmp_path, Recorded(), lambda_param=0.0)
+    inputs = {name: value for name, value in batch().items() if name != "teacher_logits"}
+    loss, outputs = learner.compute_loss(learner.model.eval(), inputs, return_outputs=True)
+    torch.testing.assert_close(loss, F.cross_entropy(outputs["logits"], inputs["labels"]))

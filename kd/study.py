@@ -1,0 +1,202 @@
+"""A study: the same settings with a few changes, over seeds, each compared with one of them on the same test pictures.
+
+``python -m kd study FILE`` reads what to do from a JSON file and appends each training's result to ``FILE.results`` as it
+comes; begun again, it goes on where it was. Everything that is said is reckoned from that file alone.
+"""
+
+import base64
+import json
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kd import launch, runs
+from kd.config import DistillConfig
+from kd.runs import Run, RunError
+from kd.verdict import verdict
+
+KEYS = ("preset", "settings", "vary", "seeds", "against")
+
+
+@dataclass(frozen=True)
+class Study:
+    """``vary``: label -> the settings (public names) that it changes; ``against`` is the label that the others are
+    compared with, ``None`` for no comparison."""
+
+    path: Path
+    preset: str
+    settings: dict[str, Any]
+    vary: dict[str, dict[str, Any]]
+    seeds: list[int]
+    against: str | None
+
+    @property
+    def results(self) -> Path:
+        return self.path.with_name(self.path.name + ".results")
+
+    def config(self, label: str, seed: int) -> DistillConfig:
+        return DistillConfig.preset(self.preset, **{**self.settings, **self.vary[label], "seed": seed})
+
+
+def load(path: Path) -> Study:
+    """Read a study. ``$NAMES`` in its settings are taken from the environment, so that it names no one's folders.
+
+    Raises ``RunError`` in words where the file is not there, not JSON, or not a study.
+    """
+    try:
+        asked = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise RunError(f"The study {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise RunError(f"The study {path} is not JSON: {error}.") from error
+    if not isinstance(asked, dict) or not isinstance(asked.get("vary"), dict) or not asked["vary"]:
+        raise RunError(f'The study {path} varies nothing. Expected {{"vary": {{"label": {{"setting": value}}}}, ...}}.')
+    if unknown := sorted(set(asked) - set(KEYS)):
+        raise RunError(f"The study {path} has {', '.join(unknown)}; it can have {', '.join(KEYS)}.")
+    if asked.get("against") not in (None, *asked["vary"]):
+        raise RunError(f"The study {path} compares with {asked['against']!r}, which it does not vary.")
+    settings = {name: _expanded(name, value) for name, value in asked.get("settings", {}).items()}
+    study = Study(
+        Path(path), asked.get("preset", "custom"), settings, asked["vary"], asked.get("seeds", [0, 1, 2]), asked.get("against")
+    )  # fmt: skip
+    try:
+        for label in study.vary:
+            study.config(label, study.seeds[0])
+    except ValueError as error:
+        raise RunError(f"The study {path}: {error}") from error
+    return study
+
+
+def _expanded(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    expanded = os.path.expandvars(value)
+    if "$" in expanded:
+        raise RunError(f"{name} is {value!r}, and the environment has no such variable. Set it and try again.")
+    return expanded
+
+
+def rows_of(study: Study) -> list[dict[str, Any]]:
+    """The results so far; a line that a killed process left half written is not one."""
+    try:
+        lines = study.results.read_text().split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+def keep(study: Study, row: dict[str, Any]) -> None:
+    """Add a result, in the place of a line that a killed process has left half written."""
+    with study.results.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def go_on(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
+    """Train what is missing, seed by seed, so that comparisons are in pairs early. Raises ``RunError`` where a run ends
+    before it is done; what came before is kept."""
+    for seed in study.seeds:
+        for label in study.vary:
+            if any((row["label"], row["seed"]) == (label, seed) for row in rows_of(study)):
+                continue
+            run = trained(
+                study.config(label, seed), folder, lambda text, at=(label, seed): tell(f"{at[0]}, seed {at[1]}: {text}")
+            )
+            keep(study, {"label": label, "seed": seed, **result_of(run)})
+
+
+def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) -> Run:
+    """A run of ``config`` that is done: an earlier one, one that was interrupted and goes on, or a new one."""
+    wanted = config.with_absolute_paths()
+    same = [run for run in runs.list_runs(folder) if run.config() == wanted]
+    run = next((run for run in same if run.status() == "done"), None)
+    if run is not None:
+        return run
+    run = next((run for run in same if run.status() in ("stopped", "died")), None)
+    resume = run is not None
+    run = run or runs.create(config, folder, runs.local_owner(folder))
+    tell(f"run {run.id}")
+    try:
+        status = launch.follow(run, lambda event: _tell_epoch(event, tell), launch.start(run, resume))
+    except KeyboardInterrupt:
+        run.ask_to_stop()
+        raise
+    if status != "done":
+        last = run.last("failed", "stopped")
+        raise RunError(
+            f"Run {run.id} is {status}. {last['message'] if last else ''} The study goes on when begun again."
+        )
+    return run
+
+
+def _tell_epoch(event: dict[str, Any], tell: Callable[[str], None]) -> None:
+    if event["event"] == "eval":
+        tell(f"epoch {event['epoch']:g}, {event['accuracy']:.1%} on validation, {event['seconds']:.0f} s")
+
+
+def result_of(run: Run) -> dict[str, Any]:
+    """A run's scores, and for each test picture whether the student was right (``right``, packed bits in base64)."""
+    report = run.report()
+    own = report["trials"][0]
+    with np.load(run.path / "arms" / f"distilled-{own['seed']}" / "test.npz") as file:
+        right = file["logits"].argmax(-1) == file["labels"]
+    names = ("accuracy", "f1", "agreement", "validation", "epochs", "best_epoch", "seconds", "images_per_second")
+    return {
+        **{name: own[name] for name in names},
+        "teacher": report["teacher"]["accuracy"],
+        "pictures": len(right),
+        "right": base64.b64encode(np.packbits(right)).decode(),
+        "versions": report["versions"],
+    }
+
+
+def right_of(row: dict[str, Any]) -> np.ndarray:
+    """bool ``[M]`` of a result."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8), count=row["pictures"]).astype(bool)
+
+
+def table(study: Study) -> list[list[str]]:
+    """The results so far, the head first: means over seeds, their spread, minutes, and the comparison over the seeds
+    that both sides have."""
+    head = [
+        "",
+        "seeds",
+        "test accuracy",
+        "validation",
+        "epochs",
+        "minutes",
+        f"against {study.against}" if study.against else "",
+    ]
+    found = rows_of(study)
+    lines = [head]
+    for label in study.vary:
+        rows = {row["seed"]: row for row in found if row["label"] == label}
+        if rows:
+            lines.append([label, *_means(list(rows.values())), _against(study, label, rows, found)])
+    return lines
+
+
+def _means(rows: list[dict[str, Any]]) -> list[str]:
+    scores = [100 * row["accuracy"] for row in rows]
+    spread = f" +- {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    mean = {name: statistics.mean(row[name] for row in rows) for name in ("validation", "epochs", "seconds")}
+    return [
+        str(len(rows)), f"{statistics.mean(scores):.1f}%{spread}", f"{mean['validation']:.1%}", f"{mean['epochs']:.0f}",
+        f"{mean['seconds'] / 60:.1f}",
+    ]  # fmt: skip
+
+
+def _against(study: Study, label: str, rows: dict[int, dict[str, Any]], found: list[dict[str, Any]]) -> str:
+    other = {row["seed"]: row for row in found if row["label"] == study.against}
+    both = sorted(rows.keys() & other.keys())
+    if label == study.against or not both:
+        return ""
+    said = verdict(*(np.stack([right_of(side[seed]) for seed in both]) for side in (rows, other)))
+    words = {"helps": "better", "hurts": "worse"}.get(said["answer"], said["answer"])
+    return f"{said['points']:+.1f} points (95% {said['low']:.1f} to {said['high']:.1f}), {len(both)} seeds: {words}"

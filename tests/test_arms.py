@@ -1,0 +1,130 @@
+"""Runs that train more than one student: a baseline without the teacher, further seeds, the verdict."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kd import runs
+from kd.config import DistillConfig
+from kd.distill import execute, sizes_of
+from kd.trainer import RunCallback
+
+
+def made(small: dict, folder, **changes) -> runs.Run:
+    return runs.create(DistillConfig.from_dict({**small, **changes}), folder, "t")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One for all runs here, so that they share pixels and targets."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def settings(colours, teacher) -> dict:
+    return {
+        "teacher": str(teacher), "dataset": str(colours), "student": "mobilenet_v2_0.35", "image_size": 32, "epochs": 2,
+        "batch_size": 16, "views": 2, "precision": "fp32",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def judged(settings, folder):
+    """Two seeds, each with its baseline."""
+    run = made(settings, folder, baseline="yes", trials=2, seed=3)
+    execute(run)
+    return run
+
+
+def test_each_seed_learns_with_the_teacher_and_without(judged):
+    places = [(e["seed"], e["arm"], e["nth"], e["of"]) for e in judged.events() if e["event"] == "training"]
+    assert places == [
+        (3, "distilled", 1, 4),
+        (3, "baseline", 2, 4),
+        (4, "distilled", 3, 4),
+        (4, "baseline", 4, 4),
+    ]
+    report = judged.report()
+    assert [(row["seed"], row["arm"]) for row in report["trials"]] == [place[:2] for place in places]
+    assert report["student"]["accuracy"] == report["trials"][0]["accuracy"]
+    assert report["baseline"]["accuracy"] == report["trials"][1]["accuracy"]
+    assert report["verdict"]["seeds"] == 2 and report["verdict"]["pictures"] == 12
+    assert judged.last("result")["verdict"]["sentence"] == report["verdict"]["sentence"]
+
+
+def test_the_baseline_learns_from_labels_alone(judged):
+    arms = runs.by_arm(judged.events())
+    steps = [e for e in arms[3, "baseline"] if e["event"] == "step"]
+    assert steps and all(e["soft"] == 0 and e["total"] == e["hard"] for e in steps)
+    assert all(e["soft"] > 0 for e in arms[3, "distilled"] if e["event"] == "step")
+
+
+def test_a_baseline_beside_it_changes_nothing_for_the_student(judged, settings, folder):
+    alone = made(settings, folder, seed=3)
+    execute(alone)
+    curves = [
+        [(e["accuracy"], e["loss"]) for e in runs.by_arm(run.events())[3, "distilled"] if e["event"] == "eval"]
+        for run in (alone, judged)
+    ]
+    assert curves[0] == curves[1] and len(curves[0]) == 2
+    assert alone.report()["verdict"] is None and alone.report()["baseline"] is None
+
+
+def test_students_of_the_runs_own_seed_are_kept_and_of_the_others_their_answers(judged):
+    assert (judged.path / "student" / "model.safetensors").exists()
+    assert (judged.path / "arms" / "baseline-3" / "student" / "model.safetensors").exists()
+    assert not (judged.path / "arms" / "distilled-4" / "student").exists()
+    with np.load(judged.path / "arms" / "distilled-4" / "test.npz") as file:
+        assert file["logits"].shape == (12, 3)
+        accuracy = (file["logits"].argmax(-1) == file["labels"]).mean()
+    assert accuracy == pytest.approx(judged.report()["trials"][2]["accuracy"], abs=1e-4)
+    assert not (judged.path / "checkpoints").exists()
+
+
+def test_where_both_differ_is_kept_for_the_page(judged):
+    found = json.loads((judged.path / "analysis.json").read_text())
+    assert np.sum(found["student"]["confusion"]) == 12
+    for row in found["disagreements"]:
+        assert (judged.path / row["picture"]).exists()
+
+
+def test_a_run_that_is_stopped_in_its_baseline_goes_on_there(settings, folder, monkeypatch):
+    ours = RunCallback.on_step_end
+
+    def stop_in_the_baseline(self, args, state, control, **kwargs):
+        if self.arm["arm"] == "baseline" and not self.run.last("stopped"):
+            self.run.ask_to_stop()
+        ours(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(RunCallback, "on_step_end", stop_in_the_baseline)
+    run = made(settings, folder, baseline="yes")
+    execute(run)
+    assert run.status() == "stopped" and (run.path / "student" / "model.safetensors").exists()
+    execute(run, resume=True)
+    assert run.status() == "done"
+    begun = [e["arm"] for e in run.events() if e["event"] == "training"]
+    assert begun == ["distilled", "baseline", "baseline"]
+    assert run.report()["verdict"]["p"] is not None  # one pair: McNemar's test
+
+
+def test_minutes_become_epochs_and_a_resumed_run_keeps_to_them(settings, folder, monkeypatch):
+    run = made(settings, folder, minutes=0.03, mixup=0.2, method="dkd")
+    with monkeypatch.context() as patched:
+        patched.setattr(RunCallback, "on_train_begin", lambda *arguments, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            execute(run)
+    plan = run.last("plan")
+    speed, pictures = plan["images_per_second"], run.last("data")["train"]
+    assert plan["epochs"] == max(1, round(0.03 * 60 * speed / pictures))
+    monkeypatch.setattr("kd.models.batch_seconds", lambda *arguments: 1e-6)
+    execute(run, resume=True)
+    assert run.report()["train"]["epochs"] == plan["epochs"]
+    assert [e["event"] for e in run.events()].count("plan") == 1
+
+
+def test_the_input_grows_from_its_start_to_the_full_size_in_two_thirds_of_training():
+    sizes = sizes_of(DistillConfig(start_size=64), (128, 128))
+    assert [sizes(share) for share in (0, 0.25, 0.5, 0.67, 1)] == [(n, n) for n in (64, 96, 112, 128, 128)]
+    assert sizes_of(DistillConfig(), (28, 28))(0) == (28, 28)
+    assert sizes_of(DistillConfig(start_size=16), (28, 28))(0.7) == (28, 28)
