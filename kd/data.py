@@ -488,6 +488,11 @@ def cache_folder(runs: Path) -> Path:
     return Path(os.environ.get("KD_CACHE_DIR") or Path(runs) / ".cache")
 
 
+def pixels_folder(fingerprint: str, side: int, cache: Path) -> Path:
+    """Where a split's decoded pictures are kept, in ``pixels.npy``."""
+    return Path(cache) / "pixels" / f"{fingerprint}-{side}"
+
+
 def load_pixels(
     dataset: Any, side: int, cache: Path, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> Pixels:
@@ -497,7 +502,7 @@ def load_pixels(
     """
     print_ = fingerprint(dataset)
     labels = np.asarray(dataset["label"], dtype=np.int64)
-    folder = Path(cache) / "pixels" / f"{print_}-{side}"
+    folder = pixels_folder(print_, side, cache)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         values = mapped(folder / "pixels.npy")
@@ -533,7 +538,7 @@ def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int]
     read into ``unreadable.json``."""
     temporary, unreadable, done = folder / "pixels.part", [], 0
     with npy_writer(temporary, (3, side, side), np.uint8) as write:
-        for answers in in_batches(_Squeezed(dataset, side), 32):
+        for answers in in_batches(Squeezed(dataset, side), 32):
             for index, answer in enumerate(answers, start=done):
                 if isinstance(answer, str):
                     unreadable.append({"index": index, "reason": answer})
@@ -560,7 +565,7 @@ def _squeezed(row: dict[str, Any], side: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Squeezed:
+class Squeezed:
     """A dataset's pictures ``[3, S, S]``, or in words why one cannot be read."""
 
     dataset: Any
@@ -583,7 +588,7 @@ def in_order(values: "np.ndarray | Undecoded", begin: int, size: int) -> Iterato
             yield start, np.array(values[start : start + size])
         return
     rest = values.dataset.select(range(begin, len(values)))
-    for nth, batch in enumerate(in_batches(_Squeezed(rest, values.shape[-1]), size)):
+    for nth, batch in enumerate(in_batches(Squeezed(rest, values.shape[-1]), size)):
         yield begin + nth * size, np.stack(batch)
 
 

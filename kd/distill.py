@@ -229,9 +229,7 @@ def prepare(run: Run, progress: Progress) -> Work:
         config = with_epochs(run, config, student, device, precision, len(splits.train))
     said += check_classes(config.method, len(splits.classes))
 
-    # A little over the larger of the two inputs, so that crops need not be enlarged; never over the pictures' own size.
-    side = min(long, round(1.15 * max(*teacher.pipeline.size, *student.pipeline.size)))
-    train, validation = load_both(run, splits, side, cache, progress)
+    train, validation = load_both(run, splits, pixel_side(teacher, student, long), cache, progress)
     tell_models(run, config, teacher, student, device, precision, said)
     validation_logits = check_teacher(run, teacher, splits, validation, cache, device, progress)
     views = data.Views(train.fingerprint, len(train.labels), config.crop_area)
@@ -252,6 +250,12 @@ def at_arm(work: Work, arm: Arm) -> Work:
     config, side = work.config, work.student.pipeline.size[0]
     student = models.load_student(config.student, work.splits.classes, side, side, arm.seed, config.heal == "yes")
     return dataclasses.replace(work, arm=arm, student=student)
+
+
+def pixel_side(teacher: "Teacher", student: "Student", longest: int) -> int:
+    """The side in pixels at which pictures are kept: a little over the larger of the two inputs, so that crops need not
+    be enlarged, and never over the pictures' own."""
+    return min(longest, round(1.15 * max(*teacher.pipeline.size, *student.pipeline.size)))
 
 
 def with_epochs(

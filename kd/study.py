@@ -112,18 +112,19 @@ def go_on(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
 
 
 def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) -> Run:
-    """A run of ``config`` that is done: an earlier one, one that was interrupted and goes on, or a new one."""
+    """A run of ``config`` that is done: an earlier one, one that is under way, one that was interrupted and goes on, or
+    a new one."""
     wanted = config.with_absolute_paths()
-    same = [run for run in runs.list_runs(folder) if run.config() == wanted]
-    run = next((run for run in same if run.status() == "done"), None)
-    if run is not None:
-        return run
-    run = next((run for run in same if run.status() in ("stopped", "died")), None)
-    resume = run is not None
-    run = run or runs.create(config, folder, runs.local_owner(folder))
+    same = {run.status(): run for run in runs.list_runs(folder) if run.config() == wanted}
+    if "done" in same:
+        return same["done"]
+    under_way = same.get("running") or same.get("queued")
+    interrupted = same.get("stopped") or same.get("died")
+    run = under_way or interrupted or runs.create(config, folder, runs.local_owner(folder))
     tell(f"run {run.id}")
     try:
-        status = launch.follow(run, lambda event: _tell_epoch(event, tell), launch.start(run, resume))
+        process = None if under_way else launch.start(run, resume=bool(interrupted))
+        status = launch.follow(run, lambda event: _tell_epoch(event, tell), process)
     except KeyboardInterrupt:
         run.ask_to_stop()
         raise

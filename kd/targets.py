@@ -36,6 +36,15 @@ class Targets:
     cache: str
 
 
+def targets_folder(
+    teacher: Teacher, views: Views, shape: tuple[int, ...], cache: Path, device: torch.device, precision: str
+) -> Path:
+    """Where the answers to decoded pictures of ``shape`` are kept, in ``view-V.npy``."""
+    recipe = (views.fingerprint, views.count, views.crop_area, views.seed, tuple(shape), precision, device.type)
+    key = hashlib.blake2b(repr((teacher.key(), recipe)).encode(), digest_size=16).hexdigest()
+    return Path(cache) / "targets" / key
+
+
 def load_targets(
     teacher: Teacher,
     pixels: Pixels,
@@ -51,9 +60,7 @@ def load_targets(
     ``progress`` is called with (pictures done, of all that are to do).
     """
     started = time.perf_counter()
-    recipe = (views.fingerprint, views.count, views.crop_area, views.seed, pixels.values.shape, precision, device.type)
-    key = hashlib.blake2b(repr((teacher.key(), recipe)).encode(), digest_size=16).hexdigest()
-    folder = Path(cache) / "targets" / key
+    folder = targets_folder(teacher, views, pixels.values.shape, cache, device, precision)
     folder.mkdir(parents=True, exist_ok=True)
     size = len(pixels.labels)
     paths = [folder / f"view-{view}.npy" for view in range(count)]

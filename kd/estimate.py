@@ -1,0 +1,101 @@
+"""How long a run will take here, from a short measurement: a few batches of both models, a few pictures decoded."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kd import data, models
+from kd.compare import score
+from kd.config import DistillConfig
+from kd.distill import arms_of, pixel_side, sizes_of, threads
+from kd.targets import targets_folder
+
+FEW = 16
+"""Pictures that are decoded and measured by the ruler for their speed."""
+TRAINER_SHARE = 1.06
+"""A training step with crops, optimiser and `Trainer` around it, in forward and backward passes (`python -m kd bench`)."""
+LATENCY_TRIALS = 70
+"""About so many forward passes of the slower model time both (``kd.latency``)."""
+
+
+def estimate(config: DistillConfig, cache: Path) -> dict[str, Any]:
+    """Seconds of a run of ``config``: by stage in ``stages`` (``start``, ``pictures``, ``teacher``, ``targets``,
+    ``training``, ``test``) and their ``seconds`` in all; ``epochs`` and ``images_per_second`` of its training.
+
+    What is in ``cache`` already costs nothing. Takes a few seconds itself. Raises ``RunError`` as the run would.
+    """
+    began = time.perf_counter()
+    device = models.pick_device(config.device)
+    splits = data.load_splits(config)
+    short, long = data.typical_size(splits.train)
+    teacher, _ = models.load_teacher(config.teacher, splits.classes)
+    student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed)
+    size = student.pipeline.size
+    with threads(device, student):
+        precision = models.pick_precision(config.precision, device, student.model, size, cache)
+        start = time.perf_counter() - began
+        step = TRAINER_SHARE * models.batch_seconds(student.model, size, device, precision, config.batch_size, rounds=3)
+    speed = config.batch_size / step
+    pictures = len(splits.train)
+    epochs = config.epochs if config.minutes is None else max(1, round(config.minutes * 60 * speed / pictures))
+    area = np.mean([np.prod(sizes_of(config, size)(epoch / epochs)) for epoch in range(epochs)]) / np.prod(size)
+    arms = len(arms_of(config))
+    side = pixel_side(teacher, student, long)
+    ruler = {name: _per_picture(model, splits.validation, device) for name, model in _both(teacher, student).items()}
+    forward = step / 3 / config.batch_size  # a forward pass is a third of a step
+
+    stages = {
+        "start": start,
+        "pictures": sum(_decoding(part, side, cache) for part in (splits.train, splits.validation)),
+        "teacher": len(splits.validation) * ruler["teacher"],
+        "targets": _targets(config, splits.train, teacher, side, cache, device, precision, epochs),
+        "training": arms * epochs * (pictures * area / speed + len(splits.validation) * forward),
+        "test": len(splits.test) * (ruler["teacher"] + arms * ruler["student"]) + LATENCY_TRIALS * max(ruler.values()),
+    }
+    return {
+        "seconds": round(float(sum(stages.values())), 1),
+        "stages": {name: round(float(seconds), 1) for name, seconds in stages.items()},
+        "epochs": epochs,
+        "images_per_second": round(float(speed / area), 1),
+    }
+
+
+def _both(teacher: Any, student: Any) -> dict[str, tuple[Any, Any]]:
+    return {"teacher": (teacher, teacher.processor), "student": (student.model, student.processor)}
+
+
+def _per_picture(model: tuple[Any, Any], dataset: Any, device: Any) -> float:
+    """Seconds of the ruler for a picture: decoding, the processor, the model in float32."""
+    few = dataset.select(range(min(FEW, len(dataset))))
+    score(*model, few.select([0]), device)
+    began = time.perf_counter()
+    score(*model, few, device)
+    return (time.perf_counter() - began) / len(few)
+
+
+def _decoding(dataset: Any, side: int, cache: Path) -> float:
+    """Seconds until a split is decoded; none where it is."""
+    if (data.pixels_folder(data.fingerprint(dataset), side, cache) / "pixels.npy").exists():
+        return 0.0
+    few = data.Squeezed(dataset.select(range(min(FEW, len(dataset)))), side)
+    began = time.perf_counter()
+    for index in range(len(few)):
+        few[index]  # decodes it
+    return (time.perf_counter() - began) / len(few) * len(dataset) / max(1, data.processes())
+
+
+def _targets(
+    config: DistillConfig, train: Any, teacher: Any, side: int, cache: Path, device: Any, precision: str, epochs: int
+) -> float:
+    """Seconds until the teacher has answered for every view that is not kept yet."""
+    if config.targets == "online":
+        return 0.0
+    precision = models.pick_precision(config.precision, device, teacher.model, teacher.pipeline.size, cache)
+    batch = 16
+    seconds = models.batch_seconds(teacher, teacher.pipeline.size, device, precision, batch, rounds=2) / batch
+    views = data.Views(data.fingerprint(train), len(train), config.crop_area)
+    folder = targets_folder(teacher, views, (len(train), 3, side, side), cache, device, precision)
+    missing = [view for view in range(min(config.views, epochs)) if not (folder / f"view-{view}.npy").exists()]
+    return len(missing) * len(train) * seconds

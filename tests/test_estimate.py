@@ -1,0 +1,42 @@
+"""How long a run will take, before it is begun."""
+
+import pytest
+
+from kd import runs
+from kd.config import DistillConfig
+from kd.data import cache_folder
+from kd.distill import execute
+from kd.estimate import estimate
+from kd.runs import RunError
+
+
+@pytest.fixture
+def guess(small, tmp_path):
+    return lambda **changes: estimate(DistillConfig.from_dict({**small, **changes}), cache_folder(tmp_path))
+
+
+def test_an_estimate_is_the_sum_of_its_stages(guess):
+    found = guess()
+    assert list(found["stages"]) == ["start", "pictures", "teacher", "targets", "training", "test"]
+    assert all(seconds >= 0 for seconds in found["stages"].values())
+    assert found["seconds"] == pytest.approx(sum(found["stages"].values()), abs=0.5)
+    assert found["epochs"] == 2 and found["images_per_second"] > 0
+
+
+def test_minutes_are_filled_with_epochs(guess):
+    found = guess(minutes=1)
+    per_epoch = found["stages"]["training"] / found["epochs"]
+    assert 60 - per_epoch < found["stages"]["training"] < 60 * 1.3 + per_epoch  # evaluation comes on top
+
+
+def test_what_an_earlier_run_has_left_costs_nothing(guess, small, tmp_path):
+    run = runs.create(DistillConfig.from_dict(small), tmp_path, "t")
+    execute(run)
+    stages = guess()["stages"]
+    assert stages["pictures"] == stages["targets"] == 0
+    assert guess(views=2, crop_area=0.9)["stages"]["pictures"] == 0
+
+
+def test_what_the_run_would_refuse_is_refused_now(guess):
+    with pytest.raises(RunError, match="no teacher"):
+        guess(teacher="./nowhere")
