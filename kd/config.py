@@ -28,6 +28,18 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Method -> the settings that its paper gives it; ``kd.losses`` cites the papers. The defaults are those of kd."""
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "scratch": {},
+    # Weights that know something are moved with care, and there is less to learn.
+    "pretrained": {"learning_rate": 5e-4, "epochs": 10, "views": 2},
+    # huggingface.co/docs/transformers/tasks/knowledge_distillation_for_image_classification, as it stands
+    "guide": {
+        "learning_rate": 5e-5, "batch_size": 8, "views": 1, "crop_area": 1.0, "weight_decay": 0.0, "schedule": "linear",
+        "warmup": 0.0, "temperature": 5.0, "lambda": 0.5, "heal": "no",
+    },
+}  # fmt: skip
+"""Recipe -> the settings that it has in common for all students; ``scratch`` is the defaults."""
+
 
 def setting(default, help: str, **rules):
     """A dataclass field with its help and its rules: ``above`` or ``low``, ``high``, ``choices`` (no others), ``suggestions``,
@@ -58,6 +70,11 @@ class DistillConfig:
     )
     image_size: int | None = setting(
         None, "side of the student's input in pixels (default: from the pictures)", low=16, high=1024
+    )
+    recipe: str = setting(
+        "scratch",
+        "scratch: for random weights; pretrained: for others; guide: the Transformers guide's",
+        choices=tuple(RECIPES),
     )
     method: str = setting("kd", "what the student learns of the teacher's answers", choices=tuple(METHODS))
     temperature: float = setting(5.0, "softens both distributions; higher shows more of the wrong classes", above=0)
@@ -144,18 +161,27 @@ class DistillConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
-        """One of ``PRESETS`` with some settings (public names) changed; with a method comes what its paper sets."""
+        """One of ``PRESETS`` with some settings (public names) changed; with a method comes what its paper sets, with a
+        recipe what it has. A student that is not one of ours has the recipe for pretrained ones, unless asked otherwise."""
         if name not in PRESETS:
             raise ValueError(f"There is no preset {name!r}. The presets are {', '.join(PRESETS)}.")
-        of_method = METHODS.get(changes.get("method"), {})
-        return cls.from_dict({**PRESETS[name], **of_method, **changes})
+        student = changes.get("student", PRESETS[name].get("student", STUDENT_NAMES[0]))
+        if student not in STUDENT_NAMES:
+            changes = {"recipe": "pretrained", **changes}
+        of_recipe, of_method = RECIPES.get(changes.get("recipe"), {}), METHODS.get(changes.get("method"), {})
+        return cls.from_dict({**PRESETS[name], **of_recipe, **of_method, **changes})
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Sized by measurement for 90 s on two CPU cores, from click to done; the README has the figures.
     "sample": {
-        "epochs": 4, "batch_size": 64, "learning_rate": 1.5e-3, "views": 2, "crop_area": 0.9,
-        "temperature": 2.0, "lambda": 0.9,
+        "epochs": 4,
+        "batch_size": 64,
+        "learning_rate": 1.5e-3,
+        "views": 2,
+        "crop_area": 0.9,
+        "temperature": 2.0,
+        "lambda": 0.9,
     },
     # huggingface.co/docs/transformers/tasks/knowledge_distillation_for_image_classification
     "beans": {

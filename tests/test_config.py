@@ -50,6 +50,21 @@ def test_the_beans_preset_is_the_guide():
     assert (config.student, config.temperature, config.lambda_, config.epochs) == ("mobilenet_v2_1.0", 5, 0.5, 30)
 
 
+def test_with_a_method_comes_what_its_paper_sets_and_what_is_asked_for_wins():
+    assert DistillConfig.preset("custom", method="dist").temperature == 1
+    assert DistillConfig.preset("custom", method="kd+std").weight == 9
+    assert DistillConfig.preset("sample", method="dkd", temperature=3).temperature == 3
+
+
+def test_the_guide_s_recipe_is_the_guide_s_and_weights_that_know_something_are_moved_with_care():
+    guide = DistillConfig.preset("custom", recipe="guide")
+    assert (guide.learning_rate, guide.batch_size, guide.schedule, guide.warmup) == (5e-5, 8, "linear", 0)
+    assert (guide.heal, guide.views, guide.temperature, guide.lambda_) == ("no", 1, 5, 0.5)
+    ours, theirs = DistillConfig.preset("custom"), DistillConfig.preset("custom", student="owner/model")
+    assert (ours.recipe, theirs.recipe) == ("scratch", "pretrained") and theirs.learning_rate < ours.learning_rate
+    assert DistillConfig.preset("custom", student="owner/model", recipe="scratch").learning_rate == ours.learning_rate
+
+
 def test_the_command_line_refuses_bad_settings_with_code_2_and_no_run(tmp_path):
     done = kd("distill", "--temperature", "0", "--runs-dir", tmp_path)
     assert done.returncode == 2
