@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from kd import launch, runs
+from kd import sweep as sweeps
 from kd.bench_rows import SCALES, Plan
 from kd.config import PRESETS, DistillConfig, public_name
 from kd.runs import Run, RunError
+from kd.sweep import SWEPT, Grid, Sweep
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,9 +59,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--preset", default="sample", help=f"settings to start from: {', '.join(PRESETS)} (default: sample)"
     )
-    for field in dataclasses.fields(DistillConfig):
-        flag = "--" + public_name(field).replace("_", "-")
-        one.add_argument(flag, dest=f"set_{public_name(field)}", metavar="VALUE", help=_help(field))
+    _add_settings(one)
     one.add_argument("--json", action="store_true", help="print the report as the last line of standard output")
 
     one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
@@ -93,6 +93,19 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("file", type=Path, metavar="FILE", help="JSON; the README shows one")
     one.add_argument("--show", action="store_true", help="train nothing, show the results so far")
 
+    one = command(
+        "sweep", sweep, "temperatures x lambdas x methods: all briefly, the best for longer, the winner proved"
+    )
+    for field in dataclasses.fields(Grid):
+        one.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE", help=_help(field))
+    one.add_argument(
+        "--preset", default="sample", help=f"settings to start from: {', '.join(PRESETS)} (default: sample)"
+    )
+    _add_settings(one, but=(*SWEPT, "trials"))
+    one.add_argument("--trials", dest="set_trials", metavar="VALUE", help="the winner's fresh seeds (default: 3)")
+    one.add_argument("--resume", metavar="SWEEP", help="go on with a sweep: its id, the start of one, or last")
+    one.add_argument("--json", action="store_true", help="print points, winner and verdict as the last line")
+
     one = command("bench", bench, "how fast: the guide's way, ours and the ceiling, side by side on this machine")
     for field in dataclasses.fields(Plan):
         if field.metadata:
@@ -114,6 +127,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_settings(one: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
+    """A flag for each setting of a distillation, ``but`` those."""
+    for field in dataclasses.fields(DistillConfig):
+        name = public_name(field)
+        if name not in but:
+            one.add_argument(f"--{name.replace('_', '-')}", dest=f"set_{name}", metavar="VALUE", help=_help(field))
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a distillation that were given."""
+    given = {name.removeprefix("set_"): value for name, value in vars(options).items() if name.startswith("set_")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _help(field: dataclasses.Field) -> str:
     """A setting's help with its default, and where a preset has another, that."""
     if field.default is None:
@@ -132,9 +159,8 @@ def _help(field: dataclasses.Field) -> str:
 
 def distill(options: argparse.Namespace) -> int:
     """Create a run, start its process and follow it."""
-    asked = {name.removeprefix("set_"): value for name, value in vars(options).items() if name.startswith("set_")}
     try:
-        config = DistillConfig.preset(options.preset, **{k: v for k, v in asked.items() if v is not None})
+        config = DistillConfig.preset(options.preset, **_asked(options))
     except ValueError as error:
         raise BadUsage(str(error)) from error
     run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
@@ -146,6 +172,8 @@ def run_folder(options: argparse.Namespace) -> int:
     from kd.distill import execute
 
     run = Run(options.folder.resolve())
+    if (run.path / "sweep.json").exists():
+        return _work_on(Sweep(run.path))
     signal.signal(signal.SIGTERM, lambda *_: run.ask_to_stop())
     execute(run, resume=options.resume)
     return 0 if run.status() == "done" else 1
@@ -254,6 +282,61 @@ def study(options: argparse.Namespace) -> int:
         head, *lines = studies.table(asked)
         print(table(head, lines))
     return 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Work on a sweep, new or to be resumed, then print its heat maps and what came of it."""
+    one = _resumed_sweep(options) if options.resume else _new_sweep(options)
+    print(f"sweep {one.id}", file=sys.stderr)
+    try:
+        code = _work_on(one)
+    finally:
+        for head, *lines in sweeps.heat_maps(one):
+            print(table(head, lines) + "\n")
+        print(sweeps.legend(one))
+    if code:
+        print(one.last("stopped")["message"], file=sys.stderr)
+        return code
+    report = one.report()
+    print(report["sentence"])
+    print(f"student: {one.runs_folder / report['final'] / 'student'}")
+    if options.json:
+        print(json.dumps(report))
+    return 0
+
+
+def _new_sweep(options: argparse.Namespace) -> Sweep:
+    asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(Grid)}
+    try:
+        grid = Grid(**{name: value for name, value in asked.items() if value is not None})
+        config = DistillConfig.preset(options.preset, **{"trials": 3, **_asked(options)})
+        return sweeps.create(config, grid, options.runs_dir, runs.local_owner(options.runs_dir))
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+
+
+def _resumed_sweep(options: argparse.Namespace) -> Sweep:
+    given = [getattr(options, field.name) for field in dataclasses.fields(Grid)]
+    if _asked(options) or options.preset != "sample" or any(value is not None for value in given):
+        raise BadUsage("--resume goes on with the sweep's own settings. Leave the others out, or begin a new sweep.")
+    one = sweeps.find(options.runs_dir, options.resume)
+    one.check_owner(runs.local_owner(options.runs_dir))
+    return one
+
+
+def _work_on(one: Sweep) -> int:
+    """Work on a sweep here. Ctrl-C asks it to stop, and a second one does not wait for that."""
+
+    def on_signal(*_: Any) -> None:
+        if one.stop_asked():
+            raise KeyboardInterrupt
+        print("Stopping. Ctrl-C again not to wait for it.", file=sys.stderr, flush=True)
+        one.ask_to_stop()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    sweeps.go_on(one, lambda text: print(text, file=sys.stderr, flush=True))
+    return 0 if one.status() == "done" else 1
 
 
 def bench(options: argparse.Namespace) -> int:

@@ -142,3 +142,15 @@ def follow(run: Run, on_event: Callable[[dict], None], process: subprocess.Popen
         if ended and status in CLOSED:
             return status
         time.sleep(POLL_SECONDS)
+
+
+def finish(run: Run, on_event: Callable[[dict], None], new: bool = False) -> str:
+    """Have ``run``, which is not done, worked on until it is closed; return its status. A ``new`` one is started, an
+    older one resumed, unless its process has outlived the one that started it: then it is only followed."""
+    if not new and run.status() not in CLOSED:
+        status = follow(run, on_event, cursor=run.read()[1])
+        if status != "died":
+            return status
+    events, cursor = run.read()
+    begun = any(event["event"] in ("started", "resumed") for event in events)
+    return follow(run, on_event, start(run, resume=begun), cursor)

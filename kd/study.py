@@ -118,13 +118,11 @@ def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) ->
     same = {run.status(): run for run in runs.list_runs(folder) if run.config() == wanted}
     if "done" in same:
         return same["done"]
-    under_way = same.get("running") or same.get("queued")
-    interrupted = same.get("stopped") or same.get("died")
-    run = under_way or interrupted or runs.create(config, folder, runs.local_owner(folder))
+    old = next((same[status] for status in ("running", "queued", "stopped", "died") if status in same), None)
+    run = old or runs.create(config, folder, runs.local_owner(folder))
     tell(f"run {run.id}")
     try:
-        process = None if under_way else launch.start(run, resume=bool(interrupted))
-        status = launch.follow(run, lambda event: _tell_epoch(event, tell), process)
+        status = launch.finish(run, lambda event: _tell_epoch(event, tell), new=old is None)
     except KeyboardInterrupt:
         run.ask_to_stop()
         raise

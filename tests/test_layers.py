@@ -6,7 +6,7 @@ from conftest import ROOT
 
 ORDER = [
     "config", "runs", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "data", "models", "targets", "trainer",
-    "compare", "analysis", "export", "sample", "distill", "estimate", "study", "bench_rows", "bench", "bench_page", "cli", "__main__",
+    "compare", "analysis", "export", "sample", "distill", "estimate", "study", "sweep", "bench_rows", "bench", "bench_page", "cli", "__main__",
 ]  # fmt: skip
 
 

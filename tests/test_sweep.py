@@ -1,0 +1,240 @@
+"""Sweeps: halving, plans and figures by hand; one real sweep that is killed on its way and goes on to its verdict."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, flags, kd
+
+from kd import runs, sweep
+from kd.config import DistillConfig
+from kd.distill import execute
+from kd.runs import RunError
+from kd.sweep import Grid, Pace, Point
+
+KD, DIST = Point(2.0, 0.5, "kd"), Point(2.0, 0.5, "dist")
+
+
+def make(folder, grid: Grid | None = None, **settings) -> sweep.Sweep:
+    return sweep.create(DistillConfig(**settings), grid or Grid("1,2", "0,0.5"), folder, "t")
+
+
+def tell_point(one: sweep.Sweep, point: Point, epochs: int, accuracy: float | None, agreement: float = 0.5) -> None:
+    """The event of a training that has ended."""
+    one.append(
+        "point", **point.to_dict(), epochs=epochs, run=f"{point}/{epochs}", accuracy=accuracy,
+        agreement=None if accuracy is None else agreement, diverged=accuracy is None, seconds=1.0,
+    )  # fmt: skip
+
+
+# --- By hand
+
+
+@pytest.mark.parametrize(
+    ("points", "epochs", "expected"),
+    [
+        (17, 12, [(17, 3), (9, 6), (5, 12)]),
+        (4, 30, [(4, 8), (2, 15), (1, 30)]),
+        (3, 4, [(3, 2), (2, 4)]),
+        (2, 4, [(2, 2), (1, 4)]),
+        (1, 4, [(1, 4)]),
+        (17, 3, [(17, 1), (9, 2), (5, 3)]),
+        (17, 2, [(17, 1), (9, 2)]),
+        (17, 1, [(17, 1)]),
+    ],
+)
+def test_each_rung_has_half_the_points_for_twice_the_epochs(points, epochs, expected):
+    assert sweep.rungs(points, epochs) == expected
+
+
+def test_without_the_teacher_there_is_one_point_whatever_the_temperature_and_the_method():
+    grid = Grid("1,2", "0,0.5", "kd,dist")
+    assert grid.points() == [Point(1, 0, "kd"), Point(1, 0.5, "kd"), KD, Point(1, 0.5, "dist"), DIST]
+    assert grid.point(2, 0, "dist") == Point(1, 0, "kd")
+
+
+def test_lists_come_as_text_or_as_lists_each_value_once():
+    assert Grid(" 2, 1,2 ", [0.5]) == Grid((2, 1), "0.5")
+    assert len(Grid().points()) == 17
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"temperatures": "1,,x"}, "temperatures is '1,,x'; expected numbers above 0 separated by commas, for example 1,2"),
+        ({"temperatures": "0,1"}, "temperatures is '0,1'"),
+        ({"temperatures": []}, "temperatures is ''"),
+        ({"lambdas": "0.5,1.5"}, "lambdas is '0.5,1.5'; expected numbers from 0 to 1"),
+        ({"lambdas": "0"}, "lambdas has 0 alone"),
+        ({"methods": "kd,hinton"}, "methods is 'kd,hinton'; expected some of kd, dkd, dist"),
+        ({"budget_minutes": "0"}, "budget_minutes is '0'; expected a number above 0"),
+        ({"temperatures": range(1, 62), "lambdas": "0,1"}, "These are 62 points, and a sweep has 60 at most"),
+    ],
+)  # fmt: skip
+def test_what_is_no_grid_is_refused_in_words(asked, words):
+    with pytest.raises(ValueError) as refusal:
+        Grid(**asked)
+    assert words in str(refusal.value)
+
+
+def test_settings_that_cannot_be_swept_are_refused_before_anything_is_made(tmp_path):
+    for settings, words in (({"minutes": 5}, "budget-minutes"), ({"seed": 2**32 - 1}, "Take a smaller one")):
+        with pytest.raises(ValueError, match=words):
+            make(tmp_path, **settings)
+    assert not sweep.list_sweeps(tmp_path)
+
+
+def test_a_budget_buys_the_most_epochs_that_fit():
+    config, pace = DistillConfig(trials=2, views=3), Pace(epoch=2.0, run=5.0, view=10.0)
+    # 4 points: 4 trainings of 1 epoch, 2 of 2, 1 of 4, then 2 pairs of 4; 8 runs; 2 views that the pace has not seen
+    needed = (4 * 1 + 2 * 2 + 4 + 2 * 2 * 4) * 2.0 + 8 * 5.0 + 2 * 10.0
+    assert sweep.seconds_of(4, 4, config, pace) == needed
+    assert sweep.epochs_within(needed, 4, config, pace) == 4
+    assert sweep.epochs_within(needed - 0.1, 4, config, pace) == 3
+    assert sweep.epochs_within(1, 4, config, pace) == 0
+
+
+def test_a_longer_training_ranks_above_then_accuracy_agreement_and_order_and_what_diverged_is_out(tmp_path):
+    one = make(tmp_path, Grid("1,2,4,8", "0,0.5"))
+    one.append("plan", epochs=4, rungs=[(5, 1), (3, 2), (2, 4)])
+    first, second, third, fourth = (Point(t, 0.5, "kd") for t in (1, 2, 4, 8))
+    tell_point(one, first, 1, 0.9)
+    tell_point(one, second, 1, 0.7, agreement=0.6)
+    tell_point(one, second, 2, 0.6)
+    tell_point(one, third, 1, 0.9, agreement=0.6)
+    tell_point(one, fourth, 1, 0.9)
+    tell_point(one, one.grid().points()[0], 1, None)
+    assert [Point.of(row) for row in sweep.ranking(one.points())] == [second, third, first, fourth]
+
+
+def test_points_tell_the_longest_training_and_what_runs_now_and_the_map_shows_them(tmp_path):
+    one = make(tmp_path, Grid("1,2", "0,0.5"))
+    assert {row["rung"] for row in one.points()} == {None} and one.plan() is None
+    one.append("plan", epochs=2, rungs=[(3, 1), (2, 2)])
+    labels, warm, hot = one.grid().points()
+    tell_point(one, labels, 1, 0.5)
+    tell_point(one, labels, 2, 0.75)
+    tell_point(one, warm, 1, None)
+    run = one.make_run(sweep.settings_of(one.config(), hot, 1))
+    rows = one.points()
+    assert [(row["rung"], row["epochs"], row["accuracy"]) for row in rows] == [(2, 2, 0.75), (1, 1, None), (None,) * 3]
+    assert [row["now"] for row in rows] == [None, None, run.id] and rows[1]["diverged"]
+    assert sweep.heat_maps(one) == [
+        [["kd", "T 1", "T 2"], ["lambda 0", "75.0% (2)", "75.0% (2)"], ["lambda 0.5", "diverged (1)", "..."]]
+    ]
+    assert "neither T nor the method matters" in sweep.legend(one)
+
+
+def test_a_run_of_a_sweep_is_of_its_owner_and_is_found_by_what_it_was_made_for(tmp_path):
+    one = make(tmp_path)
+    changes = sweep.settings_of(one.config(), KD, 3)
+    run = one.make_run(changes)
+    run.check_owner("t")
+    assert run.settings()["sweep"] == one.id and (run.config().temperature, run.config().epochs) == (2.0, 3)
+    assert one.run_of(changes) == run and one.run_of({**changes, "epochs": 4}) is None
+    run.delete()
+    assert one.run_of(changes) is None
+
+
+def test_a_method_has_its_papers_weight_unless_another_was_asked_for():
+    assert sweep.settings_of(DistillConfig(), DIST, 1)["weight"] == 2
+    assert sweep.settings_of(DistillConfig(weight=3), DIST, 1)["weight"] == 3
+
+
+def test_a_sweep_is_found_by_the_start_of_its_id(tmp_path):
+    with pytest.raises(RunError, match="There is no sweep 'last'"):
+        sweep.find(tmp_path, "last")
+    first, second = make(tmp_path), make(tmp_path)
+    assert sweep.find(tmp_path, "last") == second and sweep.find(tmp_path, first.id[:24]) == first
+    assert sweep.list_sweeps(tmp_path) == [second, first] and not runs.list_runs(tmp_path)
+    with pytest.raises(RunError, match="2 sweeps start with '2'"):
+        sweep.find(tmp_path, "2")
+
+
+def test_to_stop_a_sweep_is_to_stop_its_run_too(tmp_path):
+    one = make(tmp_path)
+    run = one.make_run(sweep.settings_of(one.config(), KD, 1))
+    one.ask_to_stop()
+    asked = (run.path / "STOP").stat().st_mtime_ns
+    sweep.go_on(one)
+    assert (run.path / "STOP").stat().st_mtime_ns == asked  # later it would be a wish of its own, and end a resumed run
+    assert one.status() == "stopped" and "--resume" in one.last("stopped")["message"]
+
+
+# --- For real
+
+
+def test_where_every_point_diverges_the_sweep_says_so(small, tmp_path):
+    settings = {**small, "learning_rate": 1e30, "epochs": 1}
+    one = sweep.create(DistillConfig.from_dict(settings), Grid("1", "0.5"), tmp_path, "t")
+    run = one.make_run(sweep.settings_of(one.config(), one.grid().points()[0], 1))
+    with pytest.raises(RunError, match="diverged"):
+        execute(run)
+    said = []
+    with pytest.raises(RunError, match="Every point diverged"):
+        sweep.go_on(one, said.append)
+    assert one.status() == "failed" and "diverged, counts as the worst" in said[-1]
+    assert len(runs.list_runs(tmp_path)) == 1
+
+
+def test_one_epoch_shows_what_a_budget_buys_and_one_that_is_too_small_is_refused(small, tmp_path):
+    one = sweep.create(DistillConfig.from_dict(small), Grid("1", "0.5", budget_minutes=0.01), tmp_path, "t")
+    point = one.grid().points()[0]
+    run = one.make_run({**sweep.settings_of(one.config(), point, 1), "start_size": None})
+    execute(run)
+    pace = sweep.pace_of(run)
+    assert pace.run > 0 and pace.view > 0 and pace.epoch == run.report()["train"]["seconds"]
+    with pytest.raises(RunError, match=r"0.01 minutes are too few for 1 point: .* takes about 1 here"):
+        sweep.go_on(one)
+    assert one.status() == "failed" and one.plan() is None
+    assert sweep.affordable(one, 3600, 1, lambda text: None) > 10 and runs.list_runs(tmp_path) == [run]
+
+
+def test_a_sweep_is_killed_and_goes_on_to_a_verdict_on_fresh_seeds(small, tmp_path):
+    asked = ["sweep", "--preset", "custom", "--temperatures", "2", "--lambdas", "0,0.5", "--trials", "1"]
+    options = [*asked, *flags(small), "--runs-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kd", *options], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    run = until(lambda: next((run for run in runs.list_runs(tmp_path) if run.last("started")), None))
+    os.kill(process.pid, signal.SIGKILL)  # the sweep, and the run in progress: nobody can tidy up
+    os.kill(run.last("started")["pid"], signal.SIGKILL)
+    process.wait()
+    one = sweep.find(tmp_path, "last")
+    assert until(lambda: (one.status(), run.status()) == ("died", "died"))
+
+    done = kd("sweep", "--resume", one.id, "--runs-dir", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    made = runs.list_runs(tmp_path)
+    assert len(made) == 4 and made[-1] == run and all(run.status() == "done" for run in made)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == one.report() and one.status() == "done"
+    # two short trainings, one of them for longer: the better one by validation, never by test
+    assert sorted(row["epochs"] for row in found["points"]) == [1, 2]
+    short = {
+        event["run"]: event["accuracy"] for event in one.events() if event["event"] == "point" and event["epochs"] == 1
+    }
+    assert found["winner"] == max(found["points"], key=lambda row: row["epochs"])
+    for run, accuracy in zip(reversed(made), short.values(), strict=False):
+        assert run.report()["trials"][0]["validation"] == accuracy
+    # what is claimed is of a run with another seed, the teacher's effect apart
+    final = runs.find(tmp_path, found["final"])
+    assert final.config().seed == small.get("seed", 0) + 1 and final.config().lambda_ == 0.5
+    assert found["verdict"] == final.report()["verdict"] and found["verdict"]["sentence"] in done.stdout
+    assert "plan: 2 points; trainings: 2 of 1 epoch, then 1 of 2 epochs" in done.stderr and "lambda 0.5" in done.stdout
+    again = kd("sweep", "--resume", "last", "--runs-dir", tmp_path, "--json")
+    assert again.stdout == done.stdout and len(runs.list_runs(tmp_path)) == 4
+
+
+def until(found, seconds: float = 60):
+    """Wait for what ``found`` returns to be true, and return it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
