@@ -56,11 +56,16 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     one = command("distill", distill, "train a student from a teacher; with no options, the embedded sample, offline")
-    one.add_argument(
-        "--preset", default="sample", help=f"settings to start from: {', '.join(PRESETS)} (default: sample)"
-    )
+    _add_preset(one)
     _add_settings(one)
     one.add_argument("--json", action="store_true", help="print the report as the last line of standard output")
+
+    one = command(
+        "estimate", estimate, "how long distill would take here with these settings, from a short measurement"
+    )
+    _add_preset(one)
+    _add_settings(one)
+    one.add_argument("--json", action="store_true", help="print it as the last line of standard output")
 
     one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
     one.add_argument("folder", type=Path)
@@ -98,9 +103,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for field in dataclasses.fields(Grid):
         one.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE", help=_help(field))
-    one.add_argument(
-        "--preset", default="sample", help=f"settings to start from: {', '.join(PRESETS)} (default: sample)"
-    )
+    _add_preset(one)
     _add_settings(one, but=(*SWEPT, "trials"))
     one.add_argument("--trials", dest="set_trials", metavar="VALUE", help="the winner's fresh seeds (default: 3)")
     one.add_argument("--resume", metavar="SWEEP", help="go on with a sweep: its id, the start of one, or last")
@@ -127,12 +130,26 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_preset(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--preset", default="sample", help=f"settings to start from: {', '.join(PRESETS)} (default: sample)"
+    )
+
+
 def _add_settings(one: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
     """A flag for each setting of a distillation, ``but`` those."""
     for field in dataclasses.fields(DistillConfig):
         name = public_name(field)
         if name not in but:
             one.add_argument(f"--{name.replace('_', '-')}", dest=f"set_{name}", metavar="VALUE", help=_help(field))
+
+
+def _config(options: argparse.Namespace) -> DistillConfig:
+    """What was asked for. Raises ``BadUsage``."""
+    try:
+        return DistillConfig.preset(options.preset, **_asked(options))
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
@@ -159,12 +176,26 @@ def _help(field: dataclasses.Field) -> str:
 
 def distill(options: argparse.Namespace) -> int:
     """Create a run, start its process and follow it."""
-    try:
-        config = DistillConfig.preset(options.preset, **_asked(options))
-    except ValueError as error:
-        raise BadUsage(str(error)) from error
+    config = _config(options)
     run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
     return _follow(run, options.json, launch.start(run))
+
+
+def estimate(options: argparse.Namespace) -> int:
+    """Measure a little, print the seconds of each stage."""
+    config = _config(options)
+    _quiet()
+    from kd.data import cache_folder
+    from kd.estimate import estimate as measure
+
+    found = measure(config, cache_folder(options.runs_dir))
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["stages"].items())
+    print(
+        f"about {found['seconds']:.0f} s: {stages} ({found['epochs']} epochs at {found['images_per_second']:,.0f} images/s)"
+    )
+    if options.json:
+        print(json.dumps(found))
+    return 0
 
 
 def run_folder(options: argparse.Namespace) -> int:

@@ -1,6 +1,9 @@
 """How long a run will take, before it is begun."""
 
+import json
+
 import pytest
+from conftest import flags, kd
 
 from kd import runs
 from kd.config import DistillConfig
@@ -40,3 +43,13 @@ def test_what_an_earlier_run_has_left_costs_nothing(guess, small, tmp_path):
 def test_what_the_run_would_refuse_is_refused_now(guess):
     with pytest.raises(RunError, match="no teacher"):
         guess(teacher="./nowhere")
+
+
+def test_the_command_line_says_it_in_a_line_and_in_json(small, tmp_path):
+    done = kd("estimate", "--preset", "custom", *flags(small), "--runs-dir", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    line, found = done.stdout.splitlines()[-2:]
+    assert line.startswith("about ") and "targets" in line and "(2 epochs at " in line
+    assert json.loads(found)["epochs"] == 2
+    assert kd("estimate", "--temperature", 0).returncode == 2
+    assert not list(tmp_path.glob("2*"))  # no run was made
