@@ -5,13 +5,20 @@ import re
 import zlib
 
 import pytest
+import torch
 from pages import AXE, points, serious, shared_site, site, until, visit
 from playwright.sync_api import expect
 
 from kd import launch, runs
 from kd.config import DistillConfig
+from kd.data import open_picture
+from kd.models import load_teacher, run_processor
 from kd.runs import CLOSED
+from kd.sample import CLASSES as SAMPLE_CLASSES
+from kd.ui.dark import STOPS
+from kd.ui.look import EXAMPLES
 from kd.ui.owners import view_key
+from kd.verdict import dark_knowledge, softened
 
 pytestmark = pytest.mark.xdist_group("page")
 
@@ -30,7 +37,7 @@ def small_run(colours, teacher):
     """A run of a few seconds, which waits behind the one that is training."""
     config = DistillConfig.preset(
         "custom", teacher=str(teacher), dataset=str(colours), student="mobilenet_v2_0.35", image_size=32, epochs=2,
-        batch_size=16, views=1,
+        batch_size=16, views=1, baseline="yes",
     )  # fmt: skip
     run = runs.create(config, site().folder, runs.local_owner(site().folder))
     launch.start(run)
@@ -59,6 +66,28 @@ def test_before_the_first_run_two_sentences_say_what_will_happen(page):
     expect(empty).to_contain_text("minute")
     assert re.search(r"CPU \(\d+ core|GPU", empty.inner_text())
     assert page.locator("#distill").bounding_box()["y"] < 900, "the button is on the first screen"
+
+
+def test_a_methods_own_settings_appear_only_when_it_is_chosen(page):
+    def choose(method: str) -> None:
+        page.locator("#set-method input").click()
+        page.get_by_role("option", name=method, exact=True).click()
+
+    temperature = page.locator("#set-temperature input")
+    expect(page.locator("#set-dkd-alpha")).to_be_hidden()
+    choose("DKD (2022)")
+    expect(page.locator("#set-dkd-alpha")).to_be_visible()
+    expect(temperature).to_have_value("4")  # as its paper sets it
+    choose("DIST (2022)")
+    expect(page.locator("#set-dist-beta")).to_be_visible()
+    expect(page.locator("#set-dkd-alpha")).to_be_hidden()
+    expect(temperature).to_have_value("1")
+    page.get_by_role("radio", name="Custom").click()
+    expect(page.locator("#set-dist-beta")).to_be_hidden()
+    expect(page.locator("#set-student input")).to_have_value("mobilenet_v2_1.0")
+    page.get_by_role("radio", name="Sample").click()
+    expect(page.locator("#set-student input")).to_have_value("mobilenet_v2_0.35")
+    expect(temperature).to_have_value(f"{DistillConfig.preset('sample').temperature:g}")
 
 
 def test_a_bad_setting_is_an_error_with_the_same_words_as_on_the_command_line(page):
@@ -135,16 +164,98 @@ def test_stop_ends_it_and_resume_is_offered(page):
     assert (runs.list_runs(site().folder)[-1].path / "student" / "model.safetensors").exists()
 
 
+# --- Before training
+
+
+def test_dark_knowledge_moves_with_the_temperature_and_says_what_is_learned(page):
+    page.get_by_role("button", name="Dark knowledge").click()
+    panel, bars = page.locator("#dark"), page.locator("#dark .kd-bars li")
+    expect(bars).to_have_count(10)
+    path = EXAMPLES[0]
+    teacher, _ = load_teacher("sample", SAMPLE_CLASSES)
+    with torch.inference_mode():
+        logits = teacher(run_processor(teacher.processor, [open_picture(path)])).logits[0].double().numpy()
+    said = set()
+    for stop in (1, 5, 20):
+        panel.locator("input[type=range]").fill(str(STOPS.index(stop)))
+        expect(panel.locator("output")).to_have_text(f"T = {stop}")
+        expected = dict(zip(SAMPLE_CLASSES, softened(logits, stop), strict=True))
+        for bar in bars.all():
+            name, shown = bar.locator("span").all_inner_texts()
+            width = float(bar.locator("i").evaluate("bar => bar.style.width").removesuffix("%"))
+            assert abs(width / 100 - expected[name]) < 1e-4, (stop, name)
+            assert shown.startswith("<") or abs(float(shown.removesuffix("%")) / 100 - expected[name]) < 6e-4
+        label = SAMPLE_CLASSES.index("Ankle boot")
+        assert panel.locator(".kd-says").inner_text() == dark_knowledge(logits, SAMPLE_CLASSES, label, stop)
+        said.add(panel.locator(".kd-says").inner_text())
+    assert len(said) == 3
+    panel.get_by_role("button", name="Use T = 20").click()
+    expect(page.locator("#set-temperature input")).to_have_value("20")
+    assert not serious(page)
+
+
+def test_dark_knowledge_of_an_upload_and_an_error_in_words(page, teacher, colours):
+    fill_choice(page, "teacher", str(teacher))
+    fill_choice(page, "dataset", str(colours))
+    panel = page.locator("#dark")
+    expect(panel.locator("[data-nth]").first).to_be_hidden()
+    panel.locator("input[type=file]").set_input_files(colours / "red brick" / "000.png")
+    expect(panel.locator(".kd-label")).to_contain_text("first choice, red brick")
+    expect(panel.locator(".kd-bars li")).to_have_count(3)
+    fill_choice(page, "teacher", "no/such-teacher")
+    expect(panel.locator(".kd-asking")).to_contain_text("The teacher 'no/such-teacher' is not on this machine")
+
+
+def fill_choice(page, name: str, value: str) -> None:
+    """Type what is not among the suggestions."""
+    page.locator(f"#set-{name} input").fill(value)
+    page.keyboard.press("Enter")
+
+
 # --- A run that ends
 
 
 def test_the_next_run_ends_with_a_table_of_both(page, small_run):
     page.goto(f"{site().url}/?__theme=light&run={small_run.id}")
     expect(status(page)).to_have_text("Done")
-    table = page.locator("#live table")
+    table = page.locator("#live table.kd-versus")
     for name in ("Test accuracy", "Macro F1", "Agreement", "Parameters", "Size", "FLOPs", "Latency p50"):
         expect(table.get_by_role("rowheader", name=name)).to_be_visible()
     assert f"{small_run.report()['student']['accuracy']:.2%}" in table.inner_text()
+
+
+def test_with_a_baseline_it_ends_with_a_verdict_and_both_curves(page, small_run):
+    report = small_run.report()
+    expect(page.locator("#live .kd-verdict")).to_contain_text(report["verdict"]["sentence"])
+    expect(page.locator("#live table.kd-versus")).to_contain_text(f"{report['baseline']['accuracy']:.2%}")
+    names = until(
+        lambda: page.evaluate("document.querySelector('#live [data-figure=accuracy]').data?.map(t => t.name)")
+    )
+    assert names == ["student", "agreement", "no teacher", "teacher"]
+
+
+def test_where_teacher_and_student_differ_is_asked_for_once_and_shown(page):
+    asked = []
+    page.on("request", lambda request: asked.append(request) if '"analysis"' in (request.post_data or "") else None)
+    page.locator("#live .kd-analysis").scroll_into_view_if_needed()
+    pictures = page.locator("#live .kd-test img")
+    expect(pictures.first).to_be_visible()
+    assert all(pictures.evaluate_all("all => all.map(one => one.naturalWidth)"))
+    for name, words in (
+        ("f1", "F1"),
+        ("confusion_teacher", "Teacher"),
+        ("confusion_student", "Student"),
+        ("reliability", "right"),
+    ):
+        chart = page.locator(f"#live [data-figure={name}]")
+        expect(chart.locator(".gtitle")).to_contain_text(words)
+    for words in ("points of F1", "ECE", "Teacher", "Student"):
+        expect(page.locator("#live .kd-analysis")).to_contain_text(words)
+    page.locator("#live header").first.scroll_into_view_if_needed()
+    page.locator("#live .kd-analysis").scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    assert len(asked) <= 1
+    assert not serious(page)
 
 
 def test_compare_shows_two_pictures_side_by_side(page, colours, tmp_path):
@@ -208,6 +319,10 @@ def test_runs_are_overlaid(page):
 def test_on_a_phone_nothing_is_wider_than_the_screen_or_serious_to_axe(small_run, theme):
     phone = visit(f"{site().url}/?__theme={theme}&run={small_run.id}", width=390)
     expect(status(phone)).to_have_text("Done")
+    phone.get_by_role("button", name="Dark knowledge").click()
+    expect(phone.locator("#dark .kd-bars li")).to_have_count(10)
+    phone.locator("#live .kd-analysis").scroll_into_view_if_needed()
+    expect(phone.locator("#live [data-figure=reliability] .gtitle")).to_be_visible()
     for name in ("Distill", "Compare", "Runs"):
         tab(phone, name)
         phone.wait_for_timeout(700)
@@ -241,9 +356,12 @@ def test_a_second_visitor_of_a_shared_server_is_refused_by_page_and_by_raw_post(
         assert "refused" in shared_site().call("live", "poll", asked)
         assert "problem" in shared_site().call("live", "stop_it", asked)
         assert "problem" in shared_site().call("live", "resume_it", asked)
+        assert shared_site().call("live", "analysis", asked).keys() == {"problem"}
         assert "problem" in shared_site().call("runs", "act", {**asked, "do": "delete"})
         assert "problem" in shared_site().call("runs", "curves", {**asked, "runs": [small_run.id]})
         assert not shared_site().call("runs", "rows", asked).get("html")
+    path = {"teacher": small_run.config().teacher, "example": 0}
+    assert "a path" in shared_site().call("dark", "teacher_says", path)["problem"]
     assert small_run.status() == "done"
     theirs.context.close()
 
@@ -253,6 +371,8 @@ def test_a_link_that_is_shared_on_purpose_shows_the_run_and_changes_nothing(smal
     expect(status(theirs)).to_have_text("Done")
     expect(theirs.get_by_role("button", name="Compare on pictures")).to_be_visible()
     expect(theirs.get_by_role("button", name="Copy read-only link")).to_be_hidden()
+    theirs.locator("#live .kd-analysis").scroll_into_view_if_needed()
+    expect(theirs.locator("#live [data-figure=confusion_student] .gtitle")).to_be_visible()
     key = {"run": small_run.id, "owner": view_key(small_run), "view": view_key(small_run)}
     assert "problem" in shared_site().call("runs", "act", {**key, "do": "delete"})
     assert "refused" in shared_site().call("live", "poll", {**key, "view": view_key(small_run)[:-1] + "x"})

@@ -1,17 +1,13 @@
 """The public API: what ``gradio_client``, ``curl`` and an MCP client can call. The docstrings are its description."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from kd.config import DistillConfig
-from kd.runs import RunError
 from kd.ui import compare as compare_tab
 from kd.ui import distill
-from kd.ui.owners import kind_errors, new_token, readable
+from kd.ui.owners import kind_errors, new_token, readable, uploaded
 from kd.ui.summary import status_of, summarize
 
 MOST_EVENTS = 5000
@@ -90,16 +86,6 @@ def compare(run: str, images: list[gr.FileData], token: str = "") -> dict[str, A
     with kind_errors():
         found = compare_tab.side_by_side(readable(run, token, token), [uploaded(image) for image in images or []])
         return {name: value for name, value in found.items() if name != "order"}
-
-
-def uploaded(image: Any) -> str:
-    """The path of a file that was uploaded to this server. Raises ``RunError`` for any other: a caller could name the
-    server's own."""
-    path = image.get("path") if isinstance(image, dict) else getattr(image, "path", image)
-    folder = Path(get_upload_folder()).resolve()
-    if not isinstance(path, str) or not Path(os.path.realpath(path)).is_relative_to(folder):
-        raise RunError("images must be uploaded files. With gradio_client: handle_file('picture.png').")
-    return path
 
 
 def add() -> None:

@@ -101,14 +101,14 @@ def card(row: dict[str, Any], image: str) -> str:
     )
 
 
-def bars(side: str, top: list[dict[str, Any]]) -> str:
-    """One model's top five, a bar each."""
+def bars(side: str, top: list[dict[str, Any]], tag: str = "h3") -> str:
+    """One model's most likely classes, a bar each, under its name."""
     items = "".join(
         f"<li><span>{html.escape(one['label'])}</span><span>{one['confidence']:.1%}</span>"
         f'<i style="width:{100 * one["confidence"]:.1f}%"></i></li>'
         for one in top
     )
-    return f'<div><h3>{side}</h3><ol class="kd-bars kd-{side.lower()}">{items}</ol></div>'
+    return f'<div><{tag} class="kd-side">{side}</{tag}><ol class="kd-bars kd-{side.lower()}">{items}</ol></div>'
 
 
 def many(rows: list[tuple[dict, str]]) -> str:

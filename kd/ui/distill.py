@@ -8,11 +8,12 @@ from typing import Any
 import gradio as gr
 
 from kd import launch, plots, runs
-from kd.config import PRESETS, SAMPLE, DistillConfig
+from kd.config import PRESETS, SAMPLE, STUDENT_NAMES, DistillConfig
 from kd.runs import CLOSED, Run, RunError
-from kd.ui import settings
+from kd.ui import dark, settings
+from kd.ui.analysis import analysis
 from kd.ui.owners import check_request, kind_errors, own, owner, readable, view_key, visitor
-from kd.ui.summary import STAGES, result_table, short, status_of, summarize
+from kd.ui.summary import STAGES, result, short, status_of, summarize
 
 FILES = Path(__file__).parent
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -52,8 +53,8 @@ def resume(id: str, token: str) -> Run:
 def poll(asked: dict[str, Any]) -> dict[str, Any]:
     """What has happened in ``run`` since ``cursor``, for ``owner`` or whoever has the key ``view``.
 
-    ``status, line, stage, share, cursor`` always; ``figures`` whole at first and when training begins (again), after
-    that ``append``; once: ``title``, ``result``. ``refused`` where there is no such run for this visitor.
+    ``status, line, stage, share, cursor`` always; ``figures`` whole at first, when training begins (again) and at the
+    end, between those ``append``; once: ``title``, ``result``. ``refused`` where there is no such run for this visitor.
     """
     try:
         run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
@@ -77,7 +78,8 @@ def _news(run: Run, since: int, token: str) -> dict[str, Any]:
     }  # fmt: skip
     if since == 0:
         news |= _introduction(run, token)
-    if since == 0 or any(event["event"] == "training" for event in events):
+    begun = any(event["event"] == "training" for event in events)
+    if since == 0 or begun or (closed and events):
         drawn = plots.figures(run.events(), None if closed else summary.epochs)
         news["figures"] = {name: figure.to_plotly_json() for name, figure in drawn.items()}
     elif any(event["event"] in ("step", "eval") for event in events):
@@ -86,7 +88,7 @@ def _news(run: Run, since: int, token: str) -> dict[str, Any]:
     if warnings:
         news["warnings"] = warnings
     if status == "done" and (report := run.report()):
-        news["result"] = result_table(report)
+        news["result"] = result(report)
     return news
 
 
@@ -94,7 +96,19 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
     """What a run is, and for its owner the key of its read-only link."""
     config = run.config()
     title = f"{short(config.teacher)} → {short(config.student)}"
-    detail = f"{short(config.dataset)}, T {config.temperature:g}, lambda {config.lambda_:g}, {config.epochs} epochs"
+    detail = ", ".join(
+        [
+            short(config.dataset),
+            *([settings.METHOD_WORDS[config.method][0]] if config.method != "kd" else []),
+            f"T {config.temperature:g}",
+            f"lambda {config.lambda_:g}",
+            f"{config.minutes:g} minutes"
+            if config.minutes
+            else f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}",
+            *([f"{config.trials} seeds"] if config.trials > 1 else []),
+            *(["with a baseline"] if config.baseline == "yes" else []),
+        ]
+    )
     try:
         own(run.id, token)
     except RunError:
@@ -146,25 +160,81 @@ def build() -> DistillTab:
                 elem_id="set-preset",
                 info=PRESET_HELP,
             )
-            first = {name: settings.widget(name) for name in settings.OFFERED}
+            first = {name: settings.widget(name) for name in (*settings.OFFERED, "method")}
+            with gr.Row(visible=False) as own_row:
+                first |= {name: settings.widget(name) for name in settings.OWN}
             with gr.Row():
                 first |= {name: settings.widget(name) for name in ("temperature", "epochs")}
             first["lambda"] = settings.widget("lambda")
+            with gr.Row(elem_id="proof"):
+                first |= {name: settings.widget(name) for name in ("baseline", "trials")}
             button = gr.Button("Distill", variant="primary", size="lg", elem_id="distill")
             with gr.Accordion("More", open=False, elem_id="more"):
                 rest = {name: settings.widget(name) for name in settings.FIELDS if name not in first}
+            with gr.Accordion("Dark knowledge", open=False, elem_id="dark-knowledge"):
+                dark.build(first["teacher"], first["dataset"], first["temperature"])
         with gr.Column(scale=7, min_width=320):
             live = gr.HTML(
                 value={},
                 html_template=(FILES / "live.html").read_text().replace("@@empty", empty_state()).replace("@@stages", stages()),
                 js_on_load="distillery.live(element, props, server, watch, run => trigger('compare', {run}))",
-                server_functions=[poll, stop_it, resume_it],
+                server_functions=[poll, stop_it, resume_it, analysis],
                 apply_default_css=False,
                 elem_id="live",
             )  # fmt: skip
     widgets = [first[name] if name in first else rest[name] for name in settings.FIELDS]
-    preset.input(lambda name: list(settings.preset_values(name).values()), preset, widgets, **PRIVATE)
+    every = dict(zip(settings.FIELDS, widgets, strict=True))
+
+    def all_of(names: tuple[str, ...]) -> list[gr.components.Component]:
+        return [every[name] for name in names]
+
+    chosen = [preset, *all_of(("recipe", "method"))]
+    preset.input(on_preset, preset, [*widgets, own_row], **PRIVATE)
+    follows = [every["method"], own_row, *all_of((*settings.SET_BY_METHOD, *settings.OWN))]
+    every["method"].input(on_method, chosen, follows, **PRIVATE)
+    every["recipe"].input(on_recipe, chosen, all_of(settings.SET_BY_RECIPE), **PRIVATE)
+    follows = all_of(("recipe", *settings.SET_BY_RECIPE))
+    every["student"].input(on_student, [every["student"], *chosen], follows, **PRIVATE)
     return DistillTab(live, button, widgets)
+
+
+def on_preset(preset: str) -> list[Any]:
+    """A preset is chosen: all settings are its own, its method's visible with them."""
+    values = settings.preset_values(preset)
+    _, own_row, *own = _shown_for(values["method"])
+    updates = {name: gr.update(value=settings.to_widget(name, value)) for name, value in values.items()}
+    updates["method"] |= {"info": settings.method_info(values["method"])}
+    for name, shown in zip(settings.OWN, own, strict=True):
+        updates[name] |= shown
+    return [*updates.values(), own_row]
+
+
+def on_method(preset: str, recipe: str, method: str) -> list[Any]:
+    """A method is chosen: its own settings appear, and what its paper sets is filled in."""
+    info, own_row, *own = _shown_for(method)
+    values = settings.values_of(settings.SET_BY_METHOD, preset, recipe, method)
+    return [info, own_row, *(gr.update(value=value) for value in values), *own]
+
+
+def on_recipe(preset: str, recipe: str, method: str) -> list[Any]:
+    """A recipe is chosen: its settings are filled in."""
+    return settings.values_of(settings.SET_BY_RECIPE, preset, recipe, method)
+
+
+def on_student(student: str, preset: str, recipe: str, method: str) -> Any:
+    """A student is chosen: weights that know something have a recipe of their own, the guide's is for all."""
+    wanted = "scratch" if student in STUDENT_NAMES else "pretrained"
+    return gr.skip() if recipe in (wanted, "guide") else [wanted, *on_recipe(preset, wanted, method)]
+
+
+def _shown_for(method: str) -> list[dict[str, Any]]:
+    """Updates for the method's line of help, the row of methods' own settings, and each of those."""
+    shown = [method in only for only in settings.OWN.values()]
+    return [
+        gr.update(info=settings.method_info(method)),
+        gr.update(visible=any(shown)),
+        *(gr.update(visible=one) for one in shown),
+    ]
 
 
 def on_distill(saved: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:

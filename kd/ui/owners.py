@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from kd import runs
 from kd.config import SAMPLE, DistillConfig
@@ -91,15 +92,30 @@ def check_request(config: DistillConfig, token: str) -> None:
     """Raises ``RunError`` for what a visitor of a shared server may not ask for: its folders, or all of its time."""
     if not shared():
         return
-    for name in ("teacher", "dataset", "student"):
-        value = getattr(config, name)
-        if value != SAMPLE and (FOLDER.match(value) or ".." in value or Path(value).exists()):
-            raise RunError(f"{name} is {value!r}, a path. On a shared server it can only be a Hub id or a name.")
+    check_names(config)
     if sum(run.status() in ("queued", "running") for run in own_runs(token)) >= OPEN_RUNS:
         raise RunError(f"You have {OPEN_RUNS} runs waiting or running. Stop one, or wait until it is done.")
     everyone = runs.list_runs(runs.default_folder())
     if sum(run.status() in ("queued", "running") for run in everyone) >= WAITING_RUNS:
         raise RunError("The queue is full. Try again in a while.")
+
+
+def check_names(config: DistillConfig) -> None:
+    """Raises ``RunError`` for a path, on a shared server: its folders are not the visitors'."""
+    for name in ("teacher", "dataset", "student"):
+        value = getattr(config, name)
+        if shared() and value != SAMPLE and (FOLDER.match(value) or ".." in value or Path(value).exists()):
+            raise RunError(f"{name} is {value!r}, a path. On a shared server it can only be a Hub id or a name.")
+
+
+def uploaded(image: Any) -> str:
+    """The path of a file that was uploaded to this server. Raises ``RunError`` for any other: a caller could name the
+    server's own."""
+    path = image.get("path") if isinstance(image, dict) else getattr(image, "path", image)
+    folder = Path(get_upload_folder()).resolve()
+    if not isinstance(path, str) or not Path(os.path.realpath(path)).is_relative_to(folder):
+        raise RunError("images must be uploaded files. With gradio_client: handle_file('picture.png').")
+    return path
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 window.distillery = (() => {
   const GIVE_UP = 10000, POLL = 500, POLL_HIDDEN = 3000, POLL_AWAY = 1500, POLL_LIST = 2000;
   const PATIENCE = 25000; // a run that was asked to go on may look closed for this long
+  const TEACHER = 180000; // a teacher may have to be fetched first
   const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
   // A call of the server's that fails resolves to nothing, or to a description of the error.
-  const answer = async (call) => {
-    const value = await Promise.race([call, sleep(GIVE_UP)]);
+  const answer = async (call, patience = GIVE_UP) => {
+    const value = await Promise.race([call, sleep(patience)]);
     if (!value || value.error || value.detail) throw new Error("no answer");
     return value;
   };
@@ -39,7 +40,8 @@ window.distillery = (() => {
 
   async function draw(chart, figure) {
     const Plotly = await plotly();
-    await Plotly.react(chart, figure.data, themed(figure.layout), CONFIG);
+    const still = figure.layout.dragmode === false;
+    await Plotly.react(chart, figure.data, themed(figure.layout), { ...CONFIG, displayModeBar: still ? false : "hover" });
     chart.setAttribute("role", "group");
     chart.setAttribute("aria-label", `Chart: ${figure.layout.title.text}`);
     resized.observe(chart);
@@ -86,7 +88,25 @@ window.distillery = (() => {
       $(".kd-share").hidden = !mine;
       if (news.result && !$(".kd-result").firstChild) $(".kd-result").innerHTML = news.result;
       for (const words of news.warnings ?? []) warn(words);
+      if (news.status === "done" && $(".kd-analysis").hidden) {
+        $(".kd-analysis").hidden = false;
+        near.observe($(".kd-analysis"));
+      }
       return closed;
+    }
+    // Where teacher and student differ is asked for once, when it comes near.
+    const near = new IntersectionObserver((entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      near.disconnect();
+      analyse(showing);
+    }, { rootMargin: "200px" });
+    async function analyse(mine) {
+      const section = $(".kd-analysis");
+      const news = await answer(server.analysis({ ...props.value })).catch(() => ({ problem: "The server gave no answer. Reload the page to see where teacher and student differ." }));
+      if (mine !== showing) return;
+      section.innerHTML = news.html ?? '<p class="kd-note"></p>';
+      if (news.problem) section.firstChild.textContent = news.problem;
+      for (const div of section.querySelectorAll(".kd-chart")) await draw(div, news.figures[div.dataset.figure]);
     }
     function introduce(news) {
       text(".kd-title", news.title[0]);
@@ -110,7 +130,7 @@ window.distillery = (() => {
       list.append(Object.assign(document.createElement("li"), { textContent: words }));
     }
     async function chart(news) {
-      for (const div of element.querySelectorAll(".kd-chart")) {
+      for (const div of element.querySelectorAll(".kd-curves .kd-chart")) {
         if (news.figures) await draw(div, news.figures[div.dataset.figure]);
         else if (news.append) await append(div, news.append[div.dataset.figure]);
       }
@@ -124,7 +144,9 @@ window.distillery = (() => {
       $(".kd-empty").hidden = Boolean(value.run) || !("owner" in value);
       $(".kd-run").hidden = !value.run;
       $(".kd-result").innerHTML = $(".kd-warnings").innerHTML = "";
-      $(".kd-warnings").hidden = true;
+      $(".kd-analysis").innerHTML = "";
+      $(".kd-warnings").hidden = $(".kd-analysis").hidden = true;
+      near.disconnect();
       for (const button of element.querySelectorAll("button")) button.hidden = true;
       text(".kd-title", ""); text(".kd-detail", ""); text(".kd-pace", "");
       text("[role=status]", value.run ? "Looking for the run" : "");
@@ -236,6 +258,118 @@ window.distillery = (() => {
     })();
   }
 
+  // --- Dark knowledge: a teacher's answer to one picture, softened here as the slider moves
+
+  function dark(element, props, server, watch, upload, stops, use) {
+    const MOST = 10; // classes with a bar of their own
+    const $ = (selector) => element.querySelector(selector);
+    const words = (selector, text) => { if ($(selector).textContent !== text) $(selector).textContent = text; };
+    const slider = () => $("input[type=range]");
+    let picture = null, says = null, asked = "", asking = 0, followed = null;
+
+    const softened = (logits, T) => {
+      const most = Math.max(...logits), powers = logits.map((logit) => Math.exp((logit - most) / T));
+      const sum = powers.reduce((a, b) => a + b, 0);
+      return powers.map((power) => power / sum);
+    };
+    const percent = (p) => (p > 0 && p < 0.0005 ? "< 0.1%" : `${(100 * p).toFixed(1)}%`);
+
+    async function ask() {
+      const { teacher } = props.value, key = JSON.stringify([teacher, picture?.asked]);
+      if (!picture || key === asked) return;
+      asked = key;
+      const mine = ++asking;
+      words(".kd-asking", "Asking the teacher");
+      $(".kd-answer").hidden = true;
+      const news = await answer(server.teacher_says({ teacher, ...picture.asked }), TEACHER)
+        .catch(() => ({ problem: "The server gave no answer. Try again." }));
+      if (mine !== asking) return;
+      words(".kd-asking", news.problem ?? "");
+      if (news.problem) asked = "";
+      else fill(news);
+    }
+    function fill(news) {
+      says = news;
+      const order = news.logits.map((_, index) => index).sort((a, b) => news.logits[b] - news.logits[a]);
+      const shown = order.length > MOST + 1 ? order.slice(0, MOST) : order;
+      says.groups = shown.map((index) => [index]);
+      if (shown.length < order.length) says.groups.push(order.slice(MOST));
+      $(".kd-bars").replaceChildren(...says.groups.map((group) => {
+        const item = document.createElement("li"), name = document.createElement("span");
+        name.textContent = group.length > 1 ? `${group.length} other classes` : news.names[group[0]];
+        item.append(name, document.createElement("span"), document.createElement("i"));
+        return item;
+      }));
+      Object.assign($(".kd-answer img"), { src: picture.source, alt: picture.name });
+      const label = news.names[news.label];
+      words(".kd-label", news.labelled ? `Its label: ${label}` : `It has no label here; the teacher's first choice, ${label}, stands for it`);
+      $(".kd-answer").hidden = false;
+      turn();
+    }
+    function turn() {
+      const nth = Number(slider().value), T = stops[nth];
+      words("output", `T = ${T}`);
+      slider().setAttribute("aria-valuetext", `T = ${T}`);
+      words(".kd-use", `Use T = ${T} for the run`);
+      if (!says) return;
+      const p = softened(says.logits, T);
+      [...$(".kd-bars").children].forEach((item, place) => {
+        const share = says.groups[place].reduce((sum, index) => sum + p[index], 0);
+        item.children[1].textContent = percent(share);
+        item.children[2].style.width = `${100 * share}%`;
+      });
+      words(".kd-says", says.sentences[nth]);
+    }
+    // The settings: which teacher, whether the examples fit, and where the slider begins.
+    function follow() {
+      const { dataset, temperature } = props.value;
+      $(".kd-offered").hidden = dataset !== "sample";
+      if (temperature !== followed && temperature > 0) {
+        followed = temperature;
+        slider().value = stops.reduce((best, stop, nth) => (Math.abs(stop - temperature) < Math.abs(stops[best] - temperature) ? nth : best), 0);
+        turn();
+      }
+      if (!element.offsetParent) return;
+      if (!picture && dataset === "sample") example($("[data-nth]"));
+      else if (!picture) words(".kd-asking", "Upload a picture like those of your dataset.");
+      ask();
+    }
+    function example(button) {
+      const source = button.querySelector("img").src, name = button.getAttribute("aria-label").replace("Ask about ", "");
+      choose({ asked: { example: Number(button.dataset.nth) }, source, name: `The example ${name}` });
+    }
+    function choose(one) {
+      picture = one;
+      for (const button of element.querySelectorAll("[data-nth]")) {
+        button.setAttribute("aria-pressed", String(Number(button.dataset.nth) === one.asked.example));
+      }
+      ask();
+    }
+    async function take(input) {
+      const [file] = input.files;
+      if (!file) return;
+      words(".kd-asking", "Uploading");
+      try {
+        const { path, url } = await upload(file);
+        choose({ asked: { path }, source: url, name: file.name });
+      } catch {
+        words(".kd-asking", "The picture could not be uploaded: it is larger than 20 MB, or the server is away.");
+      }
+      input.value = "";
+    }
+    slider().max = stops.length - 1;
+    element.addEventListener("input", (event) => { if (event.target === slider()) turn(); });
+    element.addEventListener("change", (event) => { if (event.target.type === "file") take(event.target); });
+    element.addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (button?.dataset.nth) example(button);
+      else if (button) use(stops[Number(slider().value)]);
+    });
+    new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting)) follow(); }).observe(element);
+    watch("value", follow);
+    follow();
+  }
+
   // A picture that is pasted anywhere on the Compare tab goes where an uploaded one would.
   document.addEventListener("paste", (event) => {
     const input = document.querySelector("#pictures input[type=file]");
@@ -247,5 +381,5 @@ window.distillery = (() => {
     input.dispatchEvent(new Event("change", { bubbles: true }));
   });
 
-  return { live, runs };
+  return { live, runs, dark };
 })();

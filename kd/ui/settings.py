@@ -6,12 +6,51 @@ from typing import Any, get_args
 import gradio as gr
 from gradio.components import Component
 
-from kd.config import PRESETS, SAMPLE, DistillConfig, public_name
+from kd.config import METHODS, PRESETS, RECIPES, SAMPLE, DistillConfig, public_name
 
 OFFERED = ("teacher", "dataset", "student")
 """What is chosen among suggestions, or typed."""
-LABELS = {"lambda": "Lambda", "dataset_config": "Dataset configuration", "seed": "Random seed"}
+LABELS = {
+    "lambda": "Lambda",
+    "dataset_config": "Dataset configuration",
+    "seed": "Random seed",
+    "weight": "Weight of the method's loss",
+    "baseline": "Also train without the teacher, to see whether it helps",
+    "heal": "Heal the student",
+    "dkd_alpha": "Alpha",
+    "dkd_beta": "Beta",
+    "dkd_warmup": "Warm-up",
+    "dist_beta": "Beta",
+    "dist_gamma": "Gamma",
+}
+HELP = {
+    "dataset": "a Hub id, a folder, a file, or 'sample'",
+    "student": "a name, a Hub id or a folder",
+    "temperature": "higher is softer",
+    "lambda": "the teacher's weight",
+    "weight": "inside its share lambda",
+    "heal": "random weights get PyTorch's BatchNorm momentum and dropout, not TensorFlow's",
+    "dkd_alpha": "the label's weight",
+    "dkd_beta": "the others' weight",
+    "dkd_warmup": "epochs of growing",
+    "dist_beta": "of classes",
+    "dist_gamma": "of pictures",
+    "baseline": "",
+    "trials": "seeds",
+}
+"""Where the command line's help is too long for the first screen."""
+METHOD_WORDS = {
+    "kd": ("KD (Hinton 2015)", "The teacher's answers, softened"),
+    "dkd": ("DKD (2022)", "The wrong classes count by themselves, even where the teacher is sure"),
+    "dist": ("DIST (2022)", "Which classes and pictures are alike, not how sure the teacher is"),
+    "kd+std": ("KD, standardised (2024)", "The order and proportions of the answers, not their size"),
+    "dkd+std": ("DKD, standardised (2024)", "DKD on the proportions of the answers, not their size"),
+}
 FIELDS = {public_name(field): field for field in dataclasses.fields(DistillConfig)}
+OWN = {name: field.metadata["only"] for name, field in FIELDS.items() if "only" in field.metadata}
+"""Settings that matter to some methods, and to which."""
+SET_BY_METHOD = tuple(dict.fromkeys(name for values in METHODS.values() for name in values))
+SET_BY_RECIPE = tuple(dict.fromkeys(name for values in RECIPES.values() for name in values))
 
 
 def preset_values(preset: str) -> dict[str, Any]:
@@ -19,22 +58,56 @@ def preset_values(preset: str) -> dict[str, Any]:
     return DistillConfig.preset(preset).to_dict()
 
 
+def values_of(names: tuple[str, ...], preset: str, recipe: str, method: str) -> list[Any]:
+    """What choosing a recipe or a method fills in for the settings ``names``: what it sets, else the preset's values."""
+    values = DistillConfig.preset(preset, recipe=recipe, method=method).to_dict()
+    return [to_widget(name, values[name]) for name in names]
+
+
+def method_info(method: str) -> str:
+    """What a method is, and what its paper sets."""
+    values = ", ".join(f"{'T' if name == 'temperature' else name} {value:g}" for name, value in METHODS[method].items())
+    return METHOD_WORDS[method][1] + (f". Its paper sets {values}" if values else "")
+
+
+def is_switch(name: str) -> bool:
+    """Whether a setting is yes or no: a checkbox."""
+    return set(FIELDS[name].metadata.get("choices", ())) == {"yes", "no"}
+
+
+def to_widget(name: str, value: Any) -> Any:
+    """A setting as its widget has it."""
+    return value == "yes" if is_switch(name) else value
+
+
 def from_widgets(values: tuple) -> DistillConfig:
     """The widgets' values, in the order of ``FIELDS``. Raises ``ValueError`` in words for a user."""
-    return DistillConfig.from_dict(dict(zip(FIELDS, values, strict=True)))
+    switched = {True: "yes", False: "no"}
+    named = dict(zip(FIELDS, values, strict=True))
+    return DistillConfig.from_dict(
+        {name: switched.get(value, value) if is_switch(name) else value for name, value in named.items()}
+    )
 
 
-def widget(name: str) -> Component:
-    """A widget for one setting: a slider between two ends, a choice, a number or a line of text."""
+def widget(name: str, method: str = "kd") -> Component:
+    """A widget for one setting: a switch, a slider between two ends, a choice, a number or a line of text. One that does
+    not matter to ``method`` is not visible."""
     field = FIELDS[name]
-    rules, help = field.metadata, field.metadata["help"].removeprefix(f"{name}: ")
+    rules, help = field.metadata, HELP.get(name, field.metadata["help"]).removeprefix(f"{name}: ")
     kind, *none = get_args(field.type) or (field.type,)
     common = {
         "label": LABELS.get(name, name.replace("_", " ").capitalize()),
-        "info": help[0].upper() + help[1:],
-        "value": preset_values(SAMPLE)[name],
+        "info": help[:1].upper() + help[1:] or None,
+        "value": to_widget(name, preset_values(SAMPLE)[name]),
         "elem_id": f"set-{name.replace('_', '-')}",
+        "visible": method in OWN.get(name, (method,)),
     }
+    if name == "method":
+        return gr.Dropdown(
+            [(words, key) for key, (words, _) in METHOD_WORDS.items()], **common | {"info": method_info(method)}
+        )
+    if is_switch(name):
+        return gr.Checkbox(**common)
     if "choices" in rules:
         return gr.Dropdown(list(rules["choices"]), **common)
     if name in OFFERED:
@@ -42,7 +115,7 @@ def widget(name: str) -> Component:
     if kind is float and "low" in rules and "high" in rules:
         return gr.Slider(rules["low"], rules["high"], step=0.05, **common)
     if kind in (int, float) and not none:
-        return gr.Number(min_width=120, **common)
+        return gr.Number(min_width=90 if name in (*OWN, "trials") else 120, **common)
     # A number that may be left out is text too: an empty gr.Number turns into 0 when "More" is opened.
     return gr.Textbox(placeholder="automatic" if none else None, max_lines=1, **common)
 

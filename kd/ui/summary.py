@@ -4,6 +4,7 @@ import dataclasses
 import html
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from kd.runs import CLOSED, LIFECYCLE, Run
@@ -46,6 +47,9 @@ class Summary:
     steps: int = 0
     step: int = 0
     seconds: float = 0.0
+    arm: str = "distilled"
+    nth: int = 1
+    arms: int = 1
     images_per_second: float | None = None
     accuracy: float | None = None
     agreement: float | None = None
@@ -63,11 +67,12 @@ class Summary:
         if name in ("queued", "models"):
             changes["device"] = event["device"]
         if name == "training":
-            changes = {key: event[key] for key in ("epochs", "steps", "step")}
+            changes = {key: event[key] for key in ("epochs", "steps", "step", "arm", "nth") if key in event}
+            changes |= {"arms": event.get("of", 1), "stage": STAGE_OF["targets"], "phase": None}
             changes["epoch"] = event["step"] * event["epochs"] / max(event["steps"], 1)
         if name == "step":
             changes = {key: event[key] for key in ("epoch", "step", "seconds", "images_per_second")}
-        if name == "eval":
+        if name == "eval" and self.nth == 1:  # of the run's own student
             changes = {key: event[key] for key in ("accuracy", "agreement")}
         if event.get("warnings"):
             changes["warnings"] = tuple(dict.fromkeys([*self.warnings, *event["warnings"]]))
@@ -90,7 +95,7 @@ class Summary:
                 f"Waiting for the {self._where()}: place {self.place} in the queue" if self.place else "Starting"
             ), ""
         if self.stage == STAGE_OF["targets"] and self.epochs:
-            return f"Training, epoch {self._epoch()} of {self.epochs}", self._pace()
+            return f"{self._training()}, epoch {self._epoch()} of {self.epochs}", self._pace()
         if self.phase and self.of:
             return DOING.get(self.phase, self.phase), f"{self.done:,} of {self.of:,}"
         return AT_STAGE[self.stage], ""
@@ -104,13 +109,18 @@ class Summary:
             "died": f"The run's process is gone: it ended{where} without a word. Resume goes on from the last checkpoint.",
         }[status]
 
+    def _training(self) -> str:
+        """What is trained, where that is not the run's own student: "Training 2 of 6, without the teacher"."""
+        which = f" {self.nth} of {self.arms}" if self.arms > 1 else ""
+        return f"Training{which}" + (", without the teacher" if self.arm == "baseline" else "")
+
     def _epoch(self) -> int:
         return min(int(self.epoch - 1e-6) + 1, self.epochs or 1) if self.epoch else 1
 
     def _pace(self) -> str:
         if not self.images_per_second or not self.step:
             return ""
-        left = (self.steps - self.step) * self.seconds / self.step
+        left = (self.steps * (self.arms - self.nth + 1) - self.step) * self.seconds / self.step
         return f"{self.images_per_second:,.0f} images/s on the {self._where()}, {duration(left)} left"
 
     def _where(self) -> str:
@@ -210,12 +220,56 @@ def how_timed(latency: dict[str, Any]) -> str:
     )
 
 
+MARKS = {"helps": "▲", "hurts": "▼", "no difference shown": "="}
+"""A verdict has a sign beside its colour."""
+
+
+def result(report: dict[str, Any]) -> str:
+    """A report as HTML: the verdict if there is one, the table of both models, each seed's figures."""
+    return verdict(report) + result_table(report) + seeds_table(report)
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """Whether the teacher helped, in a sentence; nothing for a run without a baseline."""
+    found = report.get("verdict")
+    if not found:
+        return ""
+    mark, answer = MARKS[found["answer"]], found["answer"].split()[0]
+    return (
+        f'<p class="kd-verdict kd-{answer}"><span class="kd-mark" aria-hidden="true">{mark}</span> '
+        f"<span>{html.escape(found['sentence'])}</span></p>"
+    )
+
+
+def seeds_table(report: dict[str, Any]) -> str:
+    """The test accuracy of each seed, and its mean; nothing for a single one."""
+    by_arm: dict[str, dict[int, float]] = {}
+    for trial in report.get("trials", []):
+        by_arm.setdefault(trial["arm"], {})[trial["seed"]] = trial["accuracy"]
+    distilled, baseline = by_arm.get("distilled", {}), by_arm.get("baseline")
+    if len(distilled) < 2:
+        return ""
+
+    def row(name: str, ours: float, theirs: float | None) -> list[str]:
+        return [
+            name,
+            f"{ours:.2%}",
+            *([] if theirs is None else [f"{theirs:.2%}", f"{100 * (ours - theirs):+.2f} points"]),
+        ]
+
+    rows = [row(str(seed), distilled[seed], baseline and baseline[seed]) for seed in distilled]
+    rows.append(row("Mean", mean(distilled.values()), baseline and mean(baseline.values())))
+    head = ["Seed", "Distilled", *(["No teacher", "Difference"] if baseline else [])]
+    return table(head, rows, "Test accuracy of each seed", "kd-seeds")
+
+
 def result_table(report: dict[str, Any]) -> str:
-    """Teacher against student as a report has them, on the test split."""
-    t, s = report["teacher"], report["student"]
+    """Teacher against student as a report has them, on the test split; below it the same student without the teacher."""
+    t, s, baseline = report["teacher"], report["student"], report.get("baseline")
     points = 100 * (s["accuracy"] - t["accuracy"])
     rows = [
         ["Test accuracy", f"{t['accuracy']:.2%}", f"{s['accuracy']:.2%}", f"{points:+.2f} points"],
+        *([_without_teacher(baseline, t)] if baseline else []),
         ["Macro F1", f"{t['f1']:.4f}", f"{s['f1']:.4f}", f"{s['f1'] - t['f1']:+.4f}"],
         ["Agreement", "", f"{report['agreement']:.2%}", "same class as the teacher"],
         *costs(report),
@@ -230,3 +284,8 @@ def result_table(report: dict[str, Any]) -> str:
         )
         + note
     )
+
+
+def _without_teacher(baseline: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
+    points = 100 * (baseline["accuracy"] - teacher["accuracy"])
+    return ["… learned without the teacher", "", f"{baseline['accuracy']:.2%}", f"{points:+.2f} points"]

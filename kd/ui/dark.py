@@ -1,0 +1,160 @@
+"""Dark knowledge: what the chosen teacher says of a picture at each temperature, before anything is trained.
+
+The teacher is asked once for a picture; the script softens its answer as the slider moves, and the sentences for the
+slider's stops come along.
+"""
+
+import hashlib
+import os
+import re
+from collections import OrderedDict
+from pathlib import Path
+from threading import BoundedSemaphore, Lock
+from typing import Any
+
+import gradio as gr
+
+from kd.config import SAMPLE, DistillConfig
+from kd.runs import RunError
+from kd.ui import look
+from kd.ui.compare import png, warm_up
+from kd.ui.owners import check_names, uploaded
+from kd.verdict import dark_knowledge
+
+FILES = Path(__file__).parent
+STOPS = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20)
+"""Where the slider can stand."""
+MOST_KEPT = 64
+_kept: OrderedDict[tuple, tuple[list[str], list[float]]] = OrderedDict()
+"""(teacher, picture) -> class names and logits, the last ones that were asked for."""
+_keeping = Lock()
+_asking, _waiting = Lock(), BoundedSemaphore(4)
+"""One teacher is asked at a time, and few may wait for it: the polls of all visitors share the threads."""
+
+
+def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
+    """What ``teacher`` says of the example number ``example`` or of the uploaded file ``path``.
+
+    ``names`` and ``logits`` of its classes; ``label``, the picture's class, or the teacher's first where it has none
+    (``labelled``); ``sentences``, for each of ``STOPS``. ``problem`` where it cannot be asked.
+    """
+    try:
+        name = DistillConfig(teacher=asked.get("teacher")).teacher
+        check_names(DistillConfig(teacher=name))
+        path, class_name = chosen(asked)
+        names, logits = answer(name, path)
+    except (RunError, ValueError, OSError, RuntimeError) as problem:  # torch's are RuntimeErrors
+        return {"problem": str(problem)}
+    label = next((index for index, other in enumerate(names) if plain(other) == class_name), None)
+    labelled = label is not None
+    label = label if labelled else max(range(len(logits)), key=logits.__getitem__)
+    sentences = [dark_knowledge(logits, names, label, stop) for stop in STOPS]
+    return {"names": names, "logits": logits, "label": label, "labelled": labelled, "sentences": sentences}
+
+
+def chosen(asked: dict[str, Any]) -> tuple[Path, str | None]:
+    """The picture that is asked about, and its class's plain name. Raises ``RunError``."""
+    nth = asked.get("example")
+    if isinstance(nth, int) and 0 <= nth < len(look.EXAMPLES):
+        path = look.EXAMPLES[nth]
+        return path, plain(class_of(path))
+    return Path(uploaded(asked.get("path"))), None
+
+
+def class_of(path: Path) -> str:
+    """The class in an example's name, "coat" of ``coat-1.png``."""
+    return re.sub(r"-\d+$", "", path.stem)
+
+
+def plain(name: str) -> str:
+    """A class name without case and signs: those of files have none."""
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
+    """The teacher's class names, and its logits for the picture. Raises ``RunError``, or ``ValueError``, in words."""
+    from kd.data import open_picture
+
+    picture = open_picture(path)
+    key = name, stamp(name), hashlib.sha256(picture.tobytes()).hexdigest()
+    with _keeping:
+        if key in _kept:
+            _kept.move_to_end(key)
+            return _kept[key]
+    if not _waiting.acquire(blocking=False):
+        raise RunError("Several others are asking a teacher just now. Try again in a moment.")
+    try:
+        with _asking:
+            found = ask(name, picture)
+    finally:
+        _waiting.release()
+    with _keeping:
+        _kept[key] = found
+        while len(_kept) > MOST_KEPT:
+            _kept.popitem(last=False)
+    return found
+
+
+def stamp(name: str) -> float:
+    """When a teacher's folder was last written; 0 for what is no folder. Another teacher may be saved in its place."""
+    folder = os.path.expanduser(name)
+    files = os.scandir(folder) if name != SAMPLE and os.path.isdir(folder) else ()
+    return max((file.stat().st_mtime for file in files), default=0.0)
+
+
+def ask(name: str, picture: Any) -> tuple[list[str], list[float]]:
+    """Load the teacher and put the picture to it. torch is imported here."""
+    warm_up()
+    import torch
+
+    from kd.data import ASSETS, explained
+    from kd.models import _config, load_teacher, run_processor
+
+    with explained("teacher", name):
+        id2label = _config("teacher", str(ASSETS / "sample-teacher") if name == SAMPLE else name).id2label
+    names = [str(id2label[index]) for index in sorted(id2label)]
+    if len(names) < 2:
+        raise RunError(f"The teacher {name!r} knows one class only: there is nothing to learn from its answer.")
+    # Names that say nothing are matched by their order: any teacher may be asked, whatever its classes are called.
+    teacher, _ = load_teacher(name, [f"LABEL_{index}" for index in range(len(names))])
+    with torch.inference_mode():
+        logits = teacher(run_processor(teacher.processor, [picture])).logits[0].float()
+    if not logits.isfinite().all():
+        raise RunError("The teacher answers with numbers that are not finite: its weights are damaged.")
+    return names, [round(value, 4) for value in logits.tolist()]
+
+
+# --- The panel
+
+
+def build(teacher: gr.Dropdown, dataset: gr.Dropdown, temperature: gr.Number) -> gr.HTML:
+    """The panel; it follows the settings, and asks for nothing before it is seen."""
+    panel = gr.HTML(
+        value={"teacher": SAMPLE, "dataset": SAMPLE, "temperature": DistillConfig.preset(SAMPLE).temperature},
+        html_template=(FILES / "dark.html").read_text().replace("@@examples", examples()),
+        js_on_load=f"distillery.dark(element, props, server, watch, upload, {list(STOPS)}, temperature => trigger('use', {{temperature}}))",
+        server_functions=[teacher_says],
+        apply_default_css=False,
+        elem_id="dark",
+    )  # fmt: skip
+    gr.on(
+        [teacher.change, dataset.change, temperature.change], None, [teacher, dataset, temperature], panel,
+        js="(teacher, dataset, temperature) => ({ teacher, dataset, temperature })",
+        api_visibility="private", queue=False, show_progress="hidden",
+    )  # fmt: skip
+    panel.use(take, None, temperature, api_visibility="private", queue=False, show_progress="hidden")
+    return panel
+
+
+def take(event: gr.EventData) -> float:
+    """The slider's temperature becomes the run's."""
+    return event.temperature if event.temperature in STOPS else DistillConfig().temperature
+
+
+def examples() -> str:
+    """The sample's examples as buttons with their pictures."""
+    return "".join(
+        f'<button type="button" data-nth="{nth}" aria-pressed="false" aria-label="Ask about {path.stem}">'
+        f'<img alt="" src="{png(str(path))}"></button>'
+        for nth, path in enumerate(look.EXAMPLES)
+    )

@@ -1,0 +1,201 @@
+"""The page's parts without a browser: widgets from settings, results and analyses as HTML, the teacher's answers."""
+
+import json
+import subprocess
+import sys
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from kd import runs
+from kd.config import METHODS, DistillConfig
+from kd.ui import analysis, dark, look, settings, summary
+from kd.ui.distill import on_method, on_preset, on_recipe, on_student
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+def report(seeds: int = 1, baseline: bool = True) -> dict:
+    """What a run that is done has measured."""
+    cost = {"parameters": 2e6, "megabytes": 8.0, "flops": 4e6}
+    latency = {"p50": 1.0, "p95": 2.0, "dtype": "fp32", "device": "cpu", "threads": 1, "n": 50}
+    side = {"accuracy": 0.9, "f1": 0.9, **cost, "latency_ms": latency}
+    arms = ("distilled", "baseline") if baseline else ("distilled",)
+    trials = [{"arm": arm, "seed": seed, "accuracy": 0.8 + 0.01 * seed - 0.05 * (arm == "baseline")} for seed in range(seeds) for arm in arms]  # fmt: skip
+    answer = {"answer": "helps", "sentence": f"Distillation helps {EVIL}"}
+    return {
+        "teacher": side, "student": side, "agreement": 0.9, "size_ratio": 1.0, "speedup": 1.0, "trials": trials,
+        "baseline": {"accuracy": 0.75, "f1": 0.7, "agreement": 0.7} if baseline else None,
+        "verdict": answer if baseline else None,
+    }  # fmt: skip
+
+
+def test_the_page_is_built_without_torch_or_transformers():
+    code = "import sys; from kd.ui import build; build(); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+# --- Settings
+
+
+def test_every_method_has_words_and_every_setting_a_widget_that_gives_it_back():
+    assert list(settings.METHOD_WORDS) == list(METHODS)
+    values = tuple(settings.widget(name).value for name in settings.FIELDS)
+    assert settings.from_widgets(values) == DistillConfig.preset("sample")
+
+
+def test_the_baseline_is_a_switch():
+    values = {name: settings.widget(name).value for name in settings.FIELDS}
+    assert values["baseline"] is False
+    assert settings.from_widgets(tuple((values | {"baseline": True}).values())).baseline == "yes"
+
+
+def test_a_method_shows_its_own_settings_and_fills_in_what_its_paper_sets():
+    _, row, temperature, weight, *own = on_method("sample", "scratch", "dist")
+    assert row["visible"] and temperature["value"] == 1 and weight["value"] == 2
+    shown = {name for name, update in zip(settings.OWN, own, strict=True) if update["visible"]}
+    assert shown == {"dist_beta", "dist_gamma"}
+    _, row, temperature, weight, *own = on_method("sample", "scratch", "kd")
+    sample = DistillConfig.preset("sample", method="kd")
+    assert not row["visible"] and (temperature["value"], weight["value"]) == (sample.temperature, sample.weight)
+    assert not any(update["visible"] for update in own)
+
+
+def test_a_recipe_fills_in_its_settings_and_a_pretrained_student_has_its_own():
+    filled = dict(zip(settings.SET_BY_RECIPE, on_recipe("custom", "guide", "kd"), strict=True))
+    assert (filled["learning_rate"], filled["batch_size"], filled["heal"]) == (5e-5, 8, False)
+    recipe, *values = on_student("google/mobilenet_v2_1.0_224", "custom", "scratch", "kd")
+    assert recipe == "pretrained" and values == on_recipe("custom", "pretrained", "kd")
+    assert on_student("mobilenet_v2_0.5", "custom", "scratch", "kd") == gr.skip()
+
+
+def test_a_preset_sets_every_widget():
+    *updates, row = on_preset("beans")
+    assert len(updates) == len(settings.FIELDS) and not row["visible"]
+    assert dict(zip(settings.FIELDS, updates, strict=True))["teacher"]["value"] == "merve/beans-vit-224"
+
+
+# --- A run's line and its result
+
+
+def test_a_run_of_several_trainings_says_which_and_keeps_its_own_students_accuracy():
+    def training(nth: int, arm: str) -> dict:
+        return {"event": "training", "epochs": 2, "steps": 10, "step": 0, "arm": arm, "seed": 0, "nth": nth, "of": 4}
+
+    events = [
+        training(1, "distilled"),
+        {"event": "eval", "accuracy": 0.8, "agreement": 0.9},
+        {"event": "progress", "phase": "test: student", "done": 100, "of": 2000},
+        training(2, "baseline"),
+        {"event": "eval", "accuracy": 0.1, "agreement": 0.1},
+    ]
+    found = summary.Summary(lifecycle="started")
+    for event in events:
+        found = found.after(event)
+    assert found.line("running")[0] == "Training 2 of 4, without the teacher, epoch 1 of 2"
+    assert found.accuracy == 0.8
+
+
+def test_a_verdict_comes_first_with_a_sign_and_its_words_escaped():
+    text = summary.result(report())
+    assert text.startswith('<p class="kd-verdict kd-helps"><span class="kd-mark" aria-hidden="true">▲')
+    assert EVIL not in text and "75.00%" in text
+
+
+def test_without_a_baseline_there_is_no_verdict():
+    text = summary.result(report(baseline=False))
+    assert "kd-verdict" not in text and "without the teacher" not in text
+    assert "verdict" not in summary.result({k: v for k, v in report().items() if k not in ("trials", "verdict")})
+
+
+def test_several_seeds_are_a_table_with_their_differences_and_mean():
+    text = summary.seeds_table(report(seeds=3))
+    assert text.count("+5.00 points") == 4 and "Mean" in text and "81.00%" in text
+    alone = summary.seeds_table(report(seeds=3, baseline=False))
+    assert "Difference" not in alone and "81.00%" in alone
+    assert not summary.seeds_table(report(seeds=1))
+
+
+# --- An analysis
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
+    made = runs.create(DistillConfig(), tmp_path, runs.local_owner(tmp_path))
+    made.append("done")
+    return made
+
+
+def found() -> dict:
+    """An analysis of two classes, one picture."""
+    side = {"confusion": [[1, 1], [0, 2]], "f1": [0.7, 0.8], "calibration": {"ece": 0.1, "confidence": [0.9], "accuracy": [0.75], "count": [4]}}  # fmt: skip
+    top = [{"label": EVIL, "confidence": 0.9}, {"label": "sky", "confidence": 0.1}]
+    row = {"place": 0, "divergence": 0.5, "truth": EVIL, "teacher": top, "student": top[::-1], "picture": "gallery/0.webp"}  # fmt: skip
+    lost = [{"label": EVIL, "points": 12.0}]
+    return {"classes": [EVIL, "sky"], "teacher": side, "student": side, "lost_most": lost, "disagreements": [row]}
+
+
+def test_class_names_are_text_in_an_analysis(run):
+    (run.path / "analysis.json").write_text(json.dumps(found()))
+    answer = analysis.analysis({"run": run.id})
+    assert "<img src=x" not in json.dumps(answer) and "&lt;img" in answer["html"]
+    assert "Only the teacher is right" in answer["html"] and "12.0" in answer["html"]
+    assert "mostly too sure" in answer["html"]
+
+
+def test_an_older_run_says_that_it_kept_nothing(run):
+    assert "Distill once more" in analysis.analysis({"run": run.id})["problem"]
+
+
+def test_a_gallery_shows_its_own_pictures_and_no_more_than_fit(run, monkeypatch):
+    (run.path / "gallery").mkdir()
+    Image.new("RGB", (8, 8)).save(run.path / "gallery" / "0.webp")
+    row = found()["disagreements"][0]
+    assert analysis.picture(row, run, 10_000)[0].startswith("data:image/webp;base64,")
+    assert analysis.picture(row, run, 10) == ("", 0)
+    for name in ("../config.json", "gallery/../../x.webp", "gallery/9.webp"):
+        assert analysis.picture({"picture": name}, run, 10_000) == ("", 0)
+
+
+# --- Dark knowledge
+
+
+def test_a_teacher_is_asked_once_for_a_picture(monkeypatch):
+    asked = []
+    monkeypatch.setattr(dark, "ask", lambda name, picture: asked.append(name) or (["Coat", "Bag"], [2.0, 1.0]))
+    dark._kept.clear()
+    coat = next(nth for nth, path in enumerate(look.EXAMPLES) if path.stem == "coat-1")
+    for _ in range(2):
+        answer = dark.teacher_says({"teacher": "sample", "example": coat})
+    assert asked == ["sample"] and answer["labelled"] and answer["label"] == 0
+    assert len(answer["sentences"]) == len(dark.STOPS) and "Coat" in answer["sentences"][1]
+    dark._kept.clear()
+
+
+def test_a_label_that_the_teacher_does_not_know_is_replaced_by_its_first_choice(monkeypatch):
+    monkeypatch.setattr(dark, "ask", lambda name, picture: (["cat", "dog"], [1.0, 2.0]))
+    dark._kept.clear()
+    answer = dark.teacher_says({"teacher": "sample", "example": 0})
+    assert not answer["labelled"] and answer["label"] == 1
+    dark._kept.clear()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"teacher": "", "example": 0}, "teacher is ''"),
+        ({"teacher": {"a": 1}, "example": 0}, "teacher is {'a': 1}"),
+        ({"teacher": "sample", "path": "/etc/hostname"}, "must be uploaded"),
+        ({"teacher": "sample", "example": 99}, "must be uploaded"),
+        ({"teacher": "/tmp", "example": 0}, "has no config.json"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_words(asked, words):
+    assert words in dark.teacher_says(asked)["problem"]
+
+
+def test_on_a_shared_server_a_teacher_is_no_path(monkeypatch, teacher):
+    monkeypatch.setenv("KD_SHARED", "1")
+    assert "a path" in dark.teacher_says({"teacher": str(teacher), "example": 0})["problem"]
