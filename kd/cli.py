@@ -621,7 +621,9 @@ def result_table(report: dict[str, Any], agreed: float) -> str:
 
 
 def pace(speedup: float) -> str:
-    """A speed-up in words: "2 times faster", or below one "1.3 times slower"."""
+    """A speed-up in words: "2 times faster", below one "1.3 times slower", near one "as fast"."""
+    if 0.95 < speedup < 1.05:
+        return "as fast"
     return f"{speedup:g} times faster" if speedup >= 1 else f"{1 / speedup:.2g} times slower"
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,13 +150,13 @@ class DistillConfig:
         """Folders and files that exist, as absolute paths: a run can be resumed from another folder."""
         names = [name for name in ("teacher", "dataset", "student") if self._is_path(getattr(self, name))]
         return dataclasses.replace(
-            self, **{name: str(Path(getattr(self, name)).expanduser().resolve()) for name in names}
+            self, **{name: str(Path(os.path.expanduser(getattr(self, name))).resolve()) for name in names}
         )
 
     @staticmethod
     def _is_path(value: str) -> bool:
         try:
-            return value != SAMPLE and Path(value).expanduser().exists()
+            return value != SAMPLE and Path(os.path.expanduser(value)).exists()
         except OSError:  # too long for a name, say
             return False
 

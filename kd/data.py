@@ -182,7 +182,7 @@ def _load(config: DistillConfig) -> dict[str, Any]:
     """Split name -> dataset, as they come."""
     if config.dataset == SAMPLE:
         return _load_parquet({name: [ASSETS / "sample" / f"{name}.parquet"] for name in SPLIT_NAMES})
-    path = Path(config.dataset).expanduser()
+    path = Path(os.path.expanduser(config.dataset))
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
         if not files:
@@ -280,7 +280,7 @@ def _ask_hub(kind: str, name: str) -> None:
     from huggingface_hub import HfApi, constants, is_offline_mode
     from huggingface_hub.file_download import repo_folder_name
 
-    if name == SAMPLE or Path(name).expanduser().exists() or is_offline_mode():
+    if name == SAMPLE or Path(os.path.expanduser(name)).exists() or is_offline_mode():
         return
     repo_type = "dataset" if kind == "dataset" else "model"
     if not (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=repo_type)).exists():

@@ -44,6 +44,11 @@ def test_settings_survive_json_and_lambda_has_its_own_name_there():
     assert DistillConfig.from_dict(config.to_dict()) == config
 
 
+def test_the_home_of_nobody_is_no_path():
+    config = DistillConfig(teacher="~nosuchuser/x")
+    assert config.with_absolute_paths() == config
+
+
 def test_the_beans_preset_is_the_guide():
     config = DistillConfig.preset("beans")
     assert (config.teacher, config.dataset) == ("merve/beans-vit-224", "AI-Lab-Makerere/beans")

@@ -92,6 +92,23 @@ def test_healing_makes_running_statistics_those_of_many_batches(name):
     assert error_of_running_means(healed) < 0.5 * error_of_running_means(raw)
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v2_1.0", "efficientnet_b0", "mobilevit_xx_small"])
+def test_healing_lifts_every_signal_above_the_epsilon_of_its_norm(name):
+    def least_signal(healing: bool) -> float:
+        """The smallest variance that comes into a norm, in epsilons."""
+        model = load_student(name, toys.CLASSES, 64, 64, seed=0, healing=healing).model.train()
+        least = []
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_pre_hook(
+                    lambda norm, inputs: least.append(inputs[0].var((0, 2, 3)).median().item() / norm.eps)
+                )
+        model(pixel_values=torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        return min(least)
+
+    assert least_signal(healing=True) > 10 * least_signal(healing=False)
+
+
 def test_healing_turns_a_keep_probability_into_a_dropout():
     student = load_student("mobilenet_v2_0.35", toys.CLASSES, 32, 32, seed=0)
     assert student.model.config.classifier_dropout_prob == student.model.dropout.p == pytest.approx(0.2)
