@@ -116,7 +116,7 @@ class DistillConfig:
     )
     heal: str = setting(
         "yes",
-        "yes: random weights get PyTorch's BatchNorm momentum and dropout; no: TensorFlow's",
+        "yes: random weights get PyTorch's BatchNorm momentum and dropout, and Kaiming's size; no: as transformers has them",
         choices=("yes", "no"),
     )
     seed: int = setting(0, "seed of the student's weights and of the order of pictures", low=0, high=2**32 - 1)
