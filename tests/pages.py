@@ -20,6 +20,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from kd import runs
 from kd.runs import CLOSED
+from kd.sweep import list_sweeps
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
@@ -127,7 +128,7 @@ def shared_site() -> Site:
 
 def clean_up(folder: Path) -> None:
     """Stop what still runs, and remove the folder."""
-    for run in runs.list_runs(folder):
+    for run in [*list_sweeps(folder), *runs.list_runs(folder)]:
         if run.status() not in CLOSED:
             run.ask_to_stop()
     shutil.rmtree(folder, ignore_errors=True)

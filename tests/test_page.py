@@ -9,12 +9,14 @@ import torch
 from pages import AXE, points, serious, shared_site, site, until, visit
 from playwright.sync_api import expect
 
-from kd import launch, runs
+from kd import launch, runs, sweep
 from kd.config import DistillConfig
 from kd.data import open_picture
 from kd.models import load_teacher, run_processor
 from kd.runs import CLOSED
 from kd.sample import CLASSES as SAMPLE_CLASSES
+from kd.sweep import Grid
+from kd.ui import settings
 from kd.ui.dark import STOPS
 from kd.ui.look import EXAMPLES
 from kd.ui.owners import view_key
@@ -323,7 +325,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_or_serious_to_axe(small_run
     expect(phone.locator("#dark .kd-bars li")).to_have_count(10)
     phone.locator("#live .kd-analysis").scroll_into_view_if_needed()
     expect(phone.locator("#live [data-figure=reliability] .gtitle")).to_be_visible()
-    for name in ("Distill", "Compare", "Runs"):
+    for name in ("Distill", "Sweep", "Compare", "Runs"):
         tab(phone, name)
         phone.wait_for_timeout(700)
         assert phone.evaluate("document.documentElement.scrollWidth") == 390, name
@@ -362,8 +364,27 @@ def test_a_second_visitor_of_a_shared_server_is_refused_by_page_and_by_raw_post(
         assert not shared_site().call("runs", "rows", asked).get("html")
     path = {"teacher": small_run.config().teacher, "example": 0}
     assert "a path" in shared_site().call("dark", "teacher_says", path)["problem"]
+    values = [settings.to_widget(name, value) for name, value in small_run.config().to_dict().items()]
+    assert "a path" in shared_site().call("expected", "expected", {"values": values})["problem"]
     assert small_run.status() == "done"
     theirs.context.close()
+
+
+def test_a_sweep_is_refused_to_a_second_visitor_by_page_and_by_raw_post(small_run):
+    one = sweep.create(small_run.config(), Grid("1", "0.5"), site().folder, runs.local_owner(site().folder))
+    one.close("stopped", message="Stopped.")
+    theirs = visit(f"{shared_site().url}/?sweep={one.id}")
+    expect(theirs.locator("#sweep [role=status]")).to_have_text(re.compile("There is no sweep .* among yours"))
+    assert not serious(theirs)
+    theirs.context.close()
+    for owner in ("", "0" * 32, None, {}):
+        asked = {"sweep": one.id, "owner": owner}
+        assert shared_site().call("sweep", "poll", asked).keys() == {"refused"}
+        assert shared_site().call("sweep", "offered", asked) == {"sweeps": []}
+        assert "problem" in shared_site().call("sweep", "stop_it", asked)
+        assert "problem" in shared_site().call("sweep", "resume_it", asked)
+    assert not one.stop_asked() and one.last("stopped")
+    one.delete()
 
 
 def test_a_link_that_is_shared_on_purpose_shows_the_run_and_changes_nothing(small_run):

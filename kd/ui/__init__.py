@@ -1,11 +1,11 @@
-"""The page: three tabs over a folder of runs. It keeps nothing itself; a second tab or a restart shows the same."""
+"""The page: four tabs over a folder of runs. It keeps nothing itself; a second tab or a restart shows the same."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import gradio as gr
 
-from kd.ui import api, compare, distill, look, runs
+from kd.ui import api, compare, distill, look, runs, sweep
 from kd.ui.owners import visitor
 
 CACHE_SECONDS = 3600
@@ -22,6 +22,8 @@ def build() -> gr.Blocks:
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Distill", id="distill"):
                 first = distill.build()
+            with gr.Tab("Sweep", id="sweep"):
+                swept = sweep.build(first.widgets)
             with gr.Tab("Compare", id="compare") as second_tab:
                 second = compare.build(saved, first.live)
             with gr.Tab("Runs", id="runs"):
@@ -31,20 +33,28 @@ def build() -> gr.Blocks:
         # Through the queue, beside any number of others: outside it gradio shows no error.
         queued = {**quick, "queue": True, "concurrency_limit": None}
         first.button.click(distill.on_distill, [saved, *first.widgets], [saved, first.live], **queued)
+        swept.button.click(sweep.on_sweep, [saved, *swept.widgets], [saved, swept.board], **queued)
         second_tab.select(compare.offer, [saved, first.live, second.run], second.run, **quick)
         for source in (first.live, third):
             source.compare(to_compare, [saved, first.live], [tabs, second.run], **quick)
-        third.open(to_run, saved, [tabs, saved, first.live], **quick)
-        page.load(arrive, saved, [saved, first.live, third], **quick)
+        for source in (swept.board, third):
+            source.open(to_run, saved, [tabs, saved, first.live], **quick)
+        page.load(arrive, saved, [saved, first.live, swept.board, third, tabs], **quick)
     return page
 
 
-def arrive(saved: dict | None, request: gr.Request) -> tuple[dict, dict, dict]:
+def arrive(saved: dict | None, request: gr.Request) -> tuple[dict, dict, dict, dict, Any]:
     """A page is opened: its browser's token (a new one for a new visitor), and the run to show, the one in the
-    address or else the browser's last."""
+    address or else the browser's last; with a sweep in the address, its tab."""
     saved, asked = visitor(saved), request.query_params
-    run = asked.get("run") or saved.get("run")
-    return saved, {"run": run, "owner": saved["owner"], "view": asked.get("view", "")}, {"owner": saved["owner"]}
+    owner, run, swept = saved["owner"], asked.get("run") or saved.get("run"), asked.get("sweep", "")
+    return (
+        saved,
+        {"run": run, "owner": owner, "view": asked.get("view", "")},
+        {"sweep": swept, "owner": owner},
+        {"owner": owner},
+        gr.Tabs(selected="sweep") if swept else gr.skip(),
+    )
 
 
 def to_compare(saved: dict | None, live: dict | None, event: gr.EventData) -> tuple[gr.Tabs, gr.Dropdown]:

@@ -10,7 +10,7 @@ import gradio as gr
 from kd import launch, plots, runs
 from kd.config import PRESETS, SAMPLE, STUDENT_NAMES, DistillConfig
 from kd.runs import CLOSED, Run, RunError
-from kd.ui import dark, settings
+from kd.ui import dark, expected, settings
 from kd.ui.analysis import analysis
 from kd.ui.owners import check_request, kind_errors, own, owner, readable, view_key, visitor
 from kd.ui.summary import STAGES, result, short, status_of, summarize
@@ -23,6 +23,7 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_pr
 def start(config: DistillConfig, token: str) -> Run:
     """Create a run and start its process. Raises ``RunError`` where the visitor may not."""
     check_request(config, token)
+    expected.give_way()
     run = runs.create(config, runs.default_folder(), owner(token))
     launch.start(run)
     return run
@@ -43,6 +44,7 @@ def resume(id: str, token: str) -> Run:
     if run.status() not in ("stopped", "failed", "died"):
         raise RunError(f"Run {run.id} is {run.status()}: there is nothing to resume.")
     check_request(run.config(), token)
+    expected.give_way()
     launch.start(run, resume=True)
     return run
 
@@ -168,7 +170,9 @@ def build() -> DistillTab:
             first["lambda"] = settings.widget("lambda")
             with gr.Row(elem_id="proof"):
                 first |= {name: settings.widget(name) for name in ("baseline", "trials")}
-            button = gr.Button("Distill", variant="primary", size="lg", elem_id="distill")
+            with gr.Column(elem_id="go"):
+                button = gr.Button("Distill", variant="primary", size="lg", elem_id="distill")
+                minutes = expected.build()
             with gr.Accordion("More", open=False, elem_id="more"):
                 rest = {name: settings.widget(name) for name in settings.FIELDS if name not in first}
             with gr.Accordion("Dark knowledge", open=False, elem_id="dark-knowledge"):
@@ -188,6 +192,7 @@ def build() -> DistillTab:
     def all_of(names: tuple[str, ...]) -> list[gr.components.Component]:
         return [every[name] for name in names]
 
+    expected.follow(minutes, widgets)
     chosen = [preset, *all_of(("recipe", "method"))]
     preset.input(on_preset, preset, [*widgets, own_row], **PRIVATE)
     follows = [every["method"], own_row, *all_of((*settings.SET_BY_METHOD, *settings.OWN))]

@@ -17,8 +17,10 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from kd import runs
+from kd import sweep as sweeps
 from kd.config import SAMPLE, DistillConfig
 from kd.runs import ID, Run, RunError
+from kd.sweep import Sweep
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
 FOLDER = re.compile(r"[~./\\]|[A-Za-z]:\\")
@@ -82,6 +84,21 @@ def own_runs(token: str) -> list[Run]:
     return [run for run in runs.list_runs(runs.default_folder()) if not shared() or _owns(run, token)]
 
 
+def own_sweep(id: str, token: str) -> Sweep:
+    """The sweep, if it is the visitor's. ``RunError`` says the same of another's as of one that is not there."""
+    if not shared():
+        return sweeps.find(runs.default_folder(), id if isinstance(id, str) else "")
+    found = next((one for one in sweeps.list_sweeps(runs.default_folder()) if one.id == id), None)
+    if found is None or not _owns(found, token):
+        raise RunError(f"There is no sweep {str(id)[:40]!r} among yours.")
+    return found
+
+
+def own_sweeps(token: str) -> list[Sweep]:
+    """The visitor's sweeps, newest first."""
+    return [sweep for sweep in sweeps.list_sweeps(runs.default_folder()) if not shared() or _owns(sweep, token)]
+
+
 def view_key(run: Run) -> str:
     """What lets anyone who has it read ``run``, and no more: made from the folder's secret, so it cannot be guessed."""
     secret = runs.local_owner(run.path.parent)
@@ -93,11 +110,16 @@ def check_request(config: DistillConfig, token: str) -> None:
     if not shared():
         return
     check_names(config)
-    if sum(run.status() in ("queued", "running") for run in own_runs(token)) >= OPEN_RUNS:
+    if _at_work([*own_runs(token), *own_sweeps(token)]) >= OPEN_RUNS:
         raise RunError(f"You have {OPEN_RUNS} runs waiting or running. Stop one, or wait until it is done.")
-    everyone = runs.list_runs(runs.default_folder())
-    if sum(run.status() in ("queued", "running") for run in everyone) >= WAITING_RUNS:
+    folder = runs.default_folder()
+    if _at_work([*runs.list_runs(folder), *sweeps.list_sweeps(folder)]) >= WAITING_RUNS:
         raise RunError("The queue is full. Try again in a while.")
+
+
+def _at_work(some: list[Run]) -> int:
+    """How many wait or run; a sweep and the run that it is at are one."""
+    return len({one.settings().get("sweep", one.id) for one in some if one.status() in ("queued", "running")})
 
 
 def check_names(config: DistillConfig) -> None:

@@ -56,10 +56,11 @@ window.distillery = (() => {
 
   // --- The run on the first tab
 
-  function address(run, view) {
+  // This page's address with what it shows: a run, perhaps with the key to read it, or a sweep.
+  function address(shown) {
     const url = new URL(window.location.href);
-    for (const [name, value] of Object.entries({ run, view })) {
-      if (value) url.searchParams.set(name, value);
+    for (const name of ["run", "view", "sweep"]) {
+      if (shown[name]) url.searchParams.set(name, shown[name]);
       else url.searchParams.delete(name);
     }
     return url;
@@ -113,7 +114,7 @@ window.distillery = (() => {
       text(".kd-detail", news.title[1]);
       $(".kd-run").dataset.mine = news.mine ? "yes" : "no";
       $(".kd-share").onclick = async () => {
-        const link = address(props.value.run, news.view).href;
+        const link = address({ run: props.value.run, view: news.view }).href;
         try {
           await navigator.clipboard.writeText(link);
           text(".kd-share", "Copied");
@@ -154,7 +155,7 @@ window.distillery = (() => {
       $(".kd-resume").onclick = () => ask("resume_it");
       $(".kd-compare").onclick = () => compare(value.run);
       if (value.new) {
-        history.replaceState(history.state, "", address(value.run));
+        history.replaceState(history.state, "", address({ run: value.run }));
         if (element.getBoundingClientRect().top > window.innerHeight / 2) element.scrollIntoView({ behavior: "smooth" });
       }
     }
@@ -188,6 +189,35 @@ window.distillery = (() => {
     }
     watch("value", () => show(props.value));
     show(props.value);
+  }
+
+  // --- How long a run of the settings would take, asked for when they have been still for a while
+
+  function expected(element, props, server, watch) {
+    const STILL = 1500, FIRST = 3000; // a page that has just come has better things to do
+    const asker = Math.random().toString(36).slice(2), line = element.querySelector("p");
+    let asking = 0, told = ""; // what the line is about
+    const say = (words, kind) => { line.textContent = words; line.dataset.kind = kind; };
+
+    async function ask(after) {
+      const mine = ++asking;
+      await sleep(after);
+      while (mine === asking && element.isConnected) {
+        if (!element.offsetParent || document.hidden) { await sleep(500); continue; }
+        const { values } = props.value;
+        const news = await answer(server.expected({ values, asker })).catch(() => ({ wait: "", again: 5 }));
+        if (mine !== asking) return;
+        const about = JSON.stringify(values);
+        if (!news.trains || told !== about) say(news.line ?? news.problem ?? (news.wait && `${news.wait}${news.trains ? "" : "…"}`), news.line ? "line" : news.problem ? "problem" : "wait");
+        told = news.line ? about : news.trains ? told : "";
+        if (!news.again) return;
+        await sleep(1000 * news.again);
+      }
+    }
+    watch("value", () => { say("", ""); told = ""; ask(STILL); });
+    // A run leaves its pictures and targets: the next one takes less.
+    document.addEventListener("click", (event) => { if (element.isConnected && event.target.closest("#distill, #start-sweep, .kd-resume")) ask(5000); });
+    ask(FIRST);
   }
 
   // --- The list of runs
@@ -381,5 +411,5 @@ window.distillery = (() => {
     input.dispatchEvent(new Event("change", { bubbles: true }));
   });
 
-  return { live, runs, dark };
+  return { live, expected, runs, dark, answer, sleep, address };
 })();

@@ -163,6 +163,12 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
+def roughly(seconds: float) -> str:
+    """A time that is only guessed, without digits that claim more: "40 s", "1 min 20 s", "12 min", "2 h 5 min"."""
+    step = next((step for below, step in ((10, 1), (60, 5), (600, 10), (3600, 60)) if seconds < below), 300)
+    return duration(max(1, round(seconds / step) * step)).removesuffix(" 0 s").removesuffix(" 0 min")
+
+
 def count(value: float) -> str:
     """ "0.41 M", "1.2 G"."""
     return f"{value / 1e9:.2f} G" if value >= 1e9 else f"{value / 1e6:.2f} M"

@@ -1,0 +1,213 @@
+"""How long a run of the settings as they stand would take here, said before the click.
+
+``python -m kd estimate`` measures it in a process of low priority: one at a time for all visitors, none while a run
+trains (both would be slower than they are), and none that outlives the start of a run.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any
+
+import gradio as gr
+
+from kd import launch, runs
+from kd import sweep as sweeps
+from kd.config import SAMPLE, DistillConfig
+from kd.runs import Run, RunError
+from kd.ui import settings
+from kd.ui.owners import check_names
+from kd.ui.summary import roughly, status_of, summarize
+
+SECONDS = 60
+"""A measurement may take so long; it takes about ten."""
+KEPT_SECONDS, PROBLEM_SECONDS, MOST_KEPT = 600, 20, 64
+NO_MATTER = (
+    "seed", "recipe", "method", "temperature", "lambda", "weight", "learning_rate", "weight_decay", "schedule", "warmup",
+    "mixup", "heal", *settings.OWN,
+)  # fmt: skip
+"""Settings that a run's time does not depend on."""
+TRAINS = "A run is training. How long this one would take is measured when that is over."
+OTHERS = "Another visitor's time is being measured. Yours comes next."
+TOO_LONG = (
+    "No time is known: measuring it took more than a minute. The teacher or the pictures may have to be fetched first."
+)
+
+
+@dataclass
+class Measurement:
+    """One that is under way: for which settings, for which open page."""
+
+    key: str
+    asker: str
+    process: subprocess.Popen
+    given_up: bool = False
+
+
+_now: Measurement | None = None
+_kept: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
+"""Settings -> until when it holds, and the answer."""
+_lock = Lock()
+
+
+def expected(asked: dict[str, Any]) -> dict[str, Any]:
+    """The time of a run with the widgets' ``values``, for the open page ``asker``.
+
+    ``line``, or ``problem``; while neither is known ``wait``, in words, and ``again``, in how many seconds to ask.
+    """
+    try:
+        config = settings.from_widgets(tuple(asked.get("values") or ()))
+        check_names(config)
+        return _answer(config, str(asked.get("asker", ""))[:40])
+    except (ValueError, TypeError, RunError, OSError) as problem:
+        return {"problem": str(problem)}
+
+
+def _answer(config: DistillConfig, asker: str) -> dict[str, Any]:
+    global _now
+    key, training = key_of(config), trains()
+    with _lock:
+        until, found = _kept.get(key, (0.0, {}))
+        if until > time.monotonic():
+            return found
+        if training:
+            _give_up()
+            return {"wait": TRAINS, "again": 5, "trains": True}
+        if _now and _now.key != key and _now.asker == asker:  # the settings have changed since
+            _give_up()
+        if _now is None:
+            _now = Measurement(key, asker, begin(config))
+            Thread(target=_finish, args=(_now, config), daemon=True).start()
+        if _now.key != key:
+            return {"wait": OTHERS, "again": 2}
+    return {"wait": "Measuring how long it takes here", "again": 1}
+
+
+def key_of(config: DistillConfig) -> str:
+    """What an answer holds for: the settings that matter, and the newest run, since a run leaves pictures and targets."""
+    values = {name: value for name, value in config.to_dict().items() if name not in NO_MATTER}
+    newest = next((run.id for run in runs.list_runs(runs.default_folder())), "")
+    return json.dumps([values, newest])
+
+
+def trains() -> bool:
+    """Whether a run or a sweep is at work, or about to be."""
+    folder = runs.default_folder()
+
+    def works(one: Run) -> bool:
+        try:
+            return status_of(one, summarize(one)) in ("queued", "running")
+        except RunError:  # deleted meanwhile
+            return False
+
+    return any(map(works, [*runs.list_runs(folder)[:20], *sweeps.list_sweeps(folder)[:5]]))
+
+
+def give_way() -> None:
+    """A run starts: end the measurement that is under way."""
+    with _lock:
+        _give_up()
+
+
+def _give_up() -> None:
+    global _now
+    if _now:
+        _now.given_up = True
+        _kill(_now.process)
+        _now = None
+
+
+def _kill(process: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def begin(config: DistillConfig) -> subprocess.Popen:
+    """Start ``python -m kd estimate`` as a run would be started, but with the lowest priority."""
+    home = str(Path(__file__).resolve().parent.parent.parent)
+    given = {name: value for name, value in config.to_dict().items() if value is not None}
+    return subprocess.Popen(
+        [
+            *(["nice", "-n", "19"] if shutil.which("nice") else []), sys.executable, "-m", "kd", "estimate", "--json",
+            "--preset=custom", f"--runs-dir={runs.default_folder()}",
+            *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()),
+        ],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        env={
+            **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")])),
+            **launch.gpu_of_its_own(launch.device_name(config.device)), **launch.KEEP_MEMORY,
+        },
+    )  # fmt: skip
+
+
+def _finish(one: Measurement, config: DistillConfig) -> None:
+    """Wait for a measurement and keep what it found."""
+    global _now
+    try:
+        out, err = one.process.communicate(timeout=SECONDS)
+        found = read(one.process.returncode, out.decode(errors="replace"), err.decode(errors="replace"), config)
+    except subprocess.TimeoutExpired:
+        _kill(one.process)
+        one.process.communicate()
+        found = {"problem": TOO_LONG}
+    except ValueError as error:
+        found = {"problem": f"No time could be measured: {error}"}
+    with _lock:
+        if one.given_up:
+            return
+        _now = None
+        _kept[one.key] = time.monotonic() + (KEPT_SECONDS if "line" in found else PROBLEM_SECONDS), found
+        while len(_kept) > MOST_KEPT:
+            _kept.popitem(last=False)
+
+
+def read(code: int, out: str, err: str, config: DistillConfig) -> dict[str, Any]:
+    """What the command said: ``line``, or its own words as a ``problem``."""
+    if code == 0 and out.strip():
+        return {"line": in_words(json.loads(out.splitlines()[-1]), config)}
+    _, said, words = f"\n{err}".rpartition("\nkd: ")
+    last = (err.strip().splitlines() or ["it ended without a word"])[-1]
+    return {"problem": words.strip() if said else f"No time could be measured: {last}"}
+
+
+def in_words(found: dict[str, Any], config: DistillConfig) -> str:
+    """ "About 1 min 20 s here: targets 20 s, training 40 s, the rest 20 s"."""
+    stages = found["stages"]
+    parts = {"targets": stages["targets"], "training": stages["training"]}
+    parts["the rest"] = found["seconds"] - sum(parts.values())
+    named = [f"{name} {roughly(seconds)}" for name, seconds in parts.items() if seconds >= 0.5]
+    epochs = f", {found['epochs']} epoch{'s' if found['epochs'] > 1 else ''}" if config.minutes else ""
+    return f"About {roughly(found['seconds'])} here{epochs}" + (f": {', '.join(named)}" if len(named) > 1 else "")
+
+
+# --- The line under the button
+
+
+def build() -> gr.HTML:
+    """The line; ``follow`` tells it the settings."""
+    values = [settings.to_widget(name, value) for name, value in settings.preset_values(SAMPLE).items()]
+    return gr.HTML(
+        value={"values": values},
+        html_template='<p class="kd-expected" role="status" aria-live="polite"></p>',
+        js_on_load="distillery.expected(element, props, server, watch)",
+        server_functions=[expected],
+        apply_default_css=False,
+        elem_id="expected",
+    )  # fmt: skip
+
+
+def follow(line: gr.HTML, widgets: list[gr.components.Component]) -> None:
+    """Tell ``line`` the settings whenever one changes."""
+    gr.on(
+        [widget.change for widget in widgets], None, widgets, line, js="(...values) => ({ values })",
+        api_visibility="private", queue=False, show_progress="hidden",
+    )  # fmt: skip

@@ -1,0 +1,384 @@
+"""The second tab: temperatures x lambdas x methods. Cells fill as they are trained, and each opens its run."""
+
+import html
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+import gradio as gr
+
+from kd import runs
+from kd import sweep as sweeps
+from kd.config import SAMPLE, DistillConfig
+from kd.runs import CLOSED, RunError
+from kd.sweep import Grid, Point, Sweep
+from kd.ui import expected, settings
+from kd.ui.owners import check_request, kind_errors, own_sweep, own_sweeps, owner, visitor
+from kd.ui.summary import MARKS, roughly, short, summarize
+
+FILES = Path(__file__).parent
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+MOST_LISTED = 50
+TRIALS = 3
+"""Fresh seeds of the winner, unless another number is asked for."""
+GRID = ("temperatures", "lambdas", "methods", "budget_minutes", "trials")
+"""The tab's own widgets, in their order."""
+
+
+def start(config: DistillConfig, grid: Grid, token: str) -> Sweep:
+    """Create a sweep and start its process. Raises ``RunError`` where the visitor may not, ``ValueError`` for no sweep."""
+    check_request(config, token)
+    expected.give_way()
+    sweep = sweeps.create(config, grid, runs.default_folder(), owner(token))
+    sweeps.start(sweep)
+    return sweep
+
+
+def stop(id: str, token: str) -> None:
+    """Ask a sweep of the visitor's to stop, its run with it. Raises ``RunError`` if it is not running."""
+    sweep = own_sweep(id, token)
+    if sweep.status() in CLOSED:
+        raise RunError(f"Sweep {sweep.id} is not running: it is {sweep.status()}.")
+    sweep.ask_to_stop()
+
+
+def resume(id: str, token: str) -> None:
+    """Go on with a sweep of the visitor's that was closed before it was done. Raises ``RunError``."""
+    sweep = own_sweep(id, token)
+    if sweep.status() not in ("stopped", "failed", "died"):
+        raise RunError(f"Sweep {sweep.id} is {sweep.status()}: there is nothing to resume.")
+    check_request(sweep.config(), token)
+    expected.give_way()
+    sweeps.start(sweep)
+
+
+# --- What is asked for
+
+
+def from_widgets(values: tuple) -> tuple[DistillConfig, Grid]:
+    """What the tab's widgets, then those of the settings, say. Raises ``ValueError`` in words for a user."""
+    own = dict(zip(GRID, values, strict=False))
+    trials = own.pop("trials", None)
+    config = settings.from_widgets(tuple(values[len(GRID) :]))
+    return DistillConfig.from_dict({**config.to_dict(), "trials": trials, "baseline": "no"}), Grid(**own)
+
+
+def preview(asked: dict[str, Any]) -> dict[str, Any]:
+    """``rest``, what the sweep takes from the Distill tab, and ``plan``, what it would train; or ``problem``."""
+    try:
+        config, grid = from_widgets(tuple(asked.get("values") or ()))
+    except (ValueError, TypeError) as problem:
+        return {"problem": str(problem)}
+    count = len(grid.points())
+    plan = None if grid.budget_minutes else sweeps.rungs(count, config.epochs)
+    rest = f"The rest is as on the Distill tab: {short(config.teacher)} teaches {short(config.student)} on {short(config.dataset)}."
+    return {"rest": rest, "plan": plan_words(count, plan, config.trials, grid.budget_minutes)}
+
+
+def plan_words(points: int, plan: list[tuple[int, int]] | None, trials: int, minutes: float | None) -> str:
+    """What is trained, in a sentence."""
+    winner = f"the winner with {many(trials, 'fresh seed')}, with the teacher and without"
+    if plan is None:
+        return f"{many(points, 'point')}; {minutes:g} minutes set the epochs, after one epoch has set the pace. Then {winner}."
+    (first, epochs), *others = plan
+    steps = "".join(f", then the best {count} for {length}" for count, length in others)
+    trained = f"each for {many(epochs, 'epoch')}{steps}" if others or first > 1 else f"for {many(epochs, 'epoch')}"
+    return f"{many(points, 'point')}, {trained}; last {winner}."
+
+
+def many(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+# --- What the script asks for
+
+
+def offered(asked: dict[str, Any]) -> dict[str, Any]:
+    """The visitor's sweeps, newest first: ``sweeps``, each its id and words."""
+    found = []
+    for sweep in own_sweeps(asked.get("owner", ""))[:MOST_LISTED]:
+        try:
+            found.append([sweep.id, in_words(sweep)])
+        except (RunError, ValueError, OSError):  # damaged, or of another version
+            continue
+    return {"sweeps": found}
+
+
+def in_words(sweep: Sweep) -> str:
+    """A sweep on one line."""
+    config, when = sweep.config(), time.strftime("%d %b %H:%M UTC", time.gmtime(sweep.settings()["created"]))
+    return f"{when}: {short(config.student)}, {short(config.dataset)}, {many(len(sweep.grid().points()), 'point')}"
+
+
+def poll(asked: dict[str, Any]) -> dict[str, Any]:
+    """What has happened in ``sweep`` since ``cursor``, for ``owner``.
+
+    ``status, line, share, cursor`` always; at first also ``title``, ``about`` and ``maps`` (empty tables); when something
+    was begun or measured the ``cells`` that it changed, ``plan`` and ``legend``; at the end ``result`` and ``final``.
+    ``refused`` where there is no such sweep for this visitor.
+    """
+    try:
+        sweep, cursor = own_sweep(asked.get("sweep", ""), asked.get("owner", "")), asked.get("cursor")
+        return _news(sweep, cursor if isinstance(cursor, int) and cursor > 0 else 0)
+    except (RunError, PermissionError) as problem:
+        return {"refused": str(problem)}
+
+
+def _news(sweep: Sweep, since: int) -> dict[str, Any]:
+    status = sweep.status()  # before the events are read: a closed sweep has no more of them
+    events, (fresh, cursor) = sweep.events(), sweep.read(since)
+    news = {"status": status, "line": line(sweep, status, events), "share": share(sweep, events), "cursor": cursor}
+    if since == 0:
+        news |= introduction(sweep)
+    if fresh:
+        grid, rows, config = sweep.grid(), sweep.points(), sweep.config()
+        plan = sweep.plan() or (None if grid.budget_minutes else sweeps.rungs(len(rows), config.epochs))
+        news["cells"] = cells(rows, events, fresh if since else None, status)
+        news["plan"] = plan_words(len(rows), plan, config.trials, grid.budget_minutes)
+        news["legend"] = legend(sweep, rows)
+    if status == "done" and (report := sweep.report()):
+        news |= {"result": sentence(report), "final": report["final"]}
+    return news
+
+
+def stop_it(asked: dict[str, Any]) -> dict[str, Any]:
+    """The Stop button: ``{}``, or ``problem``."""
+    return _answer(stop, asked)
+
+
+def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
+    """The Resume button: ``{}``, or ``problem``."""
+    return _answer(resume, asked)
+
+
+def _answer(action: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    try:
+        action(asked.get("sweep", ""), asked.get("owner", ""))
+    except (RunError, PermissionError, ValueError) as problem:
+        return {"problem": str(problem)}
+    return {}
+
+
+# --- In words
+
+
+def introduction(sweep: Sweep) -> dict[str, Any]:
+    """What a sweep is, and its tables with nothing in their cells."""
+    config, grid = sweep.config(), sweep.grid()
+    when = time.strftime("%d %b %H:%M UTC", time.gmtime(sweep.settings()["created"]))
+    budget = [f"{grid.budget_minutes:g} minutes"] if grid.budget_minutes else []
+    return {
+        "title": f"{short(config.teacher)} → {short(config.student)}",
+        "about": ", ".join([short(config.dataset), many(len(grid.points()), "point"), *budget, f"begun {when}"]),
+        "maps": "".join(heat_map(grid, method) for method in grid.methods),
+    }
+
+
+def line(sweep: Sweep, status: str, events: list[dict[str, Any]]) -> list[str]:
+    """What is going on, and its figures."""
+    if status in CLOSED:
+        return [_closing(sweep, status, events), ""]
+    if sweep.stop_asked() and any(event["event"] in ("started", "resumed") for event in events):
+        return ["Stopping", ""]
+    last = next((event for event in reversed(events) if event["event"] in ("run", "point")), None)
+    if last is None or last["event"] == "point":
+        return ["Starting", ""]
+    plan, changes = sweep.plan(), last["changes"]
+    run = runs.Run(sweep.runs_folder / last["run"])
+    doing = summarize(run).line("running")[0] if run.path.exists() else ""
+    left = left_seconds(sweep, events, time.time())
+    figures = [f"{doing[:1].lower()}{doing[1:]}", *([f"about {roughly(left)} left"] if left is not None else [])]
+    if plan is None:
+        head = "One epoch is trained to set the pace"
+    elif "seed" in changes:
+        head = f"Proving the winner, {Point.of(changes)}"
+    else:
+        done = sum(event["event"] == "point" for event in events)
+        head = f"Training {done + 1} of {sum(count for count, _ in plan)}: {Point.of(changes)}"
+    return [head, ", ".join(filter(None, figures))]
+
+
+def _closing(sweep: Sweep, status: str, events: list[dict[str, Any]]) -> str:
+    if status == "done":
+        return "Done"
+    if status == "failed":
+        message = next(event["message"] for event in reversed(events) if event["event"] == "failed")
+        return message.replace(sweep.goes_on, "Resume goes on with the sweep.")
+    what = "Stopped." if status == "stopped" else "The sweep's process is gone: it ended without a word."
+    return f"{what} Resume goes on where it was."
+
+
+def share(sweep: Sweep, events: list[dict[str, Any]]) -> float:
+    """How much of all epochs is trained, those of the winner's proof included."""
+    if any(event["event"] == "done" for event in events):
+        return 1.0
+    plan = sweep.plan() or []
+    trained = sum(event["epochs"] for event in events if event["event"] == "point")
+    return round(trained / total_epochs(plan, sweep.config().trials), 3) if plan else 0.0
+
+
+def total_epochs(plan: list[tuple[int, int]], trials: int) -> int:
+    return sum(count * length for count, length in plan) + 2 * trials * plan[-1][1]
+
+
+def left_seconds(sweep: Sweep, events: list[dict[str, Any]], now: float) -> float | None:
+    """How long it still takes, as its trainings so far went; ``None`` before two of them (the first also asks the
+    teacher)."""
+    plan, trials = sweep.plan(), sweep.config().trials
+    begun = {event["run"]: event["time"] for event in events if event["event"] == "run"}
+    ended = [event for event in events if event["event"] == "point"]
+    good = [event for event in ended if not event["diverged"] and event["run"] in begun]
+    if not plan or len(good) < 2:
+        return None
+    pace = sum(event["seconds"] for event in good) / sum(event["epochs"] for event in good)
+    besides = median_low(max(0.0, event["time"] - begun[event["run"]] - event["seconds"]) for event in good)
+    epochs = total_epochs(plan, trials) - sum(event["epochs"] for event in ended)
+    trainings = sum(count for count, _ in plan) - len(ended) + 1
+    since = max(event["time"] for event in events if event["event"] in ("run", "point", "started", "resumed"))
+    return max(0.0, epochs * pace + trainings * besides - (now - since))
+
+
+def sentence(report: dict[str, Any]) -> str:
+    """What a sweep found, as HTML: the verdict's sign beside its words."""
+    found = report.get("verdict")
+    answer = found["answer"] if found else "no difference shown"
+    return (
+        f'<p class="kd-verdict kd-{answer.split()[0]}"><span class="kd-mark" aria-hidden="true">{MARKS[answer]}</span> '
+        f"<span>{html.escape(report['sentence'])}</span></p>"
+    )
+
+
+def legend(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
+    """What the cells mean."""
+    if not any(row["accuracy"] is not None for row in rows):
+        return "Each cell will show its accuracy on validation, and open its run."
+    words = "Accuracy on validation; the deeper, the better. A cell with fewer epochs was left behind by the others."
+    return words + (" Without the teacher neither T nor the method matters." if 0 in sweep.grid().lambdas else "")
+
+
+# --- The heat map
+
+
+def heat_map(grid: Grid, method: str) -> str:
+    """A method's table, its cells empty: a row for each lambda, a column for each temperature. Lambda 0 is one point."""
+    places = {point: nth for nth, point in enumerate(grid.points())}
+    head = "".join(f'<th scope="col">T {temperature:g}</th>' for temperature in grid.temperatures)
+
+    def cell(temperature: float, weight: float, wide: int = 1) -> str:
+        span = f' colspan="{wide}"' if wide > 1 else ""
+        return f'<td data-point="{places[grid.point(temperature, weight, method)]}"{span}></td>'
+
+    def row(weight: float) -> str:
+        wide = len(grid.temperatures)
+        body = (
+            "".join(cell(temperature, weight) for temperature in grid.temperatures)
+            if weight
+            else cell(grid.temperatures[0], 0, wide)
+        )
+        return f'<tr><th scope="row">{weight:g}</th>{body}</tr>'
+
+    name = html.escape(settings.METHOD_WORDS[method][0])
+    return (
+        f'<div class="kd-map" role="region" tabindex="0" aria-label="{name}"><table><caption>{name}</caption>'
+        f'<thead><tr><th scope="col">lambda</th>{head}</tr></thead><tbody>{"".join(map(row, grid.lambdas))}</tbody></table></div>'
+    )
+
+
+def cells(
+    rows: list[dict[str, Any]], events: list[dict[str, Any]], fresh: list[dict[str, Any]] | None, status: str
+) -> dict[str, dict[str, Any]]:
+    """Of the points that ``fresh`` events touch (``None``: of all), by their number, what a cell shows."""
+    best = next(iter(sweeps.ranking(rows)), None) if status == "done" else None
+    run = next((event for event in reversed(events) if event["event"] == "run"), {})
+    proves = "seed" in run.get("changes", {})
+    touched = fresh and {Point.of(e.get("changes", e)) for e in fresh if e["event"] in ("run", "point")}
+    return {
+        str(nth): cell(row, row is best, status in CLOSED, proves)
+        for nth, row in enumerate(rows)
+        if fresh is None or Point.of(row) in touched or row["now"] or row is best
+    }
+
+
+def cell(row: dict[str, Any], wins: bool, closed: bool, proves: bool) -> dict[str, Any]:
+    """What a cell shows: ``text`` and ``small``, its ``accuracy`` for the colour, the ``run`` that it opens, the ``point``
+    in words, and what it ``is``: ``now``, ``best`` or nothing."""
+    measured = row["rung"] is not None
+    lines = (
+        ["diverged" if row["diverged"] else f"{row['accuracy']:.1%}", many(row["epochs"], "epoch")] if measured else []
+    )
+    if row["now"]:
+        lines.append("stopped" if closed else "proving" if proves else "training")
+    elif wins:
+        lines.append("★ winner")
+    text, *small = lines or ["waits"]
+    return {
+        "text": text, "small": small, "accuracy": row["accuracy"], "run": row["now"] or row["run"],
+        "point": str(Point.of(row)), "is": "now" if row["now"] and not closed else "best" if wins else "",
+    }  # fmt: skip
+
+
+# --- The tab
+
+
+@dataclass
+class SweepTab:
+    """What the other parts of the page refer to."""
+
+    board: gr.HTML
+    button: gr.Button
+    widgets: list[gr.components.Component]
+
+
+def build(rest: list[gr.components.Component]) -> SweepTab:
+    """What is swept on the left, the heat maps on the right; ``rest`` are the widgets of the settings."""
+    with gr.Row(elem_classes="kd-columns"):
+        with gr.Column(scale=3, min_width=300):
+            fields = {name: field.default for name, field in Grid.__dataclass_fields__.items()}
+            widgets = [
+                gr.Textbox(fields["temperatures"], label="Temperatures", info="With commas between them", max_lines=1, elem_id="sweep-temperatures"),
+                gr.Textbox(fields["lambdas"], label="Lambdas", info="0 is labels alone", max_lines=1, elem_id="sweep-lambdas"),
+                gr.CheckboxGroup(
+                    [(words, key) for key, (words, _) in settings.METHOD_WORDS.items()],
+                    value=fields["methods"].split(","), label="Methods", elem_id="sweep-methods",
+                ),
+            ]  # fmt: skip
+            with gr.Row():
+                widgets += [
+                    gr.Textbox(
+                        None, label="Budget in minutes", placeholder="none", max_lines=1,
+                        min_width=120, elem_id="sweep-minutes",
+                    ),
+                    gr.Number(TRIALS, label="Trials of the winner", min_width=90, elem_id="sweep-trials"),
+                ]  # fmt: skip
+            button = gr.Button("Sweep", variant="primary", size="lg", elem_id="start-sweep")
+            every = [*widgets, *rest]
+            values = [settings.to_widget(name, value) for name, value in settings.preset_values(SAMPLE).items()]
+            plan = gr.HTML(
+                value={"values": [*(widget.value for widget in widgets), *values]},
+                html_template='<p class="kd-plan" role="status" aria-live="polite"></p><p class="kd-note kd-rest"></p>',
+                js_on_load="distillery.preview(element, props, server, watch)",
+                server_functions=[preview],
+                apply_default_css=False,
+                elem_id="sweep-plan",
+            )
+        with gr.Column(scale=7, min_width=320):
+            board = gr.HTML(
+                value={},
+                html_template=(FILES / "sweep.html").read_text(),
+                js_on_load="distillery.sweep(element, props, server, watch, run => trigger('open', {run}))",
+                server_functions=[poll, offered, stop_it, resume_it],
+                apply_default_css=False,
+                elem_id="sweep",
+            )
+    gr.on([widget.change for widget in every], None, every, plan, js="(...values) => ({ values })", **PRIVATE)
+    return SweepTab(board, button, every)
+
+
+def on_sweep(saved: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
+    """The Sweep button: start one, and show it."""
+    saved = visitor(saved)
+    with kind_errors():
+        sweep = start(*from_widgets(values), saved["owner"])
+    return saved, {"sweep": sweep.id, "owner": saved["owner"], "new": True}

@@ -1,0 +1,364 @@
+"""The Sweep tab and the minutes before the click: words by hand, then the real page. A sweep that is written by hand is
+looked at while the default's time is measured; a real one on toys is begun, stopped, and its cell opened."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from pages import serious, site, until, visit
+from playwright.sync_api import expect
+
+from kd import runs, sweep
+from kd.config import DistillConfig
+from kd.runs import CLOSED, RunError
+from kd.sweep import Grid, Point
+from kd.ui import expected, owners, settings
+from kd.ui import sweep as tab
+from kd.ui.summary import roughly
+
+pytestmark = pytest.mark.xdist_group("page")
+SAMPLE = DistillConfig.preset("sample")
+TOKEN = "ab" * 16
+
+
+def values_of(config: DistillConfig) -> list:
+    """The widgets' values of these settings."""
+    return [settings.to_widget(name, value) for name, value in config.to_dict().items()]
+
+
+def measured(one: sweep.Sweep, point: Point, epochs: int, accuracy: float | None, seconds: float = 1.0) -> None:
+    """A training that has ended, its run with it."""
+    run = one.make_run(sweep.settings_of(one.config(), point, epochs))
+    run.append("failed" if accuracy is None else "done", message="Training diverged")
+    one.append(
+        "point", **point.to_dict(), epochs=epochs, run=run.id, accuracy=accuracy,
+        agreement=accuracy, diverged=accuracy is None, seconds=seconds,
+    )  # fmt: skip
+
+
+def by_hand(folder, owner: str, sentence: str = "Winner: one. Distillation helps.") -> sweep.Sweep:
+    """A sweep of 5 points and two methods that is done."""
+    one = sweep.create(SAMPLE, Grid("1,4", "0,0.5", "kd,dist"), folder, owner)
+    points = one.grid().points()
+    one.append("started", pid=1)
+    one.append("plan", epochs=4, rungs=sweep.rungs(5, 4))
+    for place, point in enumerate(points):
+        measured(one, point, 1, None if place == 4 else 0.5 + place / 10)
+    for point, epochs in ((points[3], 2), (points[2], 2), (points[1], 2), (points[3], 4), (points[2], 4)):
+        measured(one, point, epochs, 0.9 if point == points[3] else 0.85)
+    rows = one.points()
+    best = sweep.ranking(rows)[0]
+    verdict = {"answer": "helps", "sentence": sentence}
+    report = {"sweep": one.id, "points": rows, "winner": best, "final": best["run"], "verdict": verdict, "sentence": sentence}  # fmt: skip
+    (one.path / "report.json").write_text(json.dumps(report))
+    one.close("done", winner=best, final=best["run"], sentence=sentence)
+    return one
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
+    return tmp_path
+
+
+# --- The minutes, by hand
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (7.4, "7 s"), (43, "45 s"), (60, "1 min"), (77, "1 min 20 s"), (754, "13 min"), (7500, "2 h 5 min")],
+)
+def test_a_guessed_time_has_no_digits_that_claim_more(seconds, words):
+    assert roughly(seconds) == words
+
+
+def test_the_line_names_targets_training_and_the_rest():
+    found = {"seconds": 76.7, "stages": {"targets": 16.0, "training": 42.9, "test": 17.8}, "epochs": 4}
+    assert expected.in_words(found, SAMPLE) == "About 1 min 20 s here: targets 15 s, training 45 s, the rest 20 s"
+    found["stages"]["targets"] = 0.0
+    minutes = DistillConfig.from_dict({**SAMPLE.to_dict(), "minutes": 1})
+    assert expected.in_words(found, minutes).startswith("About 1 min 20 s here, 4 epochs: training 45 s, the rest")
+
+
+def test_an_error_has_the_commands_own_words():
+    said = expected.read(1, "", "Warning: x\nkd: There is no teacher.\nPick one.\n", SAMPLE)
+    assert said == {"problem": "There is no teacher.\nPick one."}
+    assert "MemoryError" in expected.read(1, "", "Traceback\nMemoryError\n", SAMPLE)["problem"]
+
+
+def test_an_answer_holds_whatever_the_seed_until_the_next_run(folder):
+    def key(**changes):
+        return expected.key_of(DistillConfig.from_dict({**SAMPLE.to_dict(), **changes}))
+
+    assert key() == key(seed=3, temperature=9) != key(epochs=3)
+    before = key()
+    runs.create(SAMPLE, folder, "t")
+    assert key() != before
+
+
+def test_one_is_measured_at_a_time_none_while_a_run_trains_and_a_new_wish_replaces_ones_own(folder, monkeypatch):
+    begun = []
+
+    def begin(config):
+        pipe = subprocess.PIPE
+        code = "import time; time.sleep(60)"
+        begun.append(subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, start_new_session=True))
+        return begun[-1]
+
+    monkeypatch.setattr(expected, "begin", begin)
+
+    def ask(asker, **changes):
+        config = DistillConfig.from_dict({**SAMPLE.to_dict(), **changes})
+        return expected.expected({"values": values_of(config), "asker": asker})
+
+    assert "Measuring" in ask("me")["wait"] and "Measuring" in ask("you")["wait"] and len(begun) == 1
+    assert ask("you", epochs=3)["wait"] == expected.OTHERS and len(begun) == 1
+    assert "Measuring" in ask("me", epochs=5)["wait"]
+    assert begun[0].wait(5) != 0 and len(begun) == 2
+    runs.create(SAMPLE, folder, "t")
+    assert ask("me", epochs=5)["wait"] == expected.TRAINS
+    assert begun[1].wait(5) != 0 and len(begun) == 2
+
+
+def test_what_is_no_setting_and_a_path_on_a_shared_server_are_refused_without_a_measurement(folder, monkeypatch):
+    monkeypatch.setattr(expected, "begin", lambda config: pytest.fail("it was measured"))
+    broken = values_of(SAMPLE)
+    broken[list(settings.FIELDS).index("epochs")] = 0
+    assert "epochs is 0" in expected.expected({"values": broken})["problem"]
+    assert "problem" in expected.expected({"values": 3}) and "problem" in expected.expected({})
+    monkeypatch.setenv("KD_SHARED", "1")
+    path = values_of(DistillConfig.from_dict({**SAMPLE.to_dict(), "teacher": "/etc"}))
+    assert "a path" in expected.expected({"values": path})["problem"]
+
+
+# --- The tab, by hand
+
+
+def test_the_plan_is_said_before_the_click_and_bad_lists_are_told():
+    def preview(*grid):
+        return tab.preview({"values": [*grid, *values_of(DistillConfig.from_dict({**SAMPLE.to_dict(), "epochs": 4}))]})
+
+    found = preview("1,2,5,10", "0,0.25,0.5,0.75,1", ["kd"], "", 3)
+    assert found["plan"] == (
+        "17 points, each for 1 epoch, then the best 9 for 2, then the best 5 for 4; last the winner with 3 fresh seeds, "
+        "with the teacher and without."
+    )
+    assert "sample teaches mobilenet_v2_0.35 on sample" in found["rest"]
+    assert "20 minutes set the epochs" in preview("1", "0.5", ["kd"], "20", 1)["plan"]
+    assert "temperatures is '1,x'" in preview("1,x", "0", ["kd"], "", 1)["problem"]
+    assert "methods is ''" in preview("1", "0.5", [], "", 1)["problem"]
+    assert "trials is 0" in preview("1", "0.5", ["kd"], "", 0)["problem"]
+    assert "problem" in tab.preview({"values": 1}) and "problem" in tab.preview({})
+
+
+def test_a_poll_brings_the_cells_that_changed_and_nothing_else(folder):
+    one = sweep.create(SAMPLE, Grid("1,4", "0,0.5"), folder, "t")
+    labels, warm, _ = one.grid().points()
+    assert "each for" in tab.poll({"sweep": one.id})["plan"]  # before its process has planned
+    with one.work():
+        one.append("started", pid=1)
+        one.append("plan", epochs=2, rungs=sweep.rungs(3, 2))
+        measured(one, labels, 1, 0.5, seconds=4)
+        run = one.make_run(sweep.settings_of(one.config(), warm, 1))
+        first = tab.poll({"sweep": one.id})
+        assert first["maps"].count("data-point") == 3 and 'colspan="2"' in first["maps"]
+        words = {nth: (cell["text"], cell["small"], cell["is"]) for nth, cell in first["cells"].items()}
+        assert words == {"0": ("50.0%", ["1 epoch"], ""), "1": ("training", [], "now"), "2": ("waits", [], "")}
+        assert first["cells"]["1"]["run"] == run.id and first["line"][0] == "Training 2 of 5: kd, T 1, lambda 0.5"
+        again = tab.poll({"sweep": one.id, "cursor": first["cursor"]})
+        assert set(again) == {"status", "line", "share", "cursor"}
+        one.append(
+            "point", **warm.to_dict(), epochs=1, run=run.id, accuracy=0.6, agreement=1, diverged=False, seconds=4
+        )
+        assert list(tab.poll({"sweep": one.id, "cursor": first["cursor"]})["cells"]) == ["1"]
+        one.close("stopped", message="Stopped.")
+    assert tab.poll({"sweep": one.id})["line"] == ["Stopped. Resume goes on where it was.", ""]
+
+
+def test_the_time_that_is_left_follows_the_trainings_so_far(folder):
+    one = sweep.create(SAMPLE, Grid("1,4", "0,0.5"), folder, "t")  # one trial: a pair in the end
+    labels, warm, _ = one.grid().points()
+    one.append("plan", epochs=2, rungs=sweep.rungs(3, 2))  # 3 of 1 epoch, 2 of 2
+    measured(one, labels, 1, 0.5, seconds=4)
+    assert tab.left_seconds(one, one.events(), 0) is None
+    measured(one, warm, 1, 0.6, seconds=4)
+    events = one.events()
+    begun = {event["run"]: event["time"] for event in events if event["event"] == "run"}
+    events = [{**e, "time": begun[e["run"]] + 9} if e["event"] == "point" else e for e in events]  # 5 s besides
+    last = events[-1]["time"]
+    # 1 + 2 x 2 + the pair's 2 x 2 epochs of 4 s, 3 trainings and the pair with 5 s each
+    assert tab.left_seconds(one, events, last) == pytest.approx(9 * 4 + 4 * 5, abs=0.1)
+    assert tab.left_seconds(one, events, last + 6) == pytest.approx(50, abs=0.1)
+
+
+def test_a_failed_sweep_says_why_and_offers_its_button_not_the_command(folder):
+    one = sweep.create(SAMPLE, Grid("1", "0.5"), folder, "t")
+    one.close("failed", message=f"Run 1 failed: no space. {one.goes_on}")
+    assert tab.poll({"sweep": one.id})["line"][0] == "Run 1 failed: no space. Resume goes on with the sweep."
+
+
+def test_words_from_outside_are_text(folder):
+    one = by_hand(folder, "t", "<img src=x onerror=alert(1)>")
+    assert "<img" not in tab.poll({"sweep": one.id})["result"]
+
+
+def test_on_a_shared_server_a_sweep_is_its_owners_and_counts_as_one_run(folder, monkeypatch):
+    monkeypatch.setenv("KD_SHARED", "1")
+    one = sweep.create(SAMPLE, Grid("1", "0.5"), folder, TOKEN)
+    one.make_run(sweep.settings_of(one.config(), one.grid().points()[0], 1))
+    owners.check_request(SAMPLE, TOKEN)  # the sweep and its run are one
+    runs.create(SAMPLE, folder, TOKEN)
+    with pytest.raises(RunError, match="You have 2 runs"):
+        tab.start(SAMPLE, Grid("1", "0.5"), TOKEN)
+    for stranger in ("", "0" * 32, None, {}):
+        asked = {"sweep": one.id, "owner": stranger}
+        assert "among yours" in tab.poll(asked)["refused"] and not tab.offered(asked)["sweeps"]
+        assert "among yours" in tab.stop_it(asked)["problem"] and "among yours" in tab.resume_it(asked)["problem"]
+    assert not one.stop_asked() and tab.offered({"owner": TOKEN})["sweeps"][0][0] == one.id
+    with pytest.raises(RunError, match="a path"):
+        tab.start(DistillConfig(teacher="/etc"), Grid("1", "0.5"), "cd" * 16)
+
+
+# --- The page
+
+
+@pytest.fixture(scope="module")
+def page(done):
+    """A visitor of one's own machine, on which nothing trains."""
+    for run in runs.list_runs(site().folder):
+        until(lambda run=run: run.status() in CLOSED)
+    return visit(f"{site().url}/?__theme=light")
+
+
+@pytest.fixture(scope="module")
+def done():
+    return by_hand(site().folder, runs.local_owner(site().folder))
+
+
+def line(page):
+    return page.locator("#expected [role=status]")
+
+
+def status(page):
+    return page.locator("#sweep [role=status]")
+
+
+def go(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def fill(page, name: str, text: str) -> None:
+    page.locator(f"#sweep-{name} :is(input, textarea)").fill(text)
+
+
+def test_the_time_of_the_default_is_measured_when_the_page_is_still(page):
+    expect(line(page)).to_have_text(re.compile("^Measuring how long"))
+
+
+def test_a_sweep_that_is_done_has_its_cells_its_winner_and_its_sentence(page, done):
+    go(page, "Sweep")
+    expect(status(page)).to_have_text("Done")
+    expect(page.locator("#sweep .kd-verdict")).to_contain_text("Distillation helps")
+    expect(page.locator("#sweep .kd-map")).to_have_count(2)
+    winner = page.locator("#sweep [data-is=best]")
+    expect(winner).to_have_text(re.compile(r"90.0%\s+4 epochs\s+★ winner"))
+    expect(page.locator("#sweep .kd-map").first.get_by_role("button", name="50.0%")).to_be_visible()
+    expect(page.get_by_role("button", name="diverged")).to_be_visible()
+    assert not serious(page)
+
+
+def test_what_would_be_swept_follows_the_lists_and_a_bad_one_is_told(page):
+    plan = page.locator("#sweep-plan .kd-plan")
+    expect(plan).to_contain_text("17 points")
+    fill(page, "temperatures", "1,warm")
+    expect(plan).to_contain_text("temperatures is '1,warm'; expected numbers above 0 separated by commas")
+    page.get_by_role("button", name="Sweep", exact=True).click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("temperatures is '1,warm'")
+    assert len(sweep.list_sweeps(site().folder)) == 1
+    fill(page, "temperatures", "2")
+    fill(page, "lambdas", "0,0.5")
+    expect(plan).to_contain_text("2 points")
+
+
+@pytest.fixture(scope="module")
+def first_time(page):
+    """What is said of the default."""
+    go(page, "Distill")
+    expect(line(page)).to_have_text(re.compile(r"^About .* here: .*training .*, the rest"))
+    return line(page).inner_text()
+
+
+def test_the_time_appears_under_the_button_and_other_epochs_are_measured_anew(page, first_time):
+    assert not serious(page)
+    page.locator("#set-epochs input").fill("90")
+    expect(line(page)).to_have_text(re.compile("^Measuring"))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_on_a_phone_the_heat_map_is_no_wider_than_the_screen(done, theme):
+    phone = visit(f"{site().url}/?__theme={theme}&sweep={done.id}", width=390)
+    expect(status(phone)).to_have_text("Done")
+    expect(phone.locator("#sweep [data-is=best]").first).to_be_visible()
+    assert phone.evaluate("document.documentElement.scrollWidth") == 390
+    assert not serious(phone)
+    phone.context.close()
+
+
+def test_more_epochs_take_longer_and_what_is_known_is_not_measured_again(page, first_time):
+    expect(line(page)).to_have_text(re.compile("^About .*training"))
+    assert line(page).inner_text() != first_time
+    page.locator("#set-epochs input").fill(str(SAMPLE.epochs))
+    expect(line(page)).to_have_text(first_time)
+
+
+def test_a_teacher_that_is_not_there_is_told_before_the_click(page, small):
+    def choose(name: str, value: str) -> None:
+        page.locator(f"#set-{name.replace('_', '-')} input").fill(value)
+        page.keyboard.press("Enter")
+
+    choose("teacher", "no/such-teacher")
+    expect(line(page)).to_have_text("")  # what it said is of other settings
+    expect(line(page)).to_contain_text("The teacher 'no/such-teacher' is not on this machine")
+    for name in ("teacher", "dataset", "student"):
+        choose(name, small[name])
+    page.get_by_role("button", name="More").click()
+    for name, value in {"image_size": 32, "batch_size": 16, "views": 1, "epochs": 1}.items():
+        page.locator(f"#set-{name.replace('_', '-')} input").fill(str(value))
+
+
+def test_a_sweep_is_begun_its_cell_fills_and_stop_is_heard(page):
+    go(page, "Sweep")
+    page.locator("#sweep-trials input").fill("1")
+    expect(page.locator("#sweep-plan .kd-plan")).to_contain_text(
+        "2 points, each for 1 epoch; last the winner with 1 fresh"
+    )
+    page.get_by_role("button", name="Sweep", exact=True).click()
+    expect(status(page)).to_have_text("Training 1 of 2: lambda 0, labels alone")
+    expect(page.locator("#sweep [data-is=now]")).to_contain_text("training")
+    one = sweep.list_sweeps(site().folder)[0]
+    assert f"sweep={one.id}" in page.url and one.config().teacher != "sample" and one.config().trials == 1
+    expect(page.locator("#sweep td").first).to_have_text(re.compile(r"\d+\.\d%\s+1 epoch"))
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(status(page)).to_have_text(re.compile("^Stop"))
+
+
+def test_a_cell_opens_its_run_by_the_keyboard(page):
+    one = sweep.list_sweeps(site().folder)[0]
+    page.locator("#sweep button.kd-cell").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#live [role=status]")).to_have_text("Done")
+    assert f"run={one.points()[0]['run']}" in page.url and "sweep=" not in page.url
+
+
+def test_a_reload_and_the_list_of_sweeps_find_it_again(page, done):
+    one = sweep.list_sweeps(site().folder)[0]
+    page.goto(f"{site().url}/?sweep={one.id}")
+    expect(status(page)).to_have_text("Stopped. Resume goes on where it was.")
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    page.locator("#sweep select").select_option(done.id)
+    expect(status(page)).to_have_text("Done")
+    page.reload()
+    expect(status(page)).to_have_text("Done")
+    page.context.close()
