@@ -423,7 +423,8 @@ def trainer_in_stages(run: Any, work: Any, stages: Stages) -> Any:
     trainer, _ = build_trainer(run, work)
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     stages.wrap(trainer.train_dataset, "__getitems__", "crop")
-    stages.wrap(trainer, "_teacher_logits", "targets")
+    if work.arm.name == "distilled":
+        stages.wrap(trainer, "_teacher_logits", "targets")
     return trainer
 
 

@@ -183,12 +183,12 @@ def distill(options: argparse.Namespace) -> int:
 
 def estimate(options: argparse.Namespace) -> int:
     """Measure a little, print the seconds of each stage."""
-    config = _config(options)
+    config, began = _config(options), time.perf_counter()
     _quiet()
     from kd.data import cache_folder
     from kd.estimate import estimate as measure
 
-    found = measure(config, cache_folder(options.runs_dir))
+    found = measure(config, cache_folder(options.runs_dir), began)
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["stages"].items())
     print(
         f"about {found['seconds']:.0f} s: {stages} ({found['epochs']} epochs at {found['images_per_second']:,.0f} images/s)"

@@ -656,7 +656,7 @@ def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], list[str]]
 
     model, processor, pipeline = load_exported(run)
     teacher = work.teacher
-    answers = answers_of(run, arms_of(work.config)[0])
+    answers = answers_of(run, work.arm)
     logits = {"teacher": score_teacher(run, work, len(answers["labels"])), "student": answers["logits"]}
     picture = next(picture for _, picture in pictures(work.splits.test) if not isinstance(picture, BadPicture))
     timed = race({"teacher": (teacher, teacher.processor), "student": (model, processor)}, picture, work.device)

@@ -20,13 +20,14 @@ LATENCY_TRIALS = 70
 """About so many forward passes of the slower model time both (``kd.latency``)."""
 
 
-def estimate(config: DistillConfig, cache: Path) -> dict[str, Any]:
+def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> dict[str, Any]:
     """Seconds of a run of ``config``: by stage in ``stages`` (``start``, ``pictures``, ``teacher``, ``targets``,
     ``training``, ``test``) and their ``seconds`` in all; ``epochs`` and ``images_per_second`` of its training.
 
-    What is in ``cache`` already costs nothing. Takes a few seconds itself. Raises ``RunError`` as the run would.
+    What is in ``cache`` already costs nothing. ``began`` (``time.perf_counter``) is before the libraries were imported,
+    where that is to count. Takes a few seconds itself. Raises ``RunError`` as the run would.
     """
-    began = time.perf_counter()
+    began = began or time.perf_counter()
     device = models.pick_device(config.device)
     splits = data.load_splits(config)
     short, long = data.typical_size(splits.train)
