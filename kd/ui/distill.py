@@ -261,7 +261,7 @@ def empty_state() -> str:
         "<p>Click <b>Distill</b> and a small student network learns from a big teacher, from its answers as well as "
         "from the labels, while the curves are drawn here.</p>"
         f"<p>It runs on {where}: for the sample, training and then measuring both on pictures that neither has seen "
-        "takes a little over a minute on two CPU cores.</p>"
+        "takes about a minute and a half on two CPU cores.</p>"
     )
 
 
