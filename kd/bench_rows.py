@@ -275,7 +275,7 @@ def guide(plan: Plan, folder: Path, turns: Turns | None, stages: Stages) -> dict
     """The Transformers guide "Knowledge distillation for computer vision" (docs/source/en/tasks/
     knowledge_distillation_for_image_classification.md), its code as it stands but for names that are gone: pixel lists
     by ``dataset.map``, float32, the teacher in every step and in every evaluation, the student as transformers makes
-    it. It learns at a batch size of 8; here at the bench's own, which is faster."""
+    it; and grey pictures become RGB. It learns at a batch size of 8; here at the bench's own, which is faster."""
     import torch
     from datasets import Image
     from torch.nn import functional as F
@@ -315,8 +315,10 @@ def guide(plan: Plan, folder: Path, turns: Turns | None, stages: Stages) -> dict
     processor = AutoImageProcessor.from_pretrained(folder / "teacher")
     with stages.time("decode"):
         processed = {
-            name: part.map(lambda examples: processor(examples["image"]), batched=True, remove_columns="image",
-                           cache_file_name=str(folder / f"guide-{name}.arrow"))
+            name: part.map(
+                lambda examples: processor([image.convert("RGB") for image in examples["image"]]), batched=True,
+                remove_columns="image", cache_file_name=str(folder / f"guide-{name}.arrow"),
+            )
             for name, part in dataset.items()
         }  # fmt: skip
     if plan.student == "mobilenet_v2_1.0":

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.5
 GROWTH = 16
+"""An input that grows does so in steps of so many pixels."""
 PACKAGES = ("torch", "transformers", "datasets", "accelerate")
 
 
@@ -224,6 +225,8 @@ def prepare(run: Run, progress: Progress) -> Work:
     teacher, said = models.load_teacher(config.teacher, splits.classes)
     healing = config.heal == "yes"
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed, healing)
+    if config.start_size:
+        models.check_size(config.student, student, sizes_of(config, student.pipeline.size)(0))
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
         config = with_epochs(run, config, student, device, precision, len(splits.train))

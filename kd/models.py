@@ -41,9 +41,10 @@ from kd.depthwise import quicken
 from kd.runs import RunError, write_whole
 
 BIG_SIDE = 224
-CLEAR_GAIN = 1.5
 BF16_GAIN = 1.1
 """bf16 is taken where a batch is this many times faster: it has eight bits of precision, and timings are noisy."""
+CLEAR_GAIN = 1.5
+"""One look is enough where a precision is this many times faster."""
 # Without this, transformers asks a Space to convert pickled weights, which opens a pull request on their repository.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
@@ -127,8 +128,9 @@ class Teacher(nn.Module):
         return digest.hexdigest()
 
 
-def load_teacher(name: str, classes: list[str]) -> tuple[Teacher, list[str]]:
-    """The teacher, its outputs in the order of ``classes``, and what the user should know about the match.
+def load_teacher(name: str, classes: list[str] | None) -> tuple[Teacher, list[str]]:
+    """The teacher, its outputs in the order of ``classes`` (``None``: in its own), and what the user should know about
+    the match.
 
     Raises ``RunError`` if it is not there, cannot be reached, has an untrained head, or other classes.
     """
@@ -144,7 +146,7 @@ def load_teacher(name: str, classes: list[str]) -> tuple[Teacher, list[str]]:
             f"The teacher {name!r} has weights that were never trained ({some(fresh)}): it is a backbone without a "
             "classification head. Fine-tune it on these classes first, then use the result as the teacher."
         )
-    columns, said = match_classes(model.config.id2label, classes)
+    columns, said = match_classes(model.config.id2label, classes) if classes else (None, [])
     return Teacher(model, processor, columns), said
 
 
@@ -362,7 +364,7 @@ def load_student(
         )
     else:
         student = _pretrained_student(name, classes, asked_size)
-    _check_forward(name, student)
+    check_size(name, student, student.pipeline.size)
     quicken(student.model)
     return student
 
@@ -403,9 +405,10 @@ def renew_head(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def _check_forward(name: str, student: Student) -> None:
-    """One picture through the student: an input size that it cannot take shows here, not in the middle of a run."""
-    height, width = student.pipeline.size
+def check_size(name: str, student: Student, size: tuple[int, int]) -> None:
+    """One picture of ``size`` (height, width) through the student: one that it cannot take is a ``RunError`` here, not in
+    the middle of a run."""
+    height, width = size
     try:
         student.model.eval()(pixel_values=torch.zeros(1, 3, height, width))
     except (RuntimeError, ValueError) as error:

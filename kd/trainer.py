@@ -89,7 +89,7 @@ class ImageDistilTrainer(Trainer):
 
     def _sums(self, logits: Tensor, teacher: Tensor | None, labels: Tensor) -> DistillationLoss:
         """The loss summed over a batch's pictures."""
-        warmth = min(1.0, self.state.epoch / self.warmup_epochs) if self.warmup_epochs and self.state.epoch else 1.0
+        warmth = min(1.0, (self.state.epoch or 0.0) / self.warmup_epochs) if self.warmup_epochs else 1.0
         return distillation_loss(
             logits, teacher, labels, self.temperature, self.lambda_param, reduction="sum", method=self.method,
             soft_weight=warmth,

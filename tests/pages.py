@@ -19,19 +19,10 @@ from conftest import ROOT
 from playwright.sync_api import Page, expect, sync_playwright
 
 from kd import runs
+from kd.bench_page import CHROMIUM, FLAGS
 from kd.runs import CLOSED
 from kd.sweep import list_sweeps
 
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 AXE = Path(sys.prefix) / "axe.min.js"
 expect.set_options(timeout=60_000)
 NOT_OURS = ["#pictures", ".toast-header"]
@@ -138,7 +129,7 @@ def clean_up(folder: Path) -> None:
 @functools.cache
 def browser():
     playwright = sync_playwright().start()
-    chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
     atexit.register(lambda: (chromium.close(), playwright.stop()))
     return chromium
 

@@ -8,6 +8,7 @@ import pytest
 from kd import runs
 from kd.config import DistillConfig
 from kd.distill import execute, sizes_of
+from kd.runs import RunError
 from kd.trainer import RunCallback
 
 
@@ -121,6 +122,13 @@ def test_minutes_become_epochs_and_a_resumed_run_keeps_to_them(settings, folder,
     execute(run, resume=True)
     assert run.report()["train"]["epochs"] == plan["epochs"]
     assert [e["event"] for e in run.events()].count("plan") == 1
+
+
+def test_a_student_that_takes_one_size_only_is_told_before_anything_is_decoded(settings, folder):
+    run = made(settings, folder, student="deit_tiny", start_size=16)
+    with pytest.raises(RunError, match="does not take pictures of 16 x 16"):
+        execute(run)
+    assert run.last("data") is None
 
 
 def test_the_input_grows_from_its_start_to_the_full_size_in_two_thirds_of_training():

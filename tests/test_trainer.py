@@ -315,6 +315,8 @@ def test_the_warm_up_raises_the_teachers_weight_evenly(tmp_path):
     loss, outputs = learner.compute_loss(learner.model.eval(), batch(), return_outputs=True)
     parts = distillation_loss(outputs["logits"], batch()["teacher_logits"], batch()["labels"], 4.0, 0.3)
     torch.testing.assert_close(loss, 0.7 * parts.hard + 0.25 * 0.3 * parts.soft)
+    learner.state.epoch = 0.0
+    assert learner.compute_loss(learner.model, batch()).item() == pytest.approx(0.7 * parts.hard.item())
     learner.state.epoch = 4.5
     assert learner.compute_loss(learner.model, batch()).item() == pytest.approx(parts.total.item())
 

@@ -107,16 +107,13 @@ def ask(name: str, picture: Any) -> tuple[list[str], list[float]]:
     warm_up()
     import torch
 
-    from kd.data import ASSETS, explained
-    from kd.models import _config, load_teacher, run_processor
+    from kd.models import load_teacher, run_processor
 
-    with explained("teacher", name):
-        id2label = _config("teacher", str(ASSETS / "sample-teacher") if name == SAMPLE else name).id2label
+    teacher, _ = load_teacher(name, None)  # any teacher may be asked, whatever its classes are called
+    id2label = teacher.model.config.id2label
     names = [str(id2label[index]) for index in sorted(id2label)]
     if len(names) < 2:
         raise RunError(f"The teacher {name!r} knows one class only: there is nothing to learn from its answer.")
-    # Names that say nothing are matched by their order: any teacher may be asked, whatever its classes are called.
-    teacher, _ = load_teacher(name, [f"LABEL_{index}" for index in range(len(names))])
     with torch.inference_mode():
         logits = teacher(run_processor(teacher.processor, [picture])).logits[0].float()
     if not logits.isfinite().all():

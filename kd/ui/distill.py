@@ -12,7 +12,7 @@ from kd.config import PRESETS, SAMPLE, STUDENT_NAMES, DistillConfig
 from kd.runs import CLOSED, Run, RunError
 from kd.ui import dark, expected, settings
 from kd.ui.analysis import analysis
-from kd.ui.owners import check_request, kind_errors, own, owner, readable, view_key, visitor
+from kd.ui.owners import check_request, kind_errors, outcome, own, owner, readable, view_key, visitor
 from kd.ui.summary import STAGES, result, short, status_of, summarize
 
 FILES = Path(__file__).parent
@@ -120,20 +120,12 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
 
 def stop_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Stop button: ``{}``, or ``problem``."""
-    return _answer(stop, asked)
+    return outcome(stop, asked.get("run", ""), asked.get("owner", ""))
 
 
 def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Resume button: ``{}``, or ``problem``."""
-    return _answer(resume, asked)
-
-
-def _answer(action: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    try:
-        action(asked.get("run", ""), asked.get("owner", ""))
-    except (RunError, PermissionError, ValueError) as problem:
-        return {"problem": str(problem)}
-    return {}
+    return outcome(resume, asked.get("run", ""), asked.get("owner", ""))
 
 
 # --- The tab

@@ -9,6 +9,7 @@ import hmac
 import os
 import re
 import secrets
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,15 @@ def uploaded(image: Any) -> str:
     if not isinstance(path, str) or not Path(os.path.realpath(path)).is_relative_to(folder):
         raise RunError("images must be uploaded files. With gradio_client: handle_file('picture.png').")
     return path
+
+
+def outcome(action: Callable[[str, str], Any], id: str, token: str) -> dict[str, Any]:
+    """What a script is told of an action on a visitor's run or sweep: ``{}``, or ``problem``."""
+    try:
+        action(id, token)
+    except (RunError, PermissionError, ValueError) as problem:
+        return {"problem": str(problem)}
+    return {}
 
 
 @contextmanager

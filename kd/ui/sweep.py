@@ -15,7 +15,7 @@ from kd.config import SAMPLE, DistillConfig
 from kd.runs import CLOSED, RunError
 from kd.sweep import Grid, Point, Sweep
 from kd.ui import expected, settings
-from kd.ui.owners import check_request, kind_errors, own_sweep, own_sweeps, owner, visitor
+from kd.ui.owners import check_request, kind_errors, outcome, own_sweep, own_sweeps, owner, visitor
 from kd.ui.summary import MARKS, roughly, short, summarize
 
 FILES = Path(__file__).parent
@@ -145,20 +145,12 @@ def _news(sweep: Sweep, since: int) -> dict[str, Any]:
 
 def stop_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Stop button: ``{}``, or ``problem``."""
-    return _answer(stop, asked)
+    return outcome(stop, asked.get("sweep", ""), asked.get("owner", ""))
 
 
 def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Resume button: ``{}``, or ``problem``."""
-    return _answer(resume, asked)
-
-
-def _answer(action: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    try:
-        action(asked.get("sweep", ""), asked.get("owner", ""))
-    except (RunError, PermissionError, ValueError) as problem:
-        return {"problem": str(problem)}
-    return {}
+    return outcome(resume, asked.get("sweep", ""), asked.get("owner", ""))
 
 
 # --- In words
