@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import importlib
-import io
 import threading
 import time
 import warnings
@@ -85,7 +84,7 @@ class Plan:
 
 
 def prepare(plan: Plan, folder: Path) -> None:
-    """A teacher and a part of the pictures (with ``full``: all), as folders."""
+    """A teacher and a part of the pictures (with ``full``: all), as files."""
     from kd.data import load_splits
 
     if plan.dataset == PHOTOS:
@@ -101,27 +100,23 @@ def prepare(plan: Plan, folder: Path) -> None:
         "test": plan.validation if plan.full else few,
     }
     for name, size in sizes.items():
-        _write_split(getattr(splits, name), size, folder / "pictures" / name)
+        _write_split(getattr(splits, name), size, folder / "pictures" / f"{name}.parquet")
     _save_teacher(plan.teacher, splits.classes, folder / "teacher")
 
 
-def _write_split(dataset: Any, size: int, folder: Path) -> None:
-    """Some of a split's files, spread over it and of every class, in class folders."""
-    from PIL import Image
+def _write_split(dataset: Any, size: int, file: Path) -> None:
+    """Some of a split's pictures, spread over it and of every class, as parquet: a class name need not be a file's."""
+    from datasets import Dataset
 
     from kd.data import file_bytes
 
     names, labels = dataset.features["label"].names, np.asarray(dataset["label"])
     order = np.random.default_rng(0).permutation(len(dataset))
     firsts = [order[labels[order] == label][0] for label in range(len(names))]
-    chosen = list(dict.fromkeys([*firsts, *order]))[:size]
-    for nth, row in enumerate(dataset.select(chosen)):
-        data = file_bytes(row)
-        with Image.open(io.BytesIO(data)) as picture:
-            ending = picture.format.lower()
-        path = folder / names[row["label"]] / f"{nth:05}.{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+    chosen = dataset.select(list(dict.fromkeys([*firsts, *order]))[:size])
+    rows = {"image": [{"bytes": file_bytes(row), "path": None} for row in chosen], "label": chosen["label"]}
+    file.parent.mkdir(exist_ok=True)
+    Dataset.from_dict(rows, features=dataset.features).to_parquet(file)
 
 
 def _write_photos(folder: Path, train: int, held_out: int) -> None:

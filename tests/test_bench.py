@@ -9,7 +9,9 @@ import pytest
 from conftest import kd
 
 from kd import bench
-from kd.bench_rows import Cost, Enough, Memory, Plan, Stages, Turns
+from kd.bench_rows import Cost, Enough, Memory, Plan, Stages, Turns, prepare
+from kd.config import DistillConfig
+from kd.data import load_splits
 from kd.runs import RunError
 
 FEW = {"student": "mobilenet_v2_0.35", "image_size": 32, "batch_size": 8, "images": 32, "validation": 32, "epochs": 2,
@@ -71,6 +73,14 @@ def test_the_table_has_a_line_a_row_and_its_notes_say_how_it_was_reckoned(found)
     assert "guide: train: 32 x 2 / " in text
     assert "a sweep of 12 points: " in text
     assert "cached over guide: " in text
+
+
+def test_what_is_worked_on_has_the_datasets_classes_whatever_they_are_called(tmp_path):
+    plan = Plan(teacher="sample", dataset="sample", **FEW)
+    prepare(plan, tmp_path)
+    ours, theirs = load_splits(plan.config(tmp_path)), load_splits(DistillConfig())
+    assert ours.classes == theirs.classes and "T-shirt/top" in ours.classes
+    assert len(ours.train) == 32 and set(ours.train["label"]) == set(range(10))
 
 
 def test_a_teacher_that_is_not_there_is_an_error_in_words(colours):
