@@ -11,10 +11,11 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from kd import latency
-from kd.data import BadPicture, open_picture, pictures, upright_rgb
+from kd.data import pictures
 from kd.launch import busy
 from kd.metrics import Agreement, classification
 from kd.models import Pipeline, load_teacher, pipeline, run_processor
+from kd.pictures import BadPicture, open_picture, upright_rgb
 from kd.runs import Run, RunError
 
 BATCH = 64

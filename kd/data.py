@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,9 +19,11 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from kd import limits
 from kd.config import SAMPLE, DistillConfig
+from kd.pictures import ENDINGS, BadPicture, open_picture
 from kd.runs import RunError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -35,68 +36,13 @@ SPLIT_NAMES = {
 }
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
-PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-MAX_PIXELS = 64_000_000
-MIN_SIDE = 4
 SMALL_SIDE = 64
 """Pictures up to this size keep their size; larger ones are trained on at 224 pixels unless asked otherwise."""
-UNREADABLE_SHARE = 0.1
 NPY_HEADER = 128
 """Bytes of the header of an ``.npy`` file of at most four axes."""
 
 
-class BadPicture(RunError, ValueError):
-    """A file that cannot be used as a picture; the message names it and says why."""
-
-
-# --- One picture
-
-
-def open_picture(source: Path | str | bytes, name: str = "", least: int | None = None) -> Image.Image:
-    """An upright RGB picture. Of an animation, the first frame; what is transparent becomes white.
-
-    Where sides of ``least`` pixels are enough, a large JPEG is decoded at a half, a quarter or an eighth of its size,
-    which takes a fraction of the time. The size is read before anything is decoded. Raises ``BadPicture``.
-    """
-    name = name or (Path(source).name if not isinstance(source, bytes) else "The picture")
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise BadPicture(f"{name}: there is no such file.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError):
-        raise BadPicture(
-            f"{name} is not a picture that can be read. Expected PNG, JPEG, WebP, GIF, BMP or TIFF."
-        ) from None
-    with picture:
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise BadPicture(
-                f"{name} is {width:,} x {height:,} pixels; at most {MAX_PIXELS // 1_000_000} megapixels are read. "
-                "Make it smaller and try again."
-            )
-        if min(width, height) < MIN_SIDE:
-            raise BadPicture(f"{name} is {width} x {height} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}.")
-        try:
-            if least is not None:
-                picture.draft("RGB", (least, least))
-            return upright_rgb(picture)
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise BadPicture(f"{name} is damaged or cut short ({error}). Export it anew and try again.") from None
-
-
-def upright_rgb(picture: Image.Image) -> Image.Image:
-    """RGB with eight bits a channel, turned as its EXIF tag says, transparency on white."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits: Pillow would clip, not scale
-        values = np.asarray(picture, dtype=np.float64)
-        top = 65535 if picture.mode.startswith("I;16") or values.max() > 255 else 255
-        picture = Image.fromarray((values * (255 / top)).clip(0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+# --- Rows
 
 
 def open_row(row: dict[str, Any], least: int | None = None) -> Image.Image:
@@ -231,9 +177,7 @@ def _class_folders(path: Path, folders: list[Path]) -> Any:
     from datasets import Image as ImageFeature
 
     def pictures_in(folder: Path) -> list[str]:
-        return [
-            str(file) for file in sorted(folder.rglob("*")) if file.suffix.lower() in PICTURE_ENDINGS and file.is_file()
-        ]
+        return [str(file) for file in sorted(folder.rglob("*")) if file.suffix.lower() in ENDINGS and file.is_file()]
 
     if not folders:
         loose = len(pictures_in(path))
@@ -542,7 +486,7 @@ def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int]
             for index, answer in enumerate(answers, start=done):
                 if isinstance(answer, str):
                     unreadable.append({"index": index, "reason": answer})
-            if len(unreadable) > max(1, UNREADABLE_SHARE * len(dataset)):
+            if len(unreadable) > max(1, limits.current().unreadable_share * len(dataset)):
                 reasons = " ".join(entry["reason"] for entry in unreadable[:5])
                 raise RunError(f"More than a tenth of the pictures cannot be read. The first: {reasons}")
             if keep and (read := [answer for answer in answers if not isinstance(answer, str)]):

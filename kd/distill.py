@@ -655,7 +655,8 @@ def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], list[str]]
     """``teacher`` and ``student`` on the test split by the same ruler, with what they cost, timed in turns; and what a
     reader of the figures should know."""
     from kd.compare import BUSY_NOTE, cost, load_exported, quality, race
-    from kd.data import BadPicture, pictures
+    from kd.data import pictures
+    from kd.pictures import BadPicture
 
     model, processor, pipeline = load_exported(run)
     teacher = work.teacher

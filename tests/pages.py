@@ -113,7 +113,7 @@ def site() -> Site:
 @functools.cache
 def shared_site() -> Site:
     """The same runs, served to strangers."""
-    made = Site(site().folder, KD_SHARED="1")
+    made = Site(site().folder, KD_SHARED="1", KD_OPEN_RUNS="2")
     made.start()
     return made
 

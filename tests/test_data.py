@@ -17,7 +17,8 @@ from pyarrow import parquet
 
 from kd import data
 from kd.config import DistillConfig
-from kd.data import BadPicture, Views, crop, in_order, load_pixels, load_splits, open_picture
+from kd.data import Views, crop, in_order, load_pixels, load_splits
+from kd.pictures import BadPicture, open_picture
 from kd.runs import RunError
 
 

@@ -11,8 +11,8 @@ from playwright.sync_api import expect
 
 from kd import launch, runs, sweep
 from kd.config import DistillConfig
-from kd.data import open_picture
 from kd.models import load_teacher, run_processor
+from kd.pictures import open_picture
 from kd.runs import CLOSED
 from kd.sample import CLASSES as SAMPLE_CLASSES
 from kd.sweep import Grid

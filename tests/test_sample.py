@@ -10,8 +10,9 @@ import torch
 from kd import sample
 from kd.compare import quality, score
 from kd.config import DistillConfig
-from kd.data import ASSETS, load_splits, open_picture
+from kd.data import ASSETS, load_splits
 from kd.models import load_teacher
+from kd.pictures import open_picture
 
 
 def test_the_teacher_is_as_good_as_its_readme_says():

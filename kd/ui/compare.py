@@ -181,7 +181,7 @@ def harmless(cell: Any) -> Any:
 
 def thumbnail(path: str) -> str:
     """A small copy of a picture as a data URL; nothing for one that cannot be read."""
-    from kd.data import BadPicture, open_picture
+    from kd.pictures import BadPicture, open_picture
 
     try:
         picture = open_picture(Path(path))

@@ -73,7 +73,7 @@ def plain(name: str) -> str:
 
 def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
     """The teacher's class names, and its logits for the picture. Raises ``RunError``, or ``ValueError``, in words."""
-    from kd.data import open_picture
+    from kd.pictures import open_picture
 
     picture = open_picture(path)
     key = name, stamp(name), hashlib.sha256(picture.tobytes()).hexdigest()

@@ -6,6 +6,7 @@ On one's own machine, one token owns all runs and nobody is asked for it. On a S
 
 import hashlib
 import hmac
+import math
 import os
 import re
 import secrets
@@ -17,7 +18,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from kd import runs
+from kd import limits, runs
 from kd import sweep as sweeps
 from kd.config import SAMPLE, DistillConfig
 from kd.runs import ID, Run, RunError
@@ -26,15 +27,11 @@ from kd.sweep import Sweep
 TOKEN = re.compile(r"[0-9a-f]{32}")
 FOLDER = re.compile(r"[~./\\]|[A-Za-z]:\\")
 """How a folder of the server begins, and a Hub id does not."""
-OPEN_RUNS = 2
-"""What one visitor of a shared server may have waiting or running."""
-WAITING_RUNS = 20
-"""What all of them may."""
 
 
 def shared() -> bool:
     """Whether this server has visitors who are strangers to each other."""
-    return bool(os.environ.get("SPACE_ID")) or os.environ.get("KD_SHARED") == "1"
+    return limits.is_shared(os.environ)
 
 
 def new_token() -> str:
@@ -111,11 +108,15 @@ def check_request(config: DistillConfig, token: str) -> None:
     if not shared():
         return
     check_names(config)
-    if _at_work([*own_runs(token), *own_sweeps(token)]) >= OPEN_RUNS:
-        raise RunError(f"You have {OPEN_RUNS} runs waiting or running. Stop one, or wait until it is done.")
-    folder = runs.default_folder()
-    if _at_work([*runs.list_runs(folder), *sweeps.list_sweeps(folder)]) >= WAITING_RUNS:
+    allowed, folder = limits.current(), runs.default_folder()
+    if _at_work([*own_runs(token), *own_sweeps(token)]) >= _most(allowed.open_runs):
+        raise RunError(f"You have {allowed.open_runs:g} runs waiting or running. Stop one, or wait until it is done.")
+    if _at_work([*runs.list_runs(folder), *sweeps.list_sweeps(folder)]) >= _most(allowed.queue):
         raise RunError("The queue is full. Try again in a while.")
+
+
+def _most(limit: float | None) -> float:
+    return math.inf if limit is None else limit
 
 
 def _at_work(some: list[Run]) -> int:

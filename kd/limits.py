@@ -1,0 +1,91 @@
+"""What this server takes from a visitor: one frozen dataclass, each field of which an environment variable can change.
+
+A server that strangers share (a Space, or ``KD_SHARED=1``) has stricter ones than one's own machine.
+"""
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from typing import Self
+
+
+def limit(own: float | None, shared: float | None, help: str):
+    """A field: what holds on one's own machine, and where strangers share it; ``None`` is no limit."""
+    return dataclasses.field(default=own, metadata={"shared": shared, "help": help})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``KD_`` and a field's name in capitals is its environment variable; ``none`` there takes the limit away.
+
+    Raises ``ValueError``, in words, for a value that is not a number of 0 or more.
+    """
+
+    upload_mb: float = limit(4000, 500, "size of an uploaded file, MB")
+    unpacked_mb: float = limit(16000, 2000, "size of an archive's files once unpacked, MB")
+    ratio: float = limit(200, 200, "how many times its size an archive may unpack to, beyond the first 100 MB")
+    files: float = limit(500_000, 50_000, "entries of an archive")
+    pictures: float | None = limit(None, 20_000, "pictures of a dataset")
+    classes: float = limit(1000, 200, "classes of a dataset")
+    picture_mb: float = limit(64, 32, "size of one picture's file, MB")
+    megapixels: float = limit(64, 64, "size of one picture once decoded, millions of pixels")
+    unreadable_share: float = limit(0.1, 0.1, "share of pictures that may be unreadable before an import is refused")
+    decoder_mb: float = limit(2000, 2000, "memory of the process that decodes a visitor's files, MB")
+    steps: float | None = limit(None, 50_000, "training steps of a run, over all its trainings")
+    open_runs: float | None = limit(None, 3, "runs that one visitor may have running or waiting")
+    queue: float | None = limit(None, 20, "runs that may be running or waiting in all")
+    quota_mb: float | None = limit(None, 3000, "disk that one visitor's runs and datasets may take, MB")
+    disk_mb: float | None = limit(None, 30_000, "disk that all runs and datasets may take, MB")
+    idle_days: float | None = limit(None, 7, "days after which the data of a visitor who does not come back is deleted")
+    compare_mb: float = limit(3000, 3000, "memory that models kept for Compare may take, MB")
+
+    @classmethod
+    def from_environment(cls, environment: dict[str, str]) -> Self:
+        """The limits as ``environment`` has them."""
+        strict = is_shared(environment)
+        values = {}
+        for field in dataclasses.fields(cls):
+            text = environment.get(variable(field.name), "").strip()
+            default = field.metadata["shared"] if strict else field.default
+            values[field.name] = _number(variable(field.name), text) if text else default
+        return cls(**values)
+
+
+def variable(name: str) -> str:
+    """The environment variable of a limit."""
+    return f"KD_{name.upper()}"
+
+
+def is_shared(environment: dict[str, str]) -> bool:
+    """Whether this server has visitors who are strangers to each other."""
+    return bool(environment.get("SPACE_ID")) or environment.get("KD_SHARED") == "1"
+
+
+def current() -> Limits:
+    """The limits of this process."""
+    return Limits.from_environment(os.environ)
+
+
+def table() -> list[tuple[str, str, str, str]]:
+    """Of each limit: variable, on one's own machine, on a shared server, in words."""
+    return [
+        (variable(f.name), _words(f.default), _words(f.metadata["shared"]), f.metadata["help"])
+        for f in dataclasses.fields(Limits)
+    ]
+
+
+def _words(value: float | None) -> str:
+    return "none" if value is None else f"{value:,}"
+
+
+def _number(name: str, text: str) -> float | None:
+    if text.lower() == "none":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} is {text!r}; expected a number, 0 or more, or none.")
+    return value
