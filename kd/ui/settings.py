@@ -40,12 +40,25 @@ HELP = {
 }
 """Where the command line's help is too long for the first screen."""
 METHOD_WORDS = {
-    "kd": ("KD (Hinton 2015)", "The teacher's answers, softened"),
-    "dkd": ("DKD (2022)", "The wrong classes count by themselves, even where the teacher is sure"),
-    "dist": ("DIST (2022)", "Which classes and pictures are alike, not how sure the teacher is"),
-    "kd+std": ("KD, standardised (2024)", "The order and proportions of the answers, not their size"),
-    "dkd+std": ("DKD, standardised (2024)", "DKD on the proportions of the answers, not their size"),
+    "kd": ("KD (Hinton 2015)", "The teacher's answers, softened. Try it first"),
+    "dkd": (
+        "DKD (2022)",
+        "The wrong classes count by themselves, even where the teacher is sure. For long runs: in short ones it hurt",
+    ),
+    "dist": (
+        "DIST (2022)",
+        "Which classes and pictures are alike, not how sure the teacher is. Try it second: as good as KD on our sample",
+    ),
+    "kd+std": (
+        "KD, standardised (2024)",
+        "The order and proportions of the answers, not their size. For teachers that are too sure; no gain on our sample",
+    ),
+    "dkd+std": (
+        "DKD, standardised (2024)",
+        "DKD on the proportions of the answers, not their size. For long runs: in short ones it hurt",
+    ),
 }
+"""Method -> its name, and what it is and when it is worth trying; the figures are those of ``assets/studies/methods.json``."""
 FIELDS = {public_name(field): field for field in dataclasses.fields(DistillConfig)}
 OWN = {name: field.metadata["only"] for name, field in FIELDS.items() if "only" in field.metadata}
 """Settings that matter to some methods, and to which."""
