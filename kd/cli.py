@@ -443,6 +443,8 @@ def _row(run: Run) -> dict[str, Any]:
     accuracy = (
         f"{report['student']['accuracy']:.1%} test" if report else f"{last['accuracy']:.1%} validation" if last else ""
     )
+    if accuracy and run.labels() == "teacher":
+        accuracy += ", agreement"
     cells = [
         run.id,
         run.status(),
@@ -501,7 +503,7 @@ class Screen:
     """A run's events as lines and one progress bar, on standard error: standard output is for the report."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.bar, self.total = run, "", 0
+        self.run, self.bar, self.total, self.labels = run, "", 0, "dataset"
 
     def clear(self) -> None:
         """Take the progress bar away."""
@@ -543,6 +545,7 @@ class Screen:
         self.progress(f"{e['phase']} {e['done']:,} of {e['of']:,}", e["done"] / e["of"])
 
     def show_data(self, e: dict) -> None:
+        self.labels = e.get("labels", "dataset")
         self.line(
             f"pictures: {e['train']:,} train, {e['validation']:,} validation, {e['test']:,} test, "
             f"{len(e['classes'])} classes ({e['seconds']:.1f} s, cache {e['cache']})"
@@ -559,7 +562,8 @@ class Screen:
             self.line(f"  healed: {change}")
 
     def show_teacher(self, e: dict) -> None:
-        self.line(f"teacher: {e['accuracy']:.1%} on validation")
+        if "accuracy" in e:
+            self.line(f"teacher: {e['accuracy']:.1%} on validation")
 
     def show_targets(self, e: dict) -> None:
         self.line(f"targets: {e['cache']} ({e['seconds']:.1f} s)")
@@ -574,7 +578,10 @@ class Screen:
             self.line(f"training {e['nth']} of {e['of']}: seed {e['seed']}, {teacher}")
 
     def show_arm(self, e: dict) -> None:
-        self.line(f"  {e['accuracy']:.2%} on the test split, {e['seconds']:.0f} s of training")
+        said = f"{e['accuracy']:.2%} on the test split"
+        if self.labels == "teacher":
+            said = f"agrees with the teacher on {e['accuracy']:.2%} of the test split"
+        self.line(f"  {said}, {e['seconds']:.0f} s of training")
 
     def show_step(self, e: dict) -> None:
         left = (self.total - e["step"]) * e["seconds"] / e["step"]
@@ -583,10 +590,11 @@ class Screen:
         )
 
     def show_eval(self, e: dict) -> None:
-        self.line(
-            f"epoch {e['epoch']:g}: {e['accuracy']:.1%} on validation, agrees with the teacher on {e['agreement']:.1%} "
-            f"({e['seconds']:.0f} s)"
+        agrees = f"agrees with the teacher on {e['agreement']:.1%}"
+        said = (
+            [f"{e['accuracy']:.1%} on validation", agrees] if self.labels == "dataset" else [f"{agrees} of validation"]
         )
+        self.line(f"epoch {e['epoch']:g}: {', '.join(said)} ({e['seconds']:.0f} s)")
 
     def show_stopped(self, e: dict) -> None:
         self.line(e["message"])
@@ -597,25 +605,28 @@ class Screen:
 
 def result_table(report: dict[str, Any], agreed: float) -> str:
     """Teacher and student side by side, as text. ``report``: a run's, or what ``compare`` returns."""
+    labelled = report.get("data", {}).get("labels", "dataset") == "dataset"
+    scored = labelled and "accuracy" in report["student"]
     rows = []
     for name in ("teacher", "student"):
         side = report[name]
         latency = side["latency_ms"]
         rows.append([
             name,
-            *([f"{side['accuracy']:.2%}", f"{side['f1']:.4f}"] if "accuracy" in side else []),
+            *([f"{side['accuracy']:.2%}", f"{side['f1']:.4f}"] if scored else []),
             f"{side['parameters'] / 1e6:.2f} M",
             f"{side['megabytes']:.2f}",
             f"{side['flops'] / 1e6:,.1f} M",
             f"{latency['p50']:.2f}",
             f"{latency['p95']:.2f}",
         ])  # fmt: skip
-    quality = ["test accuracy", "macro F1"] if "accuracy" in report["student"] else []
+    quality = ["test accuracy", "macro F1"] if scored else []
+    whose = "" if labelled else " of the test pictures; they have no labels, so who is right is not known"
     latency = report["student"]["latency_ms"]
     return (
         table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)
         + f"\nThe student is {pace(report['speedup'])} and {report['size_ratio']:g} times smaller; it agrees with "
-        f"the teacher on {agreed:.1%}.\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
+        f"the teacher on {agreed:.1%}{whose}.\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
         f"{latency['threads']} threads, {latency['n']} trials, without preprocessing."
     )
 

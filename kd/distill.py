@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kd.trainer import ImageDistilTrainer, RunCallback
 
 PROGRESS_SECONDS = 0.5
+NEARLY_ALL = 0.95
 GROWTH = 16
 """An input that grows does so in steps of so many pixels."""
 PACKAGES = ("torch", "transformers", "datasets", "accelerate")
@@ -223,6 +224,8 @@ def prepare(run: Run, progress: Progress) -> Work:
     splits = data.load_splits(config)
     short, long = data.typical_size(splits.train)
     teacher, said = models.load_teacher(config.teacher, splits.classes)
+    if not splits.labelled:
+        splits, config = taught_alone(config, splits, teacher)
     healing = config.heal == "yes"
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed, healing)
     if config.start_size:
@@ -237,11 +240,43 @@ def prepare(run: Run, progress: Progress) -> Work:
     validation_logits = check_teacher(run, teacher, splits, validation, cache, device, progress)
     views = data.Views(train.fingerprint, len(train.labels), config.crop_area)
     targets = load_all_targets(run, config, teacher, train, views, cache, device, progress)
+    if not splits.labelled:
+        whole = targets or ask_teacher(run, config, 1, teacher, train, views, cache, device, progress)
+        train, validation = labelled_by(whole.logits[0], train), labelled_by(validation_logits, validation)
     arm = arms_of(config)[0]
     return Work(
         config, arm, device, precision, progress, splits, teacher, student, train, validation, validation_logits, views,
         targets,
     )  # fmt: skip
+
+
+def taught_alone(config: DistillConfig, splits: "Splits", teacher: "Teacher") -> tuple["Splits", DistillConfig]:
+    """Splits and settings of pictures without labels: the classes are the teacher's, and its answers take the labels'
+    place. Raises ``RunError`` for a run that needs labels."""
+    if config.baseline == "yes" or config.lambda_ == 0:
+        raise RunError(
+            "The pictures have no labels, so nothing can be learned from them without the teacher: there can be no "
+            "baseline, and lambda cannot be 0. Leave out the baseline and choose lambda 1, or put each class's pictures "
+            "into a folder of its own."
+        )
+    if len(teacher.classes) < 2:
+        raise RunError(f"The teacher {config.teacher!r} knows one class only: there is nothing to learn from it.")
+    said = (
+        f"The pictures have no labels: the student learns the teacher's {len(teacher.classes)} classes from the teacher "
+        "alone, and agreement with the teacher on held-out pictures takes the place of accuracy. It says how well the "
+        "student copies, not how often either is right."
+    )
+    if config.lambda_ < 1:
+        said += f" Lambda is 1, not {config.lambda_:g}."
+    splits = dataclasses.replace(splits, classes=teacher.classes, warnings=[said, *splits.warnings])
+    return splits, dataclasses.replace(config, lambda_=1.0)
+
+
+def labelled_by(logits: "np.ndarray", pixels: "Pixels") -> "Pixels":
+    """The same pictures, each with the first choice of the teacher, whose ``logits`` ``[N, C]`` these are, as its label."""
+    import numpy as np
+
+    return dataclasses.replace(pixels, labels=np.asarray(logits).argmax(-1))
 
 
 def at_arm(work: Work, arm: Arm) -> Work:
@@ -315,6 +350,7 @@ def load_both(run: Run, splits: "Splits", side: int, cache: Path, progress: Prog
         "data",
         **splits.sizes(),
         classes=splits.classes,
+        labels=splits.labels,
         warnings=[*splits.warnings, *train.warnings, *train.unreadable, *validation.unreadable],
         seconds=round(time.perf_counter() - started, 2),
         cache="hit" if train.cached and validation.cached else "miss",
@@ -342,6 +378,9 @@ def check_teacher(
         return score(teacher, teacher.processor, splits.validation, device, progress.phase("teacher check")).logits
 
     logits = load_scores(f"{teacher.key()}-{validation.fingerprint}", cache, len(validation.labels), ask)
+    if not splits.labelled:
+        run.append("teacher", warnings=check_variety(logits, splits.classes))
+        return logits
     found = quality(logits, validation.labels)
     chance = np.bincount(validation.labels).max() / len(validation.labels)
     noise = 3 * (chance * (1 - chance) / len(validation.labels)) ** 0.5
@@ -355,6 +394,19 @@ def check_teacher(
     return logits
 
 
+def check_variety(logits: "np.ndarray", classes: list[str]) -> list[str]:
+    """A warning where the teacher's answers ``[N, C]`` to pictures without labels are nearly all the same."""
+    import numpy as np
+
+    counts = np.bincount(logits.argmax(-1), minlength=len(classes))
+    if counts.max() < NEARLY_ALL * len(logits):
+        return []
+    return [
+        f"The teacher says {classes[counts.argmax()]} of {counts.max() / len(logits):.0%} of the validation pictures: there "
+        "is little to learn, and to agree is easy. Does it know pictures like these?"
+    ]
+
+
 def load_all_targets(
     run: Run,
     config: DistillConfig,
@@ -366,15 +418,29 @@ def load_all_targets(
     progress: Progress,
 ) -> "Targets | None":
     """The teacher's answers to every view that will be trained on; the ``targets`` event."""
-    from kd.models import pick_precision
-    from kd.targets import load_targets
-
     teacher.to(device)
     if config.targets == "online":
         run.append("targets", cache="online", seconds=0)
         return None
+    return ask_teacher(run, config, min(config.views, config.epochs), teacher, train, views, cache, device, progress)
+
+
+def ask_teacher(
+    run: Run,
+    config: DistillConfig,
+    count: int,
+    teacher: "Teacher",
+    train: "Pixels",
+    views: "Views",
+    cache: Path,
+    device: "torch.device",
+    progress: Progress,
+) -> "Targets":
+    """The teacher's answers to the first ``count`` views, kept or computed; the ``targets`` event."""
+    from kd.models import pick_precision
+    from kd.targets import load_targets
+
     precision = pick_precision(config.precision, device, teacher.model, teacher.pipeline.size, cache)
-    count = min(config.views, config.epochs)
     targets = load_targets(teacher, train, views, count, cache, device, precision, progress.phase("targets"))
     run.append("targets", cache=targets.cache, seconds=round(targets.seconds, 2), precision=precision)
     return targets
@@ -563,6 +629,8 @@ def score_student(run: Run, work: Work) -> dict[str, float]:
     found = score(model, processor, work.splits.test, work.device, work.progress.phase("test: student"))
     labels = np.asarray(work.splits.test["label"])[found.indices]
     teacher = score_teacher(run, work, len(labels))
+    if not work.splits.labelled:
+        labels = teacher.argmax(-1)
     np.savez(
         work.arm.folder(run) / "test.npz",
         logits=found.logits, labels=labels, indices=found.indices, unreadable=np.array(found.unreadable, dtype=str),
@@ -598,7 +666,7 @@ def write_report(run: Run, work: Work, arms: list[Arm]) -> None:
         "run": run.id,
         "config": work.config.to_dict(),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
-        "data": {**work.splits.sizes(), "classes": work.splits.classes},
+        "data": {**work.splits.sizes(), "classes": work.splits.classes, "labels": work.splits.labels},
         **sides,
         "baseline": baseline and {name: baseline[name] for name in ("accuracy", "f1", "agreement")},
         "trials": trials,
@@ -635,7 +703,7 @@ def tell_apart(run: Run, work: Work, arm: Arm) -> None:
     answers = answers_of(run, arm)
     labels, classes = answers["labels"], work.splits.classes
     found = analyse(score_teacher(run, work, len(labels)), answers["logits"], labels, classes)
-    save_analysis(found, work.splits.test, answers["indices"], run.path)
+    save_analysis({**found, "labels": work.splits.labels}, work.splits.test, answers["indices"], run.path)
 
 
 def verdict_of(run: Run, arms: list[Arm]) -> dict[str, Any] | None:
@@ -674,6 +742,8 @@ def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], list[str]]
         }
         for name in ("teacher", "student")
     }
+    if not work.splits.labelled:  # it agrees with itself
+        del sides["teacher"]["accuracy"], sides["teacher"]["f1"]
     said = [*answers["unreadable"].tolist(), *([BUSY_NOTE] if busy(run.path.parent, but=run) else [])]
     return sides, said
 

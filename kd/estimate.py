@@ -32,7 +32,7 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     splits = data.load_splits(config)
     short, long = data.typical_size(splits.train)
     teacher, _ = models.load_teacher(config.teacher, splits.classes)
-    student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed)
+    student = models.load_student(config.student, teacher.classes, config.image_size, short, config.seed)
     size = student.pipeline.size
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, size, cache)

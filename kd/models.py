@@ -98,13 +98,16 @@ def run_processor(processor: Any, images: list[Image.Image]) -> Tensor:
 
 
 class Teacher(nn.Module):
-    """A frozen classifier whose logits come in the dataset's order of classes."""
+    """A frozen classifier whose logits come in the order of ``classes``: the dataset's, or its own where that has none."""
 
-    def __init__(self, model: PreTrainedModel, processor: Any, columns: list[int] | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, columns: list[int] | None = None, classes: list[str] | None = None
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.columns = columns
+        self.classes = classes or classes_of(model.config)
         self.pipeline = pipeline(processor)
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
@@ -129,7 +132,7 @@ class Teacher(nn.Module):
 
 
 def load_teacher(name: str, classes: list[str] | None) -> tuple[Teacher, list[str]]:
-    """The teacher, its outputs in the order of ``classes`` (``None``: in its own), and what the user should know about
+    """The teacher, its outputs in the order of ``classes`` (none: in its own), and what the user should know about
     the match.
 
     Raises ``RunError`` if it is not there, cannot be reached, has an untrained head, or other classes.
@@ -147,7 +150,12 @@ def load_teacher(name: str, classes: list[str] | None) -> tuple[Teacher, list[st
             "classification head. Fine-tune it on these classes first, then use the result as the teacher."
         )
     columns, said = match_classes(model.config.id2label, classes) if classes else (None, [])
-    return Teacher(model, processor, columns), said
+    return Teacher(model, processor, columns, classes), said
+
+
+def classes_of(config: Any) -> list[str]:
+    """The classes that a model's config names, in their order."""
+    return [str(config.id2label[index]) for index in sorted(config.id2label)]
 
 
 def _check_is_classifier(config: Any, name: str) -> None:
@@ -207,6 +215,8 @@ def match_classes(id2label: dict[int, str], classes: list[str]) -> tuple[list[in
     matched by index. Raises ``RunError`` where the two have different classes.
     """
     theirs = [str(id2label[i]) for i in sorted(id2label)]
+    if theirs == classes:
+        return None, []
     ours_plain, theirs_plain = ([_plain(name) for name in names] for names in (classes, theirs))
     if len(set(ours_plain)) < len(classes):
         raise RunError(

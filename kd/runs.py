@@ -200,6 +200,10 @@ class Run:
         if closed and stop.exists() and stop.stat().st_mtime <= closed["time"]:
             stop.unlink()
 
+    def labels(self) -> str:
+        """Whose the labels are: the ``dataset``'s, or the ``teacher``'s, whose answers stand for those that are not there."""
+        return (self.last("data") or {}).get("labels", "dataset")
+
     def report(self) -> dict[str, Any] | None:
         """``report.json``, or ``None`` until the run is done."""
         try:

@@ -148,7 +148,7 @@ def result_of(run: Run) -> dict[str, Any]:
     names = ("accuracy", "f1", "agreement", "validation", "epochs", "best_epoch", "seconds", "images_per_second")
     return {
         **{name: own[name] for name in names},
-        "teacher": report["teacher"]["accuracy"],
+        "teacher": report["teacher"].get("accuracy"),
         "pictures": len(right),
         "right": base64.b64encode(np.packbits(right)).decode(),
         "versions": report["versions"],

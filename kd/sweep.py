@@ -403,11 +403,13 @@ def measure(sweep: Sweep, point: Point, epochs: int, tell: Tell) -> dict[str, An
 def prove(sweep: Sweep, row: dict[str, Any], epochs: int, tell: Tell) -> Run:
     """The best point with the teacher once more, ``trials`` times with seeds that chose nothing, and as often without."""
     config, point = sweep.config(), Point.of(row)
+    measured = Run(sweep.runs_folder / row["run"])  # it may be deleted by now
+    labelled = not measured.path.exists() or measured.labels() == "dataset"
     changes = {
         **settings_of(config, point, epochs),
         "seed": config.seed + 1,
         "trials": config.trials,
-        "baseline": "yes" if point.lambda_ else "no",
+        "baseline": "yes" if point.lambda_ and labelled else "no",
     }
     tell(f"{point}: {_count(epochs, 'epoch')} with {_count(config.trials, 'fresh seed')}, with the teacher and without")
     run = trained(sweep, changes)

@@ -12,10 +12,12 @@ import pytest
 import toys
 from conftest import flags, kd
 
-from kd import launch, runs
+from kd import cli, launch, plots, runs
+from kd.cli import result_table
 from kd.config import DistillConfig
 from kd.distill import execute
 from kd.runs import Run, RunDeleted, RunError
+from kd.ui import analysis, summary
 
 REPRINT = """
 import json, sys
@@ -167,6 +169,43 @@ def test_one_seed_gives_one_curve_and_online_is_cached(small, tmp_path):
         curves.append([(e["accuracy"], e["loss"]) for e in run.events() if e["event"] == "eval"])
     assert curves[0] == curves[1]
     assert curves[2][0] == pytest.approx(curves[0][0], abs=1e-3)
+
+
+# --- Runs without labels, or without a teacher
+
+
+def test_without_labels_the_student_learns_the_teacher_s_classes_from_it_alone(small, colours, tmp_path, capsys):
+    heap = tmp_path / "heap"
+    heap.mkdir()
+    for nth, file in enumerate(sorted(colours.rglob("*.png"))[::3]):
+        shutil.copy(file, heap / f"{nth:03}.png")
+    run = runs.create(settings(small, dataset=str(heap), epochs=1), tmp_path / "runs", "t")
+    execute(run)
+    report, events = run.report(), run.events()
+    assert report["data"]["labels"] == "teacher" and report["data"]["classes"] == toys.CLASSES
+    assert report["config"]["lambda"] == 1 and "Lambda is 1, not 0.5" in run.last("data")["warnings"][0]
+    assert report["student"]["accuracy"] == report["agreement"] and "accuracy" not in report["teacher"]
+    assert "accuracy" not in run.last("teacher")
+    step = next(e for e in events if e["event"] == "step")
+    assert step["total"] == step["soft"]
+    screen = cli.Screen(run)
+    for event in events:
+        screen.show(event)
+    said = capsys.readouterr().err
+    assert "epoch 1: agrees with the teacher on" in said and "on validation" not in said
+    shown = result_table(report, report["agreement"])
+    assert "accuracy" not in shown and "who is right is not known" in shown
+    assert cli._row(run)["accuracy"].endswith("test, agreement")
+    assert "Accuracy" not in summary.result(report) and "how often either is right" in summary.result(report)
+    drawn = plots.figures(events)["accuracy"]
+    assert drawn.layout.title.text.startswith("Agreement") and [t.name for t in drawn.data if t.visible] == [
+        "agreement"
+    ]
+    apart = analysis.shown(analysis.kept(run), run)
+    assert list(plots.analysis(analysis.kept(run))) == ["confusion_student"]
+    assert "who is right is not known" in apart and "Only the teacher is right" not in apart
+    with pytest.raises(RunError, match="no labels, so nothing can be learned from them without the teacher"):
+        execute(runs.create(settings(small, dataset=str(heap), baseline="yes"), tmp_path / "runs", "t"))
 
 
 # --- Runs that do not end well

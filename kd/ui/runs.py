@@ -12,7 +12,7 @@ from kd import plots
 from kd.runs import CLOSED, Run, RunError
 from kd.ui.distill import stop
 from kd.ui.owners import own, own_runs
-from kd.ui.summary import short, status_of, summarize, times
+from kd.ui.summary import is_labelled, short, status_of, summarize, times
 
 FILES = Path(__file__).parent
 MOST_ROWS = 200
@@ -41,7 +41,9 @@ def _row(run: Run) -> str:
     status = status_of(run, summary)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.settings()["created"]))
     name = html.escape(f"{short(config.student)}, started {created}")
-    accuracy = report["student"]["accuracy"] if report else summary.accuracy
+    accuracy = summary.accuracy
+    if report:
+        accuracy = report["student"]["accuracy"] if is_labelled(report) else None
     agreement = report["agreement"] if report else summary.agreement
     cells = {
         "Started": f'<time datetime="{created}">{created}</time>',

@@ -53,6 +53,7 @@ class Summary:
     images_per_second: float | None = None
     accuracy: float | None = None
     agreement: float | None = None
+    labels: str = "dataset"
     warnings: tuple[str, ...] = ()
 
     def after(self, event: dict[str, Any]) -> "Summary":
@@ -64,6 +65,8 @@ class Summary:
             changes |= {"stage": STAGE_OF[name], "phase": None}
         if name == "progress":
             changes = {key: event[key] for key in ("phase", "done", "of")}
+        if name == "data":
+            changes["labels"] = event.get("labels", "dataset")
         if name in ("queued", "models"):
             changes["device"] = event["device"]
         if name == "training":
@@ -73,7 +76,8 @@ class Summary:
         if name == "step":
             changes = {key: event[key] for key in ("epoch", "step", "seconds", "images_per_second")}
         if name == "eval" and self.nth == 1:  # of the run's own student
-            changes = {key: event[key] for key in ("accuracy", "agreement")}
+            changes = {"agreement": event["agreement"]}
+            changes |= {"accuracy": event["accuracy"]} if self.labels == "dataset" else {}
         if event.get("warnings"):
             changes["warnings"] = tuple(dict.fromkeys([*self.warnings, *event["warnings"]]))
         return dataclasses.replace(self, **changes)
@@ -266,21 +270,30 @@ def seeds_table(report: dict[str, Any]) -> str:
     rows = [row(str(seed), distilled[seed], baseline and baseline[seed]) for seed in distilled]
     rows.append(row("Mean", mean(distilled.values()), baseline and mean(baseline.values())))
     head = ["Seed", "Distilled", *(["No teacher", "Difference"] if baseline else [])]
-    return table(head, rows, "Test accuracy of each seed", "kd-seeds")
+    measured = "Test accuracy" if is_labelled(report) else "Agreement with the teacher on the test split"
+    return table(head, rows, f"{measured} of each seed", "kd-seeds")
+
+
+def is_labelled(report: dict[str, Any]) -> bool:
+    """Whether the pictures had labels; else the teacher's answers took their place, and accuracy is agreement."""
+    return report.get("data", {}).get("labels", "dataset") == "dataset"
+
+
+NO_LABELS = (
+    "The pictures have no labels. Agreement, how often the student says what the teacher says of test pictures that neither "
+    "learned from, shows how well it copies; how often either is right cannot be known."
+)
 
 
 def result_table(report: dict[str, Any]) -> str:
     """Teacher against student as a report has them, on the test split; below it the same student without the teacher."""
-    t, s, baseline = report["teacher"], report["student"], report.get("baseline")
-    points = 100 * (s["accuracy"] - t["accuracy"])
     rows = [
-        ["Test accuracy", f"{t['accuracy']:.2%}", f"{s['accuracy']:.2%}", f"{points:+.2f} points"],
-        *([_without_teacher(baseline, t)] if baseline else []),
-        ["Macro F1", f"{t['f1']:.4f}", f"{s['f1']:.4f}", f"{s['f1'] - t['f1']:+.4f}"],
+        *(_scores(report) if is_labelled(report) else []),
         ["Agreement", "", f"{report['agreement']:.2%}", "same class as the teacher"],
         *costs(report),
     ]
-    note = f'<p class="kd-note">{html.escape(how_timed(s["latency_ms"]))}</p>'
+    said = [*([] if is_labelled(report) else [NO_LABELS]), how_timed(report["student"]["latency_ms"])]
+    note = "".join(f'<p class="kd-note">{html.escape(words)}</p>' for words in said)
     return (
         table(
             ["Measure", "Teacher", "Student", "Student against teacher"],
@@ -290,6 +303,17 @@ def result_table(report: dict[str, Any]) -> str:
         )
         + note
     )
+
+
+def _scores(report: dict[str, Any]) -> list[list[str]]:
+    """Rows of accuracy and F1."""
+    t, s, baseline = report["teacher"], report["student"], report.get("baseline")
+    points = 100 * (s["accuracy"] - t["accuracy"])
+    return [
+        ["Test accuracy", f"{t['accuracy']:.2%}", f"{s['accuracy']:.2%}", f"{points:+.2f} points"],
+        *([_without_teacher(baseline, t)] if baseline else []),
+        ["Macro F1", f"{t['f1']:.4f}", f"{s['f1']:.4f}", f"{s['f1'] - t['f1']:+.4f}"],
+    ]
 
 
 def _without_teacher(baseline: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
