@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shlex
 import signal
 import sys
 import time
@@ -13,8 +14,8 @@ from typing import Any
 from kd import launch, runs
 from kd import sweep as sweeps
 from kd.bench_rows import SCALES, Plan
-from kd.config import PRESETS, DistillConfig, public_name
-from kd.runs import Run, RunError
+from kd.config import NO_TEACHER, PRESETS, RUN_TEACHER, DistillConfig, public_name
+from kd.runs import Run, RunError, short
 from kd.sweep import SWEPT, Grid, Sweep
 
 
@@ -37,6 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+OF_A_TEACHER = (
+    "teacher", "student", "method", "temperature", "lambda", "weight", "baseline", "targets",
+    *(public_name(field) for field in dataclasses.fields(DistillConfig) if "only" in field.metadata),
+)  # fmt: skip
+"""The settings that a run without a teacher has no use for, and the base's name."""
+OF_PICTURES = (
+    "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
+    "image_column", "label_column",
+)  # fmt: skip
+"""The settings that say which pictures are learned from."""
 ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy")
 
 
@@ -66,6 +77,15 @@ def parser() -> argparse.ArgumentParser:
     _add_preset(one)
     _add_settings(one)
     one.add_argument("--json", action="store_true", help="print it as the last line of standard output")
+
+    one = command(
+        "teacher",
+        teacher,
+        "make a teacher: fine-tune a pretrained model on a dataset's classes, as a run without a teacher",
+    )
+    one.add_argument("--base", required=True, metavar="HUB_ID_OR_FOLDER", help="the pretrained image classifier")
+    _add_settings(one, but=OF_A_TEACHER)
+    one.add_argument("--json", action="store_true", help="print the report as the last line of standard output")
 
     one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
     one.add_argument("folder", type=Path)
@@ -145,11 +165,12 @@ def _add_settings(one: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> No
 
 
 def _config(options: argparse.Namespace) -> DistillConfig:
-    """What was asked for. Raises ``BadUsage``."""
+    """What was asked for. Raises ``BadUsage``, and ``RunError`` for a run that cannot teach."""
     try:
-        return DistillConfig.preset(options.preset, **_asked(options))
+        config = DistillConfig.preset(options.preset, **_asked(options))
     except ValueError as error:
         raise BadUsage(str(error)) from error
+    return runs.with_run_as_teacher(config, lambda id: runs.find(options.runs_dir, id))
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
@@ -177,6 +198,16 @@ def _help(field: dataclasses.Field) -> str:
 def distill(options: argparse.Namespace) -> int:
     """Create a run, start its process and follow it."""
     config = _config(options)
+    run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
+    return _follow(run, options.json, launch.start(run))
+
+
+def teacher(options: argparse.Namespace) -> int:
+    """Fine-tune a base on the dataset as a run like any other, then say how to distil from it."""
+    try:
+        config = DistillConfig.finetune(options.base, **_asked(options))
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
     run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
     return _follow(run, options.json, launch.start(run))
 
@@ -448,17 +479,13 @@ def _row(run: Run) -> dict[str, Any]:
     cells = [
         run.id,
         run.status(),
-        _short(config.teacher),
-        _short(config.student),
+        short(config.teacher),
+        short(config.student),
         config.temperature,
         config.lambda_,
         accuracy,
     ]
     return dict(zip(ROW, cells, strict=True))
-
-
-def _short(name: str) -> str:
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> int:
@@ -491,12 +518,26 @@ def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> in
     if status != "done" or report is None:
         return 1
     screen.line("\n" + result_table(report, report["agreement"]))
+    config = run.config()
     if report.get("verdict"):
         screen.line(report["verdict"]["sentence"])
-    screen.line(f"student: {run.path / 'student'}")
+    screen.line(f"{'model' if config.teacher == NO_TEACHER else 'student'}: {run.path / 'student'}")
+    if config.teacher == NO_TEACHER:
+        screen.line(f"distil from it: {distil_from(run)}")
     if as_json:
         print(json.dumps(report), flush=True)
     return 0
+
+
+def distil_from(run: Run) -> str:
+    """The command that distils from what a run has trained, on the same pictures."""
+    values, usual = run.config().to_dict(), DistillConfig().to_dict()
+    chosen = {"teacher": f"{RUN_TEACHER}{run.id}"}
+    chosen |= {name: values[name] for name in OF_PICTURES if values[name] != usual[name]}
+    if run.path.parent != runs.default_folder().resolve():
+        chosen["runs_dir"] = run.path.parent
+    words = [text for name, value in chosen.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join(["python", "-m", "kd", "distill", "--preset", "custom", *words])
 
 
 class Screen:
@@ -533,10 +574,9 @@ class Screen:
 
     def show_created(self, e: dict) -> None:
         c = self.run.config()
-        self.line(
-            f"run {self.run.id}: {_short(c.teacher)} -> {_short(c.student)} on {_short(c.dataset)}, "
-            f"T {c.temperature:g}, lambda {c.lambda_:g}, {c.epochs} epochs"
-        )
+        taught = f"T {c.temperature:g}, lambda {c.lambda_:g}, " if c.teacher != NO_TEACHER else ""
+        whom = short(c.teacher) if taught else "labels alone"
+        self.line(f"run {self.run.id}: {whom} -> {short(c.student)} on {short(c.dataset)}, {taught}{c.epochs} epochs")
 
     def show_queued(self, e: dict) -> None:
         self.line(f"waiting for the {e['device']}: place {e['place']} in the queue")
@@ -553,10 +593,10 @@ class Screen:
 
     def show_models(self, e: dict) -> None:
         t, s = e["teacher"], e["student"]
+        taught = f"teacher: {t['parameters'] / 1e6:.2f} M, {t['flops'] / 1e6:,.1f} MFLOPs; " if t else ""
         self.line(
             f"student: {s['parameters'] / 1e6:.2f} M parameters, {s['flops'] / 1e6:,.1f} MFLOPs at "
-            f"{e['image_size'][0]} px; teacher: {t['parameters'] / 1e6:.2f} M, {t['flops'] / 1e6:,.1f} MFLOPs; "
-            f"{e['device']}, {e['precision']}"
+            f"{e['image_size'][0]} px; {taught}{e['device']}, {e['precision']}"
         )
         for change in e["healed"]:
             self.line(f"  healed: {change}")
@@ -574,8 +614,10 @@ class Screen:
     def show_training(self, e: dict) -> None:
         self.total = e["steps"]
         if e.get("of", 1) > 1:
-            teacher = "with the teacher" if e["arm"] == "distilled" else "without the teacher"
-            self.line(f"training {e['nth']} of {e['of']}: seed {e['seed']}, {teacher}")
+            teacher = ", with the teacher" if e["arm"] == "distilled" else ", without the teacher"
+            if self.run.config().teacher == NO_TEACHER:
+                teacher = ""
+            self.line(f"training {e['nth']} of {e['of']}: seed {e['seed']}{teacher}")
 
     def show_arm(self, e: dict) -> None:
         said = f"{e['accuracy']:.2%} on the test split"
@@ -590,10 +632,10 @@ class Screen:
         )
 
     def show_eval(self, e: dict) -> None:
-        agrees = f"agrees with the teacher on {e['agreement']:.1%}"
-        said = (
-            [f"{e['accuracy']:.1%} on validation", agrees] if self.labels == "dataset" else [f"{agrees} of validation"]
-        )
+        said = [f"{e['accuracy']:.1%} on validation"] if self.labels == "dataset" else []
+        if "agreement" in e:
+            where = "" if said else " of validation"
+            said.append(f"agrees with the teacher on {e['agreement']:.1%}{where}")
         self.line(f"epoch {e['epoch']:g}: {', '.join(said)} ({e['seconds']:.0f} s)")
 
     def show_stopped(self, e: dict) -> None:
@@ -603,12 +645,12 @@ class Screen:
         self.line(f"failed: {e['message']}")
 
 
-def result_table(report: dict[str, Any], agreed: float) -> str:
-    """Teacher and student side by side, as text. ``report``: a run's, or what ``compare`` returns."""
+def result_table(report: dict[str, Any], agreed: float | None) -> str:
+    """Teacher, if there is one, and student side by side, as text. ``report``: a run's, or what ``compare`` returns."""
     labelled = report.get("data", {}).get("labels", "dataset") == "dataset"
     scored = labelled and "accuracy" in report["student"]
     rows = []
-    for name in ("teacher", "student"):
+    for name in [name for name in ("teacher", "student") if report[name]]:
         side = report[name]
         latency = side["latency_ms"]
         rows.append([
@@ -623,10 +665,15 @@ def result_table(report: dict[str, Any], agreed: float) -> str:
     quality = ["test accuracy", "macro F1"] if scored else []
     whose = "" if labelled else " of the test pictures; they have no labels, so who is right is not known"
     latency = report["student"]["latency_ms"]
+    against = ""
+    if report["teacher"]:
+        against = (
+            f"\nThe student is {pace(report['speedup'])} and {report['size_ratio']:g} times smaller; it agrees with the "
+            f"teacher on {agreed:.1%}{whose}."
+        )
     return (
         table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)
-        + f"\nThe student is {pace(report['speedup'])} and {report['size_ratio']:g} times smaller; it agrees with "
-        f"the teacher on {agreed:.1%}{whose}.\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
+        + f"{against}\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
         f"{latency['threads']} threads, {latency['n']} trials, without preprocessing."
     )
 

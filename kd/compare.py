@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from kd import latency
+from kd.config import NO_TEACHER
 from kd.data import pictures
 from kd.launch import busy
 from kd.metrics import Agreement, classification
@@ -132,9 +133,14 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
     ``label, confidence``) and ``agree``), ``teacher`` and ``student`` (parameters, megabytes, FLOPs, latency),
     ``agreement``, ``speedup``, ``size_ratio`` and ``note``. A picture that cannot be read does not spoil the others.
 
-    Raises ``RunError`` if the run has no student, or none of the pictures can be read.
+    Raises ``RunError`` if the run has no student, or no teacher, or none of the pictures can be read.
     """
     run = run if isinstance(run, Run) else Run(Path(run))
+    if run.config().teacher == NO_TEACHER:
+        raise RunError(
+            f"Run {run.id} learned from the labels alone: it has no teacher to be compared with. Distil from it with the "
+            f"teacher run:{run.id}, and compare that."
+        )
     student, student_processor, student_pipeline = load_exported(run)
     classes = [student.config.id2label[i] for i in range(len(student.config.id2label))]
     teacher, _ = load_teacher(run.config().teacher, classes)

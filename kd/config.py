@@ -10,6 +10,10 @@ from typing import Any, Self, get_args
 
 SAMPLE = "sample"
 """The name of the embedded dataset, and of its teacher."""
+NO_TEACHER = "none"
+"""The teacher of a run that learns from the labels alone, as one that makes a teacher does."""
+RUN_TEACHER = "run:"
+"""What a teacher begins with that another run has trained; the run's id follows."""
 STUDENT_NAMES = (
     *(f"mobilenet_v2_{width}" for width in (1.4, 1.0, 0.75, 0.5, 0.35)),
     "mobilevit_xx_small",
@@ -52,7 +56,9 @@ def setting(default, help: str, **rules):
 class DistillConfig:
     """The settings of one distillation. Raises ``ValueError``, in words for a user, on a value out of range."""
 
-    teacher: str = setting(SAMPLE, "teacher: a Hub id, a folder, or 'sample'")
+    teacher: str = setting(
+        SAMPLE, "teacher: a Hub id, a folder, 'sample', run:ID for what a run has trained, or none for the labels alone"
+    )
     dataset: str = setting(SAMPLE, "pictures: a Hub id, a folder of class folders, a parquet file, or 'sample'")
     dataset_config: str | None = setting(None, "configuration of a Hub dataset that has several")
     train_split: str | None = setting(None, "name of the training split (default: found by name)")
@@ -132,6 +138,13 @@ class DistillConfig:
         for field in dataclasses.fields(self):
             value = checked(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+        if self.teacher == NO_TEACHER:
+            if self.baseline == "yes":
+                raise ValueError(
+                    "baseline is yes, but the teacher is none: such a run is a baseline itself. Leave out the baseline, or "
+                    "choose a teacher."
+                )
+            object.__setattr__(self, "lambda_", 0.0)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -156,9 +169,20 @@ class DistillConfig:
     @staticmethod
     def _is_path(value: str) -> bool:
         try:
-            return value != SAMPLE and Path(os.path.expanduser(value)).exists()
+            return value not in (SAMPLE, NO_TEACHER) and Path(os.path.expanduser(value)).exists()
         except OSError:  # too long for a name, say
             return False
+
+    @classmethod
+    def finetune(cls, base: str, **changes: Any) -> Self:
+        """A run that makes a teacher: a pretrained ``base`` (a Hub id or a folder) learns these classes from the labels.
+        ``changes`` are settings by their public names. Raises ``ValueError`` for a base that is none."""
+        if base in (SAMPLE, NO_TEACHER) or base.startswith(RUN_TEACHER):
+            raise ValueError(
+                f"The model to fine-tune is {base!r}; expected a Hub id or a folder of a pretrained image classifier, for "
+                "example google/vit-base-patch16-224."
+            )
+        return cls.preset("custom", **changes, teacher=NO_TEACHER, student=base)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:

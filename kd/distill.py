@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd import runs
-from kd.config import DistillConfig
+from kd.config import NO_TEACHER, DistillConfig
 from kd.launch import StopAsked, busy, device_name, slot
 from kd.runs import Run, RunDeleted, RunError
 
@@ -202,15 +202,16 @@ class Work:
     precision: str
     progress: Progress
     splits: "Splits"
-    teacher: "Teacher"
+    teacher: "Teacher | None"
+    """``None``: the labels alone."""
     student: "Student"
     train: "Pixels"
     validation: "Pixels"
-    validation_logits: "np.ndarray"
+    validation_logits: "np.ndarray | None"
     """The teacher's, ``[N, C]``."""
     views: "Views"
     targets: "Targets | None"
-    """``None``: the teacher answers in every step."""
+    """``None``: the teacher, if there is one, answers in every step."""
 
 
 def prepare(run: Run, progress: Progress) -> Work:
@@ -223,7 +224,9 @@ def prepare(run: Run, progress: Progress) -> Work:
     cache = data.cache_folder(run.path.parent)
     splits = data.load_splits(config)
     short, long = data.typical_size(splits.train)
-    teacher, said = models.load_teacher(config.teacher, splits.classes)
+    teacher, said = None, []
+    if config.teacher != NO_TEACHER:
+        teacher, said = models.load_teacher(config.teacher, splits.classes)
     if not splits.labelled:
         splits, config = taught_alone(config, splits, teacher)
     healing = config.heal == "yes"
@@ -233,13 +236,16 @@ def prepare(run: Run, progress: Progress) -> Work:
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
         config = with_epochs(run, config, student, device, precision, len(splits.train))
-    said += check_classes(config.method, len(splits.classes))
+    if teacher:
+        said += check_classes(config.method, len(splits.classes))
 
     train, validation = load_both(run, splits, pixel_side(teacher, student, long), cache, progress)
     tell_models(run, config, teacher, student, device, precision, said)
-    validation_logits = check_teacher(run, teacher, splits, validation, cache, device, progress)
     views = data.Views(train.fingerprint, len(train.labels), config.crop_area)
-    targets = load_all_targets(run, config, teacher, train, views, cache, device, progress)
+    validation_logits = targets = None
+    if teacher:
+        validation_logits = check_teacher(run, teacher, splits, validation, cache, device, progress)
+        targets = load_all_targets(run, config, teacher, train, views, cache, device, progress)
     if not splits.labelled:
         whole = targets or ask_teacher(run, config, 1, teacher, train, views, cache, device, progress)
         train, validation = labelled_by(whole.logits[0], train), labelled_by(validation_logits, validation)
@@ -250,9 +256,14 @@ def prepare(run: Run, progress: Progress) -> Work:
     )  # fmt: skip
 
 
-def taught_alone(config: DistillConfig, splits: "Splits", teacher: "Teacher") -> tuple["Splits", DistillConfig]:
+def taught_alone(config: DistillConfig, splits: "Splits", teacher: "Teacher | None") -> tuple["Splits", DistillConfig]:
     """Splits and settings of pictures without labels: the classes are the teacher's, and its answers take the labels'
     place. Raises ``RunError`` for a run that needs labels."""
+    if teacher is None:
+        raise RunError(
+            "The pictures have no labels and there is no teacher, so there is nothing to learn. Put each class's pictures "
+            "into a folder of its own, or choose a teacher."
+        )
     if config.baseline == "yes" or config.lambda_ == 0:
         raise RunError(
             "The pictures have no labels, so nothing can be learned from them without the teacher: there can be no "
@@ -290,10 +301,11 @@ def at_arm(work: Work, arm: Arm) -> Work:
     return dataclasses.replace(work, arm=arm, student=student)
 
 
-def pixel_side(teacher: "Teacher", student: "Student", longest: int) -> int:
+def pixel_side(teacher: "Teacher | None", student: "Student", longest: int) -> int:
     """The side in pixels at which pictures are kept: a little over the larger of the two inputs, so that crops need not
     be enlarged, and never over the pictures' own."""
-    return min(longest, round(1.15 * max(*teacher.pipeline.size, *student.pipeline.size)))
+    sizes = [model.pipeline.size for model in (teacher, student) if model]
+    return min(longest, round(1.15 * max(map(max, sizes))))
 
 
 def with_epochs(
@@ -318,7 +330,7 @@ def with_epochs(
 def tell_models(
     run: Run,
     config: DistillConfig,
-    teacher: "Teacher",
+    teacher: "Teacher | None",
     student: "Student",
     device: "torch.device",
     precision: str,
@@ -329,7 +341,7 @@ def tell_models(
 
     run.append(
         "models",
-        teacher={"name": config.teacher, **cost(teacher.model, teacher.pipeline.size)},
+        teacher=teacher and {"name": config.teacher, **cost(teacher.model, teacher.pipeline.size)},
         student={"name": config.student, **cost(student.model, student.pipeline.size)},
         image_size=list(student.pipeline.size),
         healed=student.healed,
@@ -459,18 +471,19 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
     from kd.trainer import Diverged, ImageDistilTrainer, RunCallback, ViewBatches
 
     config, arm, student = work.config, work.arm, work.student.pipeline
-    taught = arm.name == "distilled"
+    taught = arm.name == "distilled" and work.teacher is not None
     online = work.teacher if taught and work.targets is None else None
     logits = work.targets.logits if taught and work.targets else None
     batches = ViewBatches(work.train, work.views, student, work.device, logits, online and online.pipeline)
     whole = Views(work.validation.fingerprint, len(work.validation.labels), 1.0)
-    held_out = ViewBatches(work.validation, whole, student, work.device, [work.validation_logits])
+    theirs = work.validation_logits
+    held_out = ViewBatches(work.validation, whole, student, work.device, None if theirs is None else [theirs])
 
     def metrics(answers) -> dict[str, float]:
         if not np.isfinite(answers.predictions).all():
             raise Diverged("the student's answers are not finite numbers")
-        agreed = agreement(answers.predictions, work.validation_logits)
-        return {**quality(answers.predictions, answers.label_ids), "agreement": agreed}
+        agreed = {} if theirs is None else {"agreement": agreement(answers.predictions, theirs)}
+        return {**quality(answers.predictions, answers.label_ids), **agreed}
 
     before = [e for e in runs.by_arm(run.events()).get((arm.seed, arm.name), []) if e["event"] == "eval"]
     callback = RunCallback(
@@ -619,7 +632,7 @@ def save_best(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
 
 def score_student(run: Run, work: Work) -> dict[str, float]:
     """Load the arm's student as anyone would and measure it on the test split, which nothing has looked at before:
-    ``accuracy``, ``f1`` and its ``agreement`` with the teacher. Its answers are kept in ``test.npz``."""
+    ``accuracy``, ``f1`` and its ``agreement`` with the teacher, if there is one. Its answers are kept in ``test.npz``."""
     import numpy as np
 
     from kd.compare import agreement, load_student_folder, quality, score
@@ -628,7 +641,7 @@ def score_student(run: Run, work: Work) -> dict[str, float]:
     model, processor, _ = load_student_folder(folder)
     found = score(model, processor, work.splits.test, work.device, work.progress.phase("test: student"))
     labels = np.asarray(work.splits.test["label"])[found.indices]
-    teacher = score_teacher(run, work, len(labels))
+    teacher = score_teacher(run, work, len(labels)) if work.teacher else None
     if not work.splits.labelled:
         labels = teacher.argmax(-1)
     np.savez(
@@ -637,7 +650,8 @@ def score_student(run: Run, work: Work) -> dict[str, float]:
     )  # fmt: skip
     if work.arm.seed != work.config.seed:  # of the further trials only the answers matter
         shutil.rmtree(folder)
-    return rounded({**quality(found.logits, labels), "agreement": agreement(found.logits, teacher)})
+    agreed = {} if teacher is None else {"agreement": agreement(found.logits, teacher)}
+    return rounded({**quality(found.logits, labels), **agreed})
 
 
 def score_teacher(run: Run, work: Work, size: int) -> "np.ndarray":
@@ -672,14 +686,15 @@ def write_report(run: Run, work: Work, arms: list[Arm]) -> None:
         "trials": trials,
         "verdict": verdict_of(run, arms),
         "notes": said,
-        "agreement": own["agreement"],
-        **ratios(sides["teacher"], sides["student"]),
+        "agreement": own.get("agreement"),
+        **(ratios(sides["teacher"], sides["student"]) if work.teacher else {"speedup": None, "size_ratio": None}),
         "train": {name: own[name] for name in ("seconds", "images_per_second", "epochs", "best_epoch")},
         "targets": {"seconds": round(targets.seconds, 2), "cache": targets.cache}
         if targets
-        else {"seconds": 0, "cache": "online"},
+        else {"seconds": 0, "cache": "online" if work.teacher else "none"},
     }
-    tell_apart(run, work, arms[0])
+    if work.teacher:
+        tell_apart(run, work, arms[0])
     runs.write_whole(run.path / "report.json", json.dumps(report, indent=2))
     shown = ("teacher", "student", "agreement", "speedup", "size_ratio", "train", "verdict")
     run.append("result", **{name: report[name] for name in shown}, warnings=said)
@@ -720,27 +735,30 @@ def verdict_of(run: Run, arms: list[Arm]) -> dict[str, Any] | None:
 
 
 def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """``teacher`` and ``student`` on the test split by the same ruler, with what they cost, timed in turns; and what a
-    reader of the figures should know."""
+    """``teacher`` (``None`` where there is none) and ``student`` on the test split by the same ruler, with what they cost,
+    timed in turns; and what a reader of the figures should know."""
     from kd.compare import BUSY_NOTE, cost, load_exported, quality, race
     from kd.data import pictures
     from kd.pictures import BadPicture
 
     model, processor, pipeline = load_exported(run)
-    teacher = work.teacher
     answers = answers_of(run, work.arm)
-    logits = {"teacher": score_teacher(run, work, len(answers["labels"])), "student": answers["logits"]}
+    logits, raced = {"student": answers["logits"]}, {"student": (model, processor)}
+    costs = {"student": cost(model, pipeline.size)}
+    if teacher := work.teacher:
+        logits = {"teacher": score_teacher(run, work, len(answers["labels"])), **logits}
+        raced = {"teacher": (teacher, teacher.processor), **raced}
+        costs["teacher"] = cost(teacher.model, teacher.pipeline.size)
     picture = next(picture for _, picture in pictures(work.splits.test) if not isinstance(picture, BadPicture))
-    timed = race({"teacher": (teacher, teacher.processor), "student": (model, processor)}, picture, work.device)
-    costs = {"teacher": cost(teacher.model, teacher.pipeline.size), "student": cost(model, pipeline.size)}
-    sides = {
+    timed = race(raced, picture, work.device)
+    sides: dict[str, Any] = {"teacher": None} | {
         name: {
             "name": getattr(work.config, name),
             **rounded(quality(logits[name], answers["labels"])),
             **costs[name],
             **timed[name],
         }
-        for name in ("teacher", "student")
+        for name in logits
     }
     if not work.splits.labelled:  # it agrees with itself
         del sides["teacher"]["accuracy"], sides["teacher"]["f1"]

@@ -35,7 +35,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from kd.config import SAMPLE
+from kd.config import NO_TEACHER, SAMPLE
 from kd.data import ASSETS, SMALL_SIDE, explained, some
 from kd.depthwise import quicken
 from kd.runs import RunError, write_whole
@@ -137,6 +137,8 @@ def load_teacher(name: str, classes: list[str] | None) -> tuple[Teacher, list[st
 
     Raises ``RunError`` if it is not there, cannot be reached, has an untrained head, or other classes.
     """
+    if name == NO_TEACHER:
+        raise RunError("The teacher is none: nobody can be asked. Choose a Hub id, a folder, or 'sample'.")
     source = str(ASSETS / "sample-teacher") if name == SAMPLE else name
     with explained("teacher", name):
         config = _config("teacher", source)
@@ -147,7 +149,8 @@ def load_teacher(name: str, classes: list[str] | None) -> tuple[Teacher, list[st
     if fresh:
         raise RunError(
             f"The teacher {name!r} has weights that were never trained ({some(fresh)}): it is a backbone without a "
-            "classification head. Fine-tune it on these classes first, then use the result as the teacher."
+            "classification head. Fine-tune it on these classes first (`python -m kd teacher --base`), then use the result "
+            "as the teacher."
         )
     columns, said = match_classes(model.config.id2label, classes) if classes else (None, [])
     return Teacher(model, processor, columns, classes), said
@@ -358,7 +361,8 @@ def student_side(name: str, asked: int | None, picture_side: int) -> int:
 def load_student(
     name: str, classes: list[str], asked_size: int | None, picture_side: int, seed: int, healing: bool = True
 ) -> Student:
-    """A student with random weights (a name in ``STUDENTS``), or with pretrained ones and a new head (id or folder).
+    """A student with random weights (a name in ``STUDENTS``), or with pretrained ones (id or folder), which have a new
+    head where they know other classes than these, in this order.
 
     Raises ``RunError`` if it is not there, cannot be reached or does not take this input size.
     """
@@ -385,8 +389,11 @@ def _pretrained_student(name: str, classes: list[str], asked_size: int | None) -
             f"There is no student {name!r}. The students are {', '.join(STUDENTS)}; or give a Hub id or a folder."
         )
     with explained("student", name):
-        _check_is_classifier(_config("student", name), name)
-        model = renew_head(_from_pretrained("student", name, ignore_mismatched_sizes=True, **_names(classes)))
+        config = _config("student", name)
+        _check_is_classifier(config, name)
+        model = _from_pretrained("student", name, ignore_mismatched_sizes=True, **_names(classes))
+        if not knows(config, classes):
+            model = renew_head(model)
         processor = load_processor(name, "student", name)
     if asked_size is not None:
         processor = resized(processor, asked_size)
@@ -402,6 +409,17 @@ def resized(processor: Any, side: int) -> Any:
             {**settings, "size": {"shortest_edge": side}, "do_center_crop": True, "crop_size": square}
         )
     return type(processor).from_dict({**settings, "size": square, "do_center_crop": False})
+
+
+def knows(config: Any, classes: list[str]) -> bool:
+    """Whether a model's outputs are these classes, in this order: by their names, if it has any."""
+    theirs = classes_of(config)
+    return theirs != _nameless(len(theirs)) and list(map(_plain, theirs)) == list(map(_plain, classes))
+
+
+def _nameless(count: int) -> list[str]:
+    """What transformers calls the classes of a model that was told no names."""
+    return [f"LABEL_{index}" for index in range(count)]
 
 
 def renew_head(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kd import runs
-from kd.config import DistillConfig
+from kd.config import NO_TEACHER, DistillConfig
 from kd.runs import Run
 
 COPPER, TEAL, VIOLET, BLUE, GREY = "#c2661f", "#0d9488", "#8268d8", "#3b82c4", "#8a8f98"
@@ -40,7 +40,7 @@ def points(events: list[dict[str, Any]]) -> dict[str, dict[str, list]]:
     evals = [e for e in events if e["event"] == "eval"]
     return {
         "losses": {"x": [e["epoch"] for e in steps], "y": [[e[name] for e in steps] for name in LOSSES]},
-        "accuracy": {"x": [e["epoch"] for e in evals], "y": [[e[name] for e in evals] for name in ACCURACIES]},
+        "accuracy": {"x": [e["epoch"] for e in evals], "y": [[e.get(name) for e in evals] for name in ACCURACIES]},
     }
 
 
@@ -58,19 +58,20 @@ def figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[s
     reached = max([1, *(x for part in (drawn, *(part for _, part in ended)) for x in part["losses"]["x"])])
     end = epochs or reached
     labelled = not by_teacher(events)
+    taught = not any(e["event"] == "models" and e.get("teacher", {}) is None for e in events)
     title = "Accuracy on validation" if labelled else "Agreement with the teacher on validation"
     losses, accuracy = _figure("Losses", end), _figure(title, end, percent=True)
     without = now[1] == "baseline"
     for (name, line), values in zip(LOSSES.items(), drawn["losses"]["y"], strict=True):
         losses.add_scatter(
             **thin(drawn["losses"]["x"], values), name=f"{name}, no teacher" if without else name, mode="lines",
-            line={**line, "color": BLUE} if without else line, visible=not (without and name != "hard"),
+            line={**line, "color": BLUE} if without else line, visible=name == "hard" or (taught and not without),
         )  # fmt: skip
     for (key, (label, line)), values in zip(ACCURACIES.items(), drawn["accuracy"]["y"], strict=True):
         line, label = ({**line, "color": BLUE}, f"{label}, no teacher") if without else (line, label)
         accuracy.add_scatter(
             **thin(drawn["accuracy"]["x"], values), name=label, mode="lines+markers", line=line,
-            visible=labelled or key == "agreement",
+            visible=taught if key == "agreement" else labelled,
         )  # fmt: skip
     several, named = len({seed for seed, _ in arms}) > 1, set()
     for (seed, arm), part in reversed(ended) if epochs else ended:
@@ -128,6 +129,8 @@ def name_of(run: Run) -> str:
     """What a curve is called: "mobilenet_v2_0.35 T 5 λ 0.5 (3f9a)"."""
     config: DistillConfig = run.config()
     student = plain(config.student.rstrip("/").rsplit("/", 1)[-1])
+    if config.teacher == NO_TEACHER:
+        return f"{student}, labels alone ({run.id[-4:]})"
     return f"{student} T {config.temperature:g} λ {config.lambda_:g} ({run.id[-4:]})"
 
 

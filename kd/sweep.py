@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kd import launch, runs
-from kd.config import METHODS, DistillConfig, checked, public_name, setting
+from kd.config import METHODS, NO_TEACHER, DistillConfig, checked, public_name, setting
 from kd.launch import StopAsked
 from kd.runs import LIFECYCLE, Run, RunError
 
@@ -255,6 +255,9 @@ def create(config: DistillConfig, grid: Grid, folder: Path, owner: str) -> Sweep
         raise ValueError("A sweep has no minutes for each training. Give epochs, or budget-minutes for all of it.")
     if config.seed + config.trials >= 2**32:
         raise ValueError(f"seed is {config.seed}; the winner needs {config.trials} above it. Take a smaller one.")
+    if config.teacher == NO_TEACHER:
+        raise ValueError("The teacher is none, and a sweep is about how a teacher teaches. Choose a teacher.")
+    config = runs.resolved(config, folder)
     sweep = Sweep(runs.create(config, Path(folder) / SWEEPS, owner).path)
     runs.write_whole(sweep.path / "sweep.json", json.dumps(asdict(grid), indent=2))
     return sweep

@@ -273,13 +273,14 @@ class RunCallback(TrainerCallback):
         )
 
     def on_evaluate(self, args, state, control, metrics: dict[str, float], **kwargs) -> None:
+        agreed = {"agreement": round(metrics["eval_agreement"], 5)} if "eval_agreement" in metrics else {}
         self.run.append(
             "eval",
             step=state.global_step,
             epoch=round(state.epoch, 2),
             accuracy=round(metrics["eval_accuracy"], 5),
             f1=round(metrics["eval_f1"], 5),
-            agreement=round(metrics["eval_agreement"], 5),
+            **agreed,
             loss=round(metrics["eval_loss"], 5) if math.isfinite(metrics["eval_loss"]) else None,
             seconds=round(self.seconds, 2),
         )

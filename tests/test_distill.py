@@ -12,12 +12,15 @@ import pytest
 import toys
 from conftest import flags, kd
 
-from kd import cli, launch, plots, runs
+from kd import cli, launch, plots, runs, study
 from kd.cli import result_table
+from kd.compare import compare
 from kd.config import DistillConfig
 from kd.distill import execute
 from kd.runs import Run, RunDeleted, RunError
 from kd.ui import analysis, summary
+from kd.ui.compare import choices
+from kd.ui.runs import row
 
 REPRINT = """
 import json, sys
@@ -206,6 +209,42 @@ def test_without_labels_the_student_learns_the_teacher_s_classes_from_it_alone(s
     assert "who is right is not known" in apart and "Only the teacher is right" not in apart
     with pytest.raises(RunError, match="no labels, so nothing can be learned from them without the teacher"):
         execute(runs.create(settings(small, dataset=str(heap), baseline="yes"), tmp_path / "runs", "t"))
+
+
+def test_a_teacher_is_made_without_one_and_then_teaches(small, colours, tmp_path, capsys, monkeypatch):
+    base = tmp_path / "base"
+    toys.tiny_resnet(["a", "b", "c", "d"]).save_pretrained(base)
+    toys.processor().save_pretrained(base)
+    quick = {"dataset": str(colours), "epochs": 1, "views": 1, "precision": "fp32", "learning_rate": 0.01}
+    run = runs.create(DistillConfig.finetune(str(base), **quick, mixup=0.2), tmp_path, "t")
+    with pytest.raises(RunError, match="cannot teach: it has no finished student"):
+        runs.resolved(DistillConfig(teacher=f"run:{run.id}"), tmp_path)
+    execute(run)
+    report, events = run.report(), run.events()
+    assert report["teacher"] is None and report["agreement"] is None and report["verdict"] is None
+    assert report["data"]["classes"] == toys.CLASSES and not run.last("targets") and not run.last("teacher")
+    assert not (run.path / "analysis.json").exists()
+    screen = cli.Screen(run)
+    for event in events:
+        screen.show(event)
+    assert "labels alone -> base" in (said := capsys.readouterr().err) and "teacher" not in said
+    assert "student" in result_table(report, None) and "teacher" not in result_table(report, None)
+    assert f"--teacher run:{run.id} --dataset {colours}" in cli.distil_from(run)
+    assert "labels alone" in summary.result(report) and "labels alone" in plots.name_of(run)
+    shown = [trace.name for figure in plots.figures(events).values() for trace in figure.data if trace.visible]
+    assert shown == ["hard", "student"]
+    with pytest.raises(RunError, match="it has no teacher to be compared with"):
+        compare(run, [])
+    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
+    assert analysis.analysis({"run": run.id}) == {"html": "", "figures": {}} and choices(None, None) == []
+    assert "from the labels alone" in row(run) and "Compare" not in row(run)
+    assert study.result_of(run)["teacher"] is None
+    taught = runs.create(DistillConfig(teacher="run:last", student=str(base), **quick), tmp_path, "t")
+    assert (
+        taught.config().teacher == str(run.path / "student") and runs.short(taught.config().teacher) == f"run:{run.id}"
+    )
+    execute(taught)
+    assert taught.report()["teacher"]["accuracy"] == report["student"]["accuracy"]
 
 
 # --- Runs that do not end well

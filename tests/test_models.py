@@ -123,11 +123,18 @@ def test_a_processor_can_be_asked_for_another_size(processor):
     assert pipeline(models.resized(processor, 64)).size == (64, 64)
 
 
-def test_a_pretrained_student_of_as_many_classes_gets_a_new_head_too(teacher):
+@pytest.mark.parametrize(
+    ("classes", "changed"),
+    [
+        (["sky", "leaf", "brick"], {"classifier.1.weight", "classifier.1.bias"}),
+        (toys.CLASSES[::-1], {"classifier.1.weight", "classifier.1.bias"}),
+        (["Blue_Sky", "green-leaf", "red brick"], set()),
+    ],
+)
+def test_a_pretrained_student_of_as_many_classes_gets_a_new_head_unless_it_knows_these(teacher, classes, changed):
     old = AutoModelForImageClassification.from_pretrained(teacher).state_dict()
-    new = load_student(str(teacher), toys.CLASSES, None, 32, seed=0).model.state_dict()
-    changed = {name for name in old if not torch.equal(old[name], new[name])}
-    assert changed == {"classifier.1.weight", "classifier.1.bias"}
+    new = load_student(str(teacher), classes, None, 32, seed=0).model.state_dict()
+    assert {name for name in old if not torch.equal(old[name], new[name])} == changed
 
 
 def test_the_key_of_a_teacher_knows_its_processor_and_settings(teacher):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kd import plots
+from kd.config import NO_TEACHER
 from kd.runs import Run, RunError
 from kd.ui.compare import bars
 from kd.ui.owners import readable
@@ -32,10 +33,12 @@ NONE_KEPT = (
 
 
 def analysis(asked: dict[str, Any]) -> dict[str, Any]:
-    """For ``owner`` or whoever has the key ``view``: ``html``, and ``figures`` for its charts. ``problem`` where there is
-    no such run for this visitor."""
+    """For ``owner`` or whoever has the key ``view``: ``html``, and ``figures`` for its charts, none where there was no
+    teacher. ``problem`` where there is no such run for this visitor."""
     try:
         run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
+        if run.config().teacher == NO_TEACHER:
+            return {"html": "", "figures": {}}
         found = kept(run)
     except (RunError, PermissionError) as problem:
         return {"problem": str(problem)}

@@ -24,6 +24,7 @@ LABELS = {
     "dist_gamma": "Gamma",
 }
 HELP = {
+    "teacher": "a Hub id, a folder, 'sample', or run:ID",
     "dataset": "a Hub id, a folder, a file, or 'sample'",
     "student": "a name, a Hub id or a folder",
     "temperature": "higher is softer",

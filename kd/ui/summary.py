@@ -76,7 +76,7 @@ class Summary:
         if name == "step":
             changes = {key: event[key] for key in ("epoch", "step", "seconds", "images_per_second")}
         if name == "eval" and self.nth == 1:  # of the run's own student
-            changes = {"agreement": event["agreement"]}
+            changes = {"agreement": event.get("agreement")}
             changes |= {"accuracy": event["accuracy"]} if self.labels == "dataset" else {}
         if event.get("warnings"):
             changes["warnings"] = tuple(dict.fromkeys([*self.warnings, *event["warnings"]]))
@@ -188,11 +188,6 @@ def against(ratio: float, less: str, more: str) -> str:
     return f"{times(ratio)} {less}" if ratio >= 1 else f"{times(1 / ratio)} {more}"
 
 
-def short(name: str) -> str:
-    """A Hub id as it is, a folder by its last part."""
-    return Path(name).name if Path(name).is_absolute() else name
-
-
 def table(head: list[str], rows: list[list[str]], caption: str, classes: str = "") -> str:
     """An HTML table with row headers; every cell is escaped. On a phone each cell shows its column's name."""
     cells = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
@@ -235,7 +230,10 @@ MARKS = {"helps": "▲", "hurts": "▼", "no difference shown": "="}
 
 
 def result(report: dict[str, Any]) -> str:
-    """A report as HTML: the verdict if there is one, the table of both models, each seed's figures."""
+    """A report as HTML: the verdict if there is one, the table of both models, or of the one where there was no teacher,
+    each seed's figures."""
+    if not report["teacher"]:
+        return alone_table(report["student"]) + seeds_table(report)
     return verdict(report) + result_table(report) + seeds_table(report)
 
 
@@ -269,7 +267,11 @@ def seeds_table(report: dict[str, Any]) -> str:
 
     rows = [row(str(seed), distilled[seed], baseline and baseline[seed]) for seed in distilled]
     rows.append(row("Mean", mean(distilled.values()), baseline and mean(baseline.values())))
-    head = ["Seed", "Distilled", *(["No teacher", "Difference"] if baseline else [])]
+    head = [
+        "Seed",
+        "Distilled" if report["teacher"] else "Accuracy",
+        *(["No teacher", "Difference"] if baseline else []),
+    ]
     measured = "Test accuracy" if is_labelled(report) else "Agreement with the teacher on the test split"
     return table(head, rows, f"{measured} of each seed", "kd-seeds")
 
@@ -303,6 +305,22 @@ def result_table(report: dict[str, Any]) -> str:
         )
         + note
     )
+
+
+def alone_table(side: dict[str, Any]) -> str:
+    """What a run without a teacher has trained."""
+    latency = side["latency_ms"]
+    rows = [
+        ["Test accuracy", f"{side['accuracy']:.2%}"],
+        ["Macro F1", f"{side['f1']:.4f}"],
+        ["Parameters", count(side["parameters"])],
+        ["Size", f"{side['megabytes']:.2f} MB"],
+        ["FLOPs", count(side["flops"])],
+        ["Latency p50", f"{latency['p50']:.2f} ms"],
+        ["Latency p95", f"{latency['p95']:.2f} ms"],
+    ]
+    note = f'<p class="kd-note">{html.escape(how_timed(latency))}</p>'
+    return table(["Measure", "Model"], rows, "Learned from the labels alone, measured on the test split") + note
 
 
 def _scores(report: dict[str, Any]) -> list[list[str]]:
