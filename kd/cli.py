@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 OF_A_TEACHER = (
-    "teacher", "student", "method", "temperature", "lambda", "weight", "baseline", "targets",
+    "teacher", "student", "label_map", "method", "temperature", "lambda", "weight", "baseline", "targets",
     *(public_name(field) for field in dataclasses.fields(DistillConfig) if "only" in field.metadata),
 )  # fmt: skip
 """The settings that a run without a teacher has no use for, and the base's name."""
@@ -86,6 +86,17 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--base", required=True, metavar="HUB_ID_OR_FOLDER", help="the pretrained image classifier")
     _add_settings(one, but=OF_A_TEACHER)
     one.add_argument("--json", action="store_true", help="print the report as the last line of standard output")
+
+    one = command(
+        "labels", label_table, "show which class of a teacher is taken for which of a dataset, without training"
+    )
+    wanted = ("teacher", "label_map", *OF_PICTURES)
+    _add_settings(
+        one,
+        but=tuple(name for field in dataclasses.fields(DistillConfig) if (name := public_name(field)) not in wanted),
+    )
+    one.add_argument("--json", action="store_true")
+    one.set_defaults(preset="custom")
 
     one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
     one.add_argument("folder", type=Path)
@@ -174,8 +185,17 @@ def _config(options: argparse.Namespace) -> DistillConfig:
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of a distillation that were given."""
+    """The settings of a distillation that were given; of a label map's file, what it holds. Raises ``BadUsage``."""
     given = {name.removeprefix("set_"): value for name, value in vars(options).items() if name.startswith("set_")}
+    label_map = given.get("label_map")
+    if label_map and "=" not in label_map and "{" not in label_map:
+        try:
+            given["label_map"] = Path(label_map).expanduser().read_text()
+        except OSError as error:
+            raise BadUsage(
+                f"label-map is {label_map!r}, and there is no such file: {error.strerror}. Expected a JSON file, or pairs such as "
+                "'sneakers=running shoe, mug=coffee mug'."
+            ) from error
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -210,6 +230,33 @@ def teacher(options: argparse.Namespace) -> int:
         raise BadUsage(str(error)) from error
     run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
     return _follow(run, options.json, launch.start(run))
+
+
+def label_table(options: argparse.Namespace) -> int:
+    """Print how the teacher's classes and the dataset's are matched, and what that means."""
+    config = _config(options)
+    _quiet()
+    from kd import labels
+    from kd.data import SPLIT_NAMES, load_splits
+    from kd.models import teacher_classes
+
+    splits, theirs = load_splits(config), teacher_classes(config.teacher)
+    if not splits.labelled:
+        raise RunError(
+            f"The dataset has no labels, so there is nothing to match: a student would learn the teacher's {len(theirs)} classes."
+        )
+    match = labels.match_classes(theirs, splits.classes, config.label_map)
+    counts = [sum(split) for split in zip(*map(splits.counts, SPLIT_NAMES), strict=True)]
+    rows = labels.tabulated(match, counts)
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        cells = [[row["class"], f"{row['pictures']:,}", row["teacher"] or "-", row["found"]] for row in rows]
+        print(table(["class", "pictures", "teacher", "found by"], cells))
+    match.check()
+    for said in match.in_words(splits.counts("train")):
+        print(said, file=sys.stderr)
+    return 0
 
 
 def estimate(options: argparse.Namespace) -> int:

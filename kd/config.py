@@ -1,6 +1,7 @@
 """What a run is asked to do: one frozen dataclass. Command-line flags and widgets are built from its fields."""
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -70,6 +71,9 @@ class DistillConfig:
     test_fraction: float = setting(0.1, "share of train to cut where there is no test split", above=0, high=0.5)
     image_column: str | None = setting(None, "column of the pictures (default: found by type)")
     label_column: str | None = setting(None, "column of the labels (default: found by type and name)")
+    label_map: str | None = setting(
+        None, "classes as the teacher calls them: 'class=teacher class, ...', or a JSON file (default: guessed by name)"
+    )
     student: str = setting(
         "mobilenet_v2_0.35",
         "student: a name from `python -m kd students`, a Hub id or a folder",
@@ -138,6 +142,7 @@ class DistillConfig:
         for field in dataclasses.fields(self):
             value = checked(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+        label_pairs(self.label_map or "")
         if self.teacher == NO_TEACHER:
             if self.baseline == "yes":
                 raise ValueError(
@@ -215,6 +220,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "custom": {"student": "mobilenet_v2_1.0"},
 }  # fmt: skip
+
+
+def label_pairs(text: str) -> dict[str, str]:
+    """A label map's text, "class=teacher class, ..." or a JSON object, as pairs; a class with nothing after its "=" is said
+    to have none. A comma that no "=" follows belongs to a name. Raises ``ValueError`` in words for a user."""
+    problem = ValueError(
+        f"label_map is {text!r}; expected pairs such as 'sneakers=running shoe, mug=coffee mug', or a JSON object of them."
+    )
+    if text.lstrip().startswith("{"):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            raise problem from None
+        if not all(isinstance(name, str) for name in found.values()):
+            raise problem
+        return {ours.strip(): theirs.strip() for ours, theirs in found.items()}
+    pairs = {}
+    for part in re.split(r",(?=[^,]*=)", text) if text.strip() else ():
+        ours, equals, theirs = part.partition("=")
+        if not equals or not ours.strip():
+            raise problem
+        pairs[ours.strip()] = theirs.strip()
+    return pairs
 
 
 def public_name(field: dataclasses.Field) -> str:

@@ -84,6 +84,11 @@ class Splits:
         """Whose the labels are, as events and reports have it: the ``dataset``'s, or the ``teacher``'s."""
         return "dataset" if self.labelled else "teacher"
 
+    def counts(self, split: str) -> list[int]:
+        """The pictures of each class in a split; none where they have no labels."""
+        labels = np.asarray(getattr(self, split)["label"])
+        return np.bincount(labels, minlength=len(self.classes)).tolist() if self.labelled else []
+
     def sizes(self) -> dict[str, int]:
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
 

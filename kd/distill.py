@@ -226,7 +226,9 @@ def prepare(run: Run, progress: Progress) -> Work:
     short, long = data.typical_size(splits.train)
     teacher, said = None, []
     if config.teacher != NO_TEACHER:
-        teacher, said = models.load_teacher(config.teacher, splits.classes)
+        counts = splits.counts("train")
+        teacher, said = models.load_teacher(config.teacher, splits.classes, config.label_map, counts)
+        check_known(splits, teacher)
     if not splits.labelled:
         splits, config = taught_alone(config, splits, teacher)
     healing = config.heal == "yes"
@@ -237,7 +239,7 @@ def prepare(run: Run, progress: Progress) -> Work:
         precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
         config = with_epochs(run, config, student, device, precision, len(splits.train))
     if teacher:
-        said += check_classes(config.method, len(splits.classes))
+        said += check_classes(config.method, len(splits.classes) if teacher.known is None else int(teacher.known.sum()))
 
     train, validation = load_both(run, splits, pixel_side(teacher, student, long), cache, progress)
     tell_models(run, config, teacher, student, device, precision, said)
@@ -270,6 +272,8 @@ def taught_alone(config: DistillConfig, splits: "Splits", teacher: "Teacher | No
             "baseline, and lambda cannot be 0. Leave out the baseline and choose lambda 1, or put each class's pictures "
             "into a folder of its own."
         )
+    if config.label_map:
+        raise RunError("The pictures have no labels, so there are no classes to map. Leave out the label map.")
     if len(teacher.classes) < 2:
         raise RunError(f"The teacher {config.teacher!r} knows one class only: there is nothing to learn from it.")
     said = (
@@ -281,6 +285,24 @@ def taught_alone(config: DistillConfig, splits: "Splits", teacher: "Teacher | No
         said += f" Lambda is 1, not {config.lambda_:g}."
     splits = dataclasses.replace(splits, classes=teacher.classes, warnings=[said, *splits.warnings])
     return splits, dataclasses.replace(config, lambda_=1.0)
+
+
+def check_known(splits: "Splits", teacher: "Teacher") -> None:
+    """Raises ``RunError`` where validation or test has no picture of a class that the teacher knows."""
+    for name in ("validation", "test"):
+        labels = getattr(splits, name)["label"]
+        if splits.labelled and not taught(teacher, labels).any():
+            raise RunError(
+                f"The {name} split has no picture of a class that the teacher knows, so whether the student agrees with it "
+                "cannot be measured. Add some, or match more classes with --label-map."
+            )
+
+
+def taught(teacher: "Teacher", labels: "np.ndarray | list[int]") -> "np.ndarray":
+    """Which pictures, bool ``[N]``, are of classes that the teacher knows, from their ``labels`` ``[N]``."""
+    import numpy as np
+
+    return np.ones(len(labels), bool) if teacher.known is None else teacher.known.cpu().numpy()[np.asarray(labels)]
 
 
 def labelled_by(logits: "np.ndarray", pixels: "Pixels") -> "Pixels":
@@ -393,16 +415,17 @@ def check_teacher(
     if not splits.labelled:
         run.append("teacher", warnings=check_variety(logits, splits.classes))
         return logits
-    found = quality(logits, validation.labels)
-    chance = np.bincount(validation.labels).max() / len(validation.labels)
-    noise = 3 * (chance * (1 - chance) / len(validation.labels)) ** 0.5
+    rows = taught(teacher, validation.labels)
+    labels, right = validation.labels[rows], quality(logits[rows], validation.labels[rows])["accuracy"]
+    chance = np.bincount(labels).max() / len(labels)
+    noise = 3 * (chance * (1 - chance) / len(labels)) ** 0.5
     warnings = []
-    if found["accuracy"] <= chance + noise:
+    if right <= chance + noise:
         warnings.append(
-            f"The teacher is right on {found['accuracy']:.1%} of the validation pictures, no better than always saying "
+            f"The teacher is right on {right:.1%} of the validation pictures, no better than always saying "
             f"the commonest class ({chance:.1%}). Are these its classes, in its order?"
         )
-    run.append("teacher", **rounded(found), warnings=warnings)
+    run.append("teacher", **rounded(quality(logits, validation.labels)), warnings=warnings)
     return logits
 
 
@@ -471,9 +494,9 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
     from kd.trainer import Diverged, ImageDistilTrainer, RunCallback, ViewBatches
 
     config, arm, student = work.config, work.arm, work.student.pipeline
-    taught = arm.name == "distilled" and work.teacher is not None
-    online = work.teacher if taught and work.targets is None else None
-    logits = work.targets.logits if taught and work.targets else None
+    distilled = arm.name == "distilled" and work.teacher is not None
+    online = work.teacher if distilled and work.targets is None else None
+    logits = work.targets.logits if distilled and work.targets else None
     batches = ViewBatches(work.train, work.views, student, work.device, logits, online and online.pipeline)
     whole = Views(work.validation.fingerprint, len(work.validation.labels), 1.0)
     theirs = work.validation_logits
@@ -482,7 +505,10 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
     def metrics(answers) -> dict[str, float]:
         if not np.isfinite(answers.predictions).all():
             raise Diverged("the student's answers are not finite numbers")
-        agreed = {} if theirs is None else {"agreement": agreement(answers.predictions, theirs)}
+        agreed = {}
+        if work.teacher:
+            rows = taught(work.teacher, work.validation.labels)
+            agreed = {"agreement": agreement(answers.predictions[rows], theirs[rows])}
         return {**quality(answers.predictions, answers.label_ids), **agreed}
 
     before = [e for e in runs.by_arm(run.events()).get((arm.seed, arm.name), []) if e["event"] == "eval"]
@@ -495,10 +521,11 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
         teacher_model=online,
         student_model=work.student.model.to(memory_format=torch.channels_last),
         temperature=config.temperature,
-        lambda_param=config.lambda_ if taught else 0.0,
+        lambda_param=config.lambda_ if distilled else 0.0,
         method=method_of(config),
         warmup_epochs=min(config.dkd_warmup, config.epochs / 12) if config.method.startswith("dkd") else 0.0,
         mixup=config.mixup,
+        known=work.teacher.known if distilled else None,
         args=arguments(run, work, len(batches)),
         train_dataset=batches,
         eval_dataset=held_out,
@@ -641,7 +668,10 @@ def score_student(run: Run, work: Work) -> dict[str, float]:
     model, processor, _ = load_student_folder(folder)
     found = score(model, processor, work.splits.test, work.device, work.progress.phase("test: student"))
     labels = np.asarray(work.splits.test["label"])[found.indices]
-    teacher = score_teacher(run, work, len(labels)) if work.teacher else None
+    agreed = {}
+    if work.teacher:
+        teacher, rows = score_teacher(run, work, len(labels)), taught(work.teacher, labels)
+        agreed = {"agreement": agreement(found.logits[rows], teacher[rows])}
     if not work.splits.labelled:
         labels = teacher.argmax(-1)
     np.savez(
@@ -650,7 +680,6 @@ def score_student(run: Run, work: Work) -> dict[str, float]:
     )  # fmt: skip
     if work.arm.seed != work.config.seed:  # of the further trials only the answers matter
         shutil.rmtree(folder)
-    agreed = {} if teacher is None else {"agreement": agreement(found.logits, teacher)}
     return rounded({**quality(found.logits, labels), **agreed})
 
 
@@ -684,7 +713,7 @@ def write_report(run: Run, work: Work, arms: list[Arm]) -> None:
         **sides,
         "baseline": baseline and {name: baseline[name] for name in ("accuracy", "f1", "agreement")},
         "trials": trials,
-        "verdict": verdict_of(run, arms),
+        "verdict": verdict_of(run, work, arms),
         "notes": said,
         "agreement": own.get("agreement"),
         **(ratios(sides["teacher"], sides["student"]) if work.teacher else {"speedup": None, "size_ratio": None}),
@@ -721,8 +750,8 @@ def tell_apart(run: Run, work: Work, arm: Arm) -> None:
     save_analysis({**found, "labels": work.splits.labels}, work.splits.test, answers["indices"], run.path)
 
 
-def verdict_of(run: Run, arms: list[Arm]) -> dict[str, Any] | None:
-    """Whether the teacher helped on the test split; ``None`` without a baseline."""
+def verdict_of(run: Run, work: Work, arms: list[Arm]) -> dict[str, Any] | None:
+    """Whether the teacher helped on the test pictures of the classes that it knows; ``None`` without a baseline."""
     import numpy as np
 
     from kd.verdict import verdict
@@ -731,7 +760,18 @@ def verdict_of(run: Run, arms: list[Arm]) -> dict[str, Any] | None:
     for arm in arms:
         answers = answers_of(run, arm)
         right[arm.name].append(answers["logits"].argmax(-1) == answers["labels"])
-    return verdict(*map(np.stack, right.values())) if right["baseline"] else None
+    if not right["baseline"]:
+        return None
+    sides = [np.stack(answers) for answers in right.values()]
+    rows = taught(work.teacher, answers_of(run, arms[0])["labels"])
+    found = verdict(*(side[:, rows] for side in sides))
+    if not rows.all():
+        points = 100 * (sides[0].mean() - sides[1].mean())
+        found["sentence"] += (
+            f" These are the pictures of the classes that the teacher knows; over all {len(rows):,} the difference is "
+            f"{points:+z.1f} points."
+        )
+    return found
 
 
 def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -762,8 +802,27 @@ def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], list[str]]
     }
     if not work.splits.labelled:  # it agrees with itself
         del sides["teacher"]["accuracy"], sides["teacher"]["f1"]
-    said = [*answers["unreadable"].tolist(), *([BUSY_NOTE] if busy(run.path.parent, but=run) else [])]
+    said = [
+        *on_known(work, logits, answers["labels"]),
+        *answers["unreadable"].tolist(),
+        *([BUSY_NOTE] if busy(run.path.parent, but=run) else []),
+    ]
     return sides, said
+
+
+def on_known(work: Work, logits: dict[str, "np.ndarray"], labels: "np.ndarray") -> list[str]:
+    """Both models' accuracy on the test pictures of the classes that the teacher knows, in words, if it does not know all:
+    elsewhere it cannot be right."""
+    from kd.compare import quality
+
+    if not work.splits.labelled or work.teacher is None or work.teacher.known is None:
+        return []
+    rows = taught(work.teacher, labels)
+    right = {name: quality(answers[rows], labels[rows])["accuracy"] for name, answers in logits.items()}
+    return [
+        f"On the {rows.sum():,} of {len(rows):,} test pictures whose classes the teacher knows it is right on "
+        f"{right['teacher']:.1%}, the student on {right['student']:.1%}. Their accuracies are over all test pictures."
+    ]
 
 
 def rounded(metrics: dict[str, float]) -> dict[str, float]:

@@ -31,7 +31,11 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     device = models.pick_device(config.device)
     splits = data.load_splits(config)
     short, long = data.typical_size(splits.train)
-    teacher = None if config.teacher == NO_TEACHER else models.load_teacher(config.teacher, splits.classes)[0]
+    teacher = (
+        None
+        if config.teacher == NO_TEACHER
+        else models.load_teacher(config.teacher, splits.classes, config.label_map)[0]
+    )
     if not splits.labelled:
         splits, config = taught_alone(config, splits, teacher)
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed)

@@ -38,6 +38,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from kd.config import NO_TEACHER, SAMPLE
 from kd.data import ASSETS, SMALL_SIDE, explained, some
 from kd.depthwise import quicken
+from kd.labels import match_classes, nameless, plain
 from kd.runs import RunError, write_whole
 
 BIG_SIDE = 224
@@ -97,23 +98,40 @@ def run_processor(processor: Any, images: list[Image.Image]) -> Tensor:
 # --- Teacher
 
 
+NEVER = -1e4
+"""The logit of a class that the teacher does not know: no chance at all, and finite in every type."""
+
+
 class Teacher(nn.Module):
-    """A frozen classifier whose logits come in the order of ``classes``: the dataset's, or its own where that has none."""
+    """A frozen classifier whose logits come in the order of ``classes``: the dataset's, or its own where that has none.
+
+    ``known`` is bool ``[C]``, which of the classes it knows, or ``None`` for all; the logit of another is ``NEVER``.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, processor: Any, columns: list[int] | None = None, classes: list[str] | None = None
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        columns: list[int | None] | None = None,
+        classes: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.columns = columns
         self.classes = classes or classes_of(model.config)
+        known = None if columns is None or None not in columns else torch.tensor([c is not None for c in columns])
+        self.register_buffer("known", known, persistent=False)
         self.pipeline = pipeline(processor)
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
         """``[B, 3, H, W]`` to ``logits`` ``[B, C]``."""
         logits = self.model(pixel_values=pixel_values).logits
-        return ImageClassifierOutput(logits=logits if self.columns is None else logits[:, self.columns])
+        if self.columns is not None:
+            logits = logits[:, [column or 0 for column in self.columns]]
+        if self.known is not None:
+            logits = logits.masked_fill(~self.known, NEVER)
+        return ImageClassifierOutput(logits=logits)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in evaluation mode: dropout must not blur the targets."""
@@ -131,15 +149,15 @@ class Teacher(nn.Module):
         return digest.hexdigest()
 
 
-def load_teacher(name: str, classes: list[str] | None) -> tuple[Teacher, list[str]]:
+def load_teacher(
+    name: str, classes: list[str] | None, label_map: str | None = None, counts: list[int] | None = None
+) -> tuple[Teacher, list[str]]:
     """The teacher, its outputs in the order of ``classes`` (none: in its own), and what the user should know about
-    the match.
+    the match (``kd.labels``). ``counts``: the training pictures of each class, to be named there.
 
     Raises ``RunError`` if it is not there, cannot be reached, has an untrained head, or other classes.
     """
-    if name == NO_TEACHER:
-        raise RunError("The teacher is none: nobody can be asked. Choose a Hub id, a folder, or 'sample'.")
-    source = str(ASSETS / "sample-teacher") if name == SAMPLE else name
+    source = _source(name)
     with explained("teacher", name):
         config = _config("teacher", source)
         _check_is_classifier(config, name)
@@ -152,8 +170,28 @@ def load_teacher(name: str, classes: list[str] | None) -> tuple[Teacher, list[st
             "classification head. Fine-tune it on these classes first (`python -m kd teacher --base`), then use the result "
             "as the teacher."
         )
-    columns, said = match_classes(model.config.id2label, classes) if classes else (None, [])
-    return Teacher(model, processor, columns, classes), said
+    if not classes:
+        return Teacher(model, processor), []
+    match = match_classes(classes_of(model.config), classes, label_map)
+    match.check()
+    in_order = match.columns == list(range(len(match.theirs)))
+    return Teacher(model, processor, None if in_order else match.columns, classes), match.in_words(counts)
+
+
+def teacher_classes(name: str) -> list[str]:
+    """The classes of a teacher, without its weights. Raises ``RunError`` if it is not there, or no classifier."""
+    source = _source(name)
+    with explained("teacher", name):
+        config = _config("teacher", source)
+    _check_is_classifier(config, name)
+    return classes_of(config)
+
+
+def _source(name: str) -> str:
+    """A teacher's folder or Hub id."""
+    if name == NO_TEACHER:
+        raise RunError("The teacher is none: nobody can be asked. Choose a Hub id, a folder, or 'sample'.")
+    return str(ASSETS / "sample-teacher") if name == SAMPLE else name
 
 
 def classes_of(config: Any) -> list[str]:
@@ -209,40 +247,6 @@ def load_processor(source: str, kind: str, name: str) -> Any:
                 f"The {kind} {name!r} has no preprocessor_config.json: it cannot be told how to see."
             ) from error
         raise
-
-
-def match_classes(id2label: dict[int, str], classes: list[str]) -> tuple[list[int] | None, list[str]]:
-    """Which of the teacher's outputs is which class: indices (``None``: the same order) and warnings.
-
-    Names are compared without case, spaces, underscores and hyphens. A side that has no real names (``LABEL_0``) is
-    matched by index. Raises ``RunError`` where the two have different classes.
-    """
-    theirs = [str(id2label[i]) for i in sorted(id2label)]
-    if theirs == classes:
-        return None, []
-    ours_plain, theirs_plain = ([_plain(name) for name in names] for names in (classes, theirs))
-    if len(set(ours_plain)) < len(classes):
-        raise RunError(
-            f"Two classes of the dataset differ only in case, spaces or underscores: {some(sorted(classes))}."
-        )
-    if sorted(theirs_plain) == sorted(ours_plain):
-        columns = [theirs_plain.index(name) for name in ours_plain]
-        return (None if columns == list(range(len(classes))) else columns), []
-    if len(theirs) == len(classes):
-        for names, whose in ((theirs, "teacher"), (classes, "dataset")):
-            if names == [f"LABEL_{i}" for i in range(len(names))] or names == [str(i) for i in range(len(names))]:
-                return None, [
-                    f"The {whose} has no class names ({some(names, 3)}), so classes are matched by their order. If the "
-                    "teacher's accuracy below is near chance, the order is wrong."
-                ]
-    raise RunError(
-        f"The teacher predicts {len(theirs)} classes ({some(theirs)}), the dataset has {len(classes)} "
-        f"({some(classes)}). Pick a teacher fine-tuned on these classes."
-    )
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.casefold() if c not in " _-")
 
 
 # --- Students
@@ -414,12 +418,7 @@ def resized(processor: Any, side: int) -> Any:
 def knows(config: Any, classes: list[str]) -> bool:
     """Whether a model's outputs are these classes, in this order: by their names, if it has any."""
     theirs = classes_of(config)
-    return theirs != _nameless(len(theirs)) and list(map(_plain, theirs)) == list(map(_plain, classes))
-
-
-def _nameless(count: int) -> list[str]:
-    """What transformers calls the classes of a model that was told no names."""
-    return [f"LABEL_{index}" for index in range(count)]
+    return not nameless(theirs) and list(map(plain, theirs)) == list(map(plain, classes))
 
 
 def renew_head(model: PreTrainedModel) -> PreTrainedModel:

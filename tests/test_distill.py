@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import toys
 from conftest import flags, kd
@@ -211,40 +212,65 @@ def test_without_labels_the_student_learns_the_teacher_s_classes_from_it_alone(s
         execute(runs.create(settings(small, dataset=str(heap), baseline="yes"), tmp_path / "runs", "t"))
 
 
-def test_a_teacher_is_made_without_one_and_then_teaches(small, colours, tmp_path, capsys, monkeypatch):
-    base = tmp_path / "base"
-    toys.tiny_resnet(["a", "b", "c", "d"]).save_pretrained(base)
-    toys.processor().save_pretrained(base)
-    quick = {"dataset": str(colours), "epochs": 1, "views": 1, "precision": "fp32", "learning_rate": 0.01}
-    run = runs.create(DistillConfig.finetune(str(base), **quick, mixup=0.2), tmp_path, "t")
-    with pytest.raises(RunError, match="cannot teach: it has no finished student"):
-        runs.resolved(DistillConfig(teacher=f"run:{run.id}"), tmp_path)
+QUICK = {"epochs": 1, "views": 1, "precision": "fp32", "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def made(colours, tmp_path_factory) -> Run:
+    """A run that has made a teacher of a base with other classes."""
+    folder = tmp_path_factory.mktemp("made")
+    toys.tiny_resnet(["a", "b", "c", "d"]).save_pretrained(folder / "base")
+    toys.processor().save_pretrained(folder / "base")
+    run = runs.create(
+        DistillConfig.finetune(str(folder / "base"), dataset=str(colours), mixup=0.2, **QUICK), folder, "t"
+    )
     execute(run)
-    report, events = run.report(), run.events()
+    return run
+
+
+def test_a_teacher_is_made_from_the_labels_alone(made, colours, capsys, monkeypatch):
+    report, events = made.report(), made.events()
     assert report["teacher"] is None and report["agreement"] is None and report["verdict"] is None
-    assert report["data"]["classes"] == toys.CLASSES and not run.last("targets") and not run.last("teacher")
-    assert not (run.path / "analysis.json").exists()
-    screen = cli.Screen(run)
+    assert report["data"]["classes"] == toys.CLASSES and not made.last("targets") and not made.last("teacher")
+    assert not (made.path / "analysis.json").exists()
+    screen = cli.Screen(made)
     for event in events:
         screen.show(event)
     assert "labels alone -> base" in (said := capsys.readouterr().err) and "teacher" not in said
     assert "student" in result_table(report, None) and "teacher" not in result_table(report, None)
-    assert f"--teacher run:{run.id} --dataset {colours}" in cli.distil_from(run)
-    assert "labels alone" in summary.result(report) and "labels alone" in plots.name_of(run)
+    assert f"--teacher run:{made.id} --dataset {colours}" in cli.distil_from(made)
+    assert "labels alone" in summary.result(report) and "labels alone" in plots.name_of(made)
     shown = [trace.name for figure in plots.figures(events).values() for trace in figure.data if trace.visible]
     assert shown == ["hard", "student"]
     with pytest.raises(RunError, match="it has no teacher to be compared with"):
-        compare(run, [])
-    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
-    assert analysis.analysis({"run": run.id}) == {"html": "", "figures": {}} and choices(None, None) == []
-    assert "from the labels alone" in row(run) and "Compare" not in row(run)
-    assert study.result_of(run)["teacher"] is None
-    taught = runs.create(DistillConfig(teacher="run:last", student=str(base), **quick), tmp_path, "t")
-    assert (
-        taught.config().teacher == str(run.path / "student") and runs.short(taught.config().teacher) == f"run:{run.id}"
-    )
-    execute(taught)
-    assert taught.report()["teacher"]["accuracy"] == report["student"]["accuracy"]
+        compare(made, [])
+    monkeypatch.setenv("KD_RUNS_DIR", str(made.path.parent))
+    assert analysis.analysis({"run": made.id}) == {"html": "", "figures": {}} and choices(None, None) == []
+    assert "from the labels alone" in row(made) and "Compare" not in row(made)
+    assert study.result_of(made)["teacher"] is None
+
+
+def test_what_a_run_has_made_teaches_the_classes_that_it_is_said_to_know(made, colours):
+    asked = DistillConfig(
+        teacher=f"run:{made.id}", label_map="green leaf=", dataset=str(colours), student=str(made.path.parent / "base"),
+        baseline="yes", targets="online", mixup=0.2, **QUICK,
+    )  # fmt: skip
+    run = runs.create(asked, made.path.parent, "t")
+    with pytest.raises(RunError, match="cannot teach: it has no finished student"):
+        runs.resolved(DistillConfig(teacher=f"run:{run.id}"), made.path.parent)
+    assert run.config().teacher == str(made.path / "student") and runs.short(run.config().teacher) == f"run:{made.id}"
+    execute(run)
+    report = run.report()
+    assert "does not know 1 of 3 classes (green leaf: as told). Their 32 of 96" in run.last("models")["warnings"][0]
+    assert "On the 8 of 12 test pictures whose classes the teacher knows" in report["notes"][0]
+    assert report["verdict"]["pictures"] == 8 and "over all 12 the difference is" in report["verdict"]["sentence"]
+    with np.load(run.path / "arms" / "distilled-0" / "test.npz") as kept:
+        rows, ours = kept["labels"] != 1, kept["logits"].argmax(-1)
+    with np.load(made.path / "arms" / "distilled-0" / "test.npz") as kept:
+        theirs = kept["logits"][:, [0, 2]].argmax(-1) * 2
+    assert report["agreement"] == pytest.approx((ours == theirs)[rows].mean(), abs=1e-5)
+    found = compare(run, [colours / "green leaf" / "000.png"])
+    assert "does not know green leaf" in found["note"] and found["pictures"][0]["teacher"][-1]["confidence"] == 0
 
 
 # --- Runs that do not end well

@@ -26,6 +26,7 @@ LABELS = {
 HELP = {
     "teacher": "a Hub id, a folder, 'sample', or run:ID",
     "dataset": "a Hub id, a folder, a file, or 'sample'",
+    "label_map": "class=teacher class, …; else guessed by name",
     "student": "a name, a Hub id or a folder",
     "temperature": "higher is softer",
     "lambda": "the teacher's weight",
