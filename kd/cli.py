@@ -642,7 +642,7 @@ class Screen:
         t, s = e["teacher"], e["student"]
         taught = f"teacher: {t['parameters'] / 1e6:.2f} M, {t['flops'] / 1e6:,.1f} MFLOPs; " if t else ""
         self.line(
-            f"student: {s['parameters'] / 1e6:.2f} M parameters, {s['flops'] / 1e6:,.1f} MFLOPs at "
+            f"{'student' if t else 'model'}: {s['parameters'] / 1e6:.2f} M parameters, {s['flops'] / 1e6:,.1f} MFLOPs at "
             f"{e['image_size'][0]} px; {taught}{e['device']}, {e['precision']}"
         )
         for change in e["healed"]:
@@ -701,7 +701,7 @@ def result_table(report: dict[str, Any], agreed: float | None) -> str:
         side = report[name]
         latency = side["latency_ms"]
         rows.append([
-            name,
+            name if report["teacher"] else "model",
             *([f"{side['accuracy']:.2%}", f"{side['f1']:.4f}"] if scored else []),
             f"{side['parameters'] / 1e6:.2f} M",
             f"{side['megabytes']:.2f}",

@@ -23,8 +23,8 @@ def plain(name: str) -> str:
 
 
 def synonyms(name: str) -> set[str]:
-    """The plain names in "n02123045 tabby, tabby cat", as ImageNet's classes have several."""
-    return {plain(part) for part in WORDNET_ID.sub("", name).split(",") if plain(part)}
+    """The plain names in "n02123045 tabby, tabby cat", as ImageNet's classes have several, or in "T-shirt/top"."""
+    return {plain(part) for part in re.split("[,/]", WORDNET_ID.sub("", name)) if plain(part)}
 
 
 def singulars(name: str) -> set[str]:

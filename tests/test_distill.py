@@ -237,7 +237,8 @@ def test_a_teacher_is_made_from_the_labels_alone(made, colours, capsys, monkeypa
     for event in events:
         screen.show(event)
     assert "labels alone -> base" in (said := capsys.readouterr().err) and "teacher" not in said
-    assert "student" in result_table(report, None) and "teacher" not in result_table(report, None)
+    table = result_table(report, None)
+    assert "model" in table and "teacher" not in table and "The student is" not in table
     assert f"--teacher run:{made.id} --dataset {colours}" in cli.distil_from(made)
     assert "labels alone" in summary.result(report) and "labels alone" in plots.name_of(made)
     shown = [trace.name for figure in plots.figures(events).values() for trace in figure.data if trace.visible]

@@ -170,7 +170,7 @@ def build() -> DistillTab:
             )
             with gr.Row(elem_id="teacher-row"):
                 first = {"teacher": settings.widget("teacher")}
-                make = gr.Button("Make a teacher", size="sm", scale=0, min_width=130, elem_id="make-teacher")
+                make = gr.Button("Make a teacher", size="sm", scale=0, min_width=116, elem_id="make-teacher")
             first |= {name: settings.widget(name) for name in (*settings.OFFERED[1:], "method")}
             with gr.Row(visible=False) as own_row:
                 first |= {name: settings.widget(name) for name in settings.OWN}
@@ -274,6 +274,7 @@ def on_make(saved: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
         asked = settings.from_widgets(values).to_dict()
         config = DistillConfig.finetune(asked["teacher"], **{name: asked[name] for name in OF_TEACHER})
         run = start(config, saved["owner"])
+    gr.Info("The model in Teacher is fine-tuned on these pictures first. When it is done, click Use as teacher.")
     return {**saved, "run": run.id}, {"run": run.id, "owner": saved["owner"], "new": True}
 
 

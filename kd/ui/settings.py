@@ -24,7 +24,7 @@ LABELS = {
     "dist_gamma": "Gamma",
 }
 HELP = {
-    "teacher": "a Hub id, a folder, 'sample', or run:ID",
+    "teacher": "Hub id, folder, 'sample', run:ID",
     "dataset": "a Hub id, a folder, a file, or 'sample'",
     "label_map": "class=teacher class, …; else guessed by name",
     "student": "a name, a Hub id or a folder",
