@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shlex
 import signal
 import sys
 import time
@@ -13,8 +14,8 @@ from typing import Any
 from kd import launch, runs
 from kd import sweep as sweeps
 from kd.bench_rows import SCALES, Plan
-from kd.config import PRESETS, DistillConfig, public_name
-from kd.runs import Run, RunError
+from kd.config import NO_TEACHER, PRESETS, RUN_TEACHER, DistillConfig, public_name
+from kd.runs import Run, RunError, short
 from kd.sweep import SWEPT, Grid, Sweep
 
 
@@ -37,6 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+OF_A_TEACHER = (
+    "teacher", "student", "label_map", "method", "temperature", "lambda", "weight", "baseline", "targets",
+    *(public_name(field) for field in dataclasses.fields(DistillConfig) if "only" in field.metadata),
+)  # fmt: skip
+"""The settings that a run without a teacher has no use for, and the base's name."""
+OF_PICTURES = (
+    "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
+    "image_column", "label_column",
+)  # fmt: skip
+"""The settings that say which pictures are learned from."""
 ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy")
 
 
@@ -66,6 +77,26 @@ def parser() -> argparse.ArgumentParser:
     _add_preset(one)
     _add_settings(one)
     one.add_argument("--json", action="store_true", help="print it as the last line of standard output")
+
+    one = command(
+        "teacher",
+        teacher,
+        "make a teacher: fine-tune a pretrained model on a dataset's classes, as a run without a teacher",
+    )
+    one.add_argument("--base", required=True, metavar="HUB_ID_OR_FOLDER", help="the pretrained image classifier")
+    _add_settings(one, but=OF_A_TEACHER)
+    one.add_argument("--json", action="store_true", help="print the report as the last line of standard output")
+
+    one = command(
+        "labels", label_table, "show which class of a teacher is taken for which of a dataset, without training"
+    )
+    wanted = ("teacher", "label_map", *OF_PICTURES)
+    _add_settings(
+        one,
+        but=tuple(name for field in dataclasses.fields(DistillConfig) if (name := public_name(field)) not in wanted),
+    )
+    one.add_argument("--json", action="store_true")
+    one.set_defaults(preset="custom")
 
     one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
     one.add_argument("folder", type=Path)
@@ -145,16 +176,26 @@ def _add_settings(one: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> No
 
 
 def _config(options: argparse.Namespace) -> DistillConfig:
-    """What was asked for. Raises ``BadUsage``."""
+    """What was asked for. Raises ``BadUsage``, and ``RunError`` for a run that cannot teach."""
     try:
-        return DistillConfig.preset(options.preset, **_asked(options))
+        config = DistillConfig.preset(options.preset, **_asked(options))
     except ValueError as error:
         raise BadUsage(str(error)) from error
+    return runs.with_run_as_teacher(config, lambda id: runs.find(options.runs_dir, id))
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of a distillation that were given."""
+    """The settings of a distillation that were given; of a label map's file, what it holds. Raises ``BadUsage``."""
     given = {name.removeprefix("set_"): value for name, value in vars(options).items() if name.startswith("set_")}
+    label_map = given.get("label_map")
+    if label_map and "=" not in label_map and "{" not in label_map:
+        try:
+            given["label_map"] = Path(label_map).expanduser().read_text()
+        except OSError as error:
+            raise BadUsage(
+                f"label-map is {label_map!r}, and there is no such file: {error.strerror}. Expected a JSON file, or pairs such as "
+                "'sneakers=running shoe, mug=coffee mug'."
+            ) from error
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -179,6 +220,43 @@ def distill(options: argparse.Namespace) -> int:
     config = _config(options)
     run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
     return _follow(run, options.json, launch.start(run))
+
+
+def teacher(options: argparse.Namespace) -> int:
+    """Fine-tune a base on the dataset as a run like any other, then say how to distil from it."""
+    try:
+        config = DistillConfig.finetune(options.base, **_asked(options))
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+    run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
+    return _follow(run, options.json, launch.start(run))
+
+
+def label_table(options: argparse.Namespace) -> int:
+    """Print how the teacher's classes and the dataset's are matched, and what that means."""
+    config = _config(options)
+    _quiet()
+    from kd import labels
+    from kd.data import SPLIT_NAMES, load_splits
+    from kd.models import teacher_classes
+
+    splits, theirs = load_splits(config), teacher_classes(config.teacher)
+    if not splits.labelled:
+        raise RunError(
+            f"The dataset has no labels, so there is nothing to match: a student would learn the teacher's {len(theirs)} classes."
+        )
+    match = labels.match_classes(theirs, splits.classes, config.label_map)
+    counts = [sum(split) for split in zip(*map(splits.counts, SPLIT_NAMES), strict=True)]
+    rows = labels.tabulated(match, counts)
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        cells = [[row["class"], f"{row['pictures']:,}", row["teacher"] or "-", row["found"]] for row in rows]
+        print(table(["class", "pictures", "teacher", "found by"], cells))
+    match.check()
+    for said in match.in_words(splits.counts("train")):
+        print(said, file=sys.stderr)
+    return 0
 
 
 def estimate(options: argparse.Namespace) -> int:
@@ -443,20 +521,18 @@ def _row(run: Run) -> dict[str, Any]:
     accuracy = (
         f"{report['student']['accuracy']:.1%} test" if report else f"{last['accuracy']:.1%} validation" if last else ""
     )
+    if accuracy and run.labels() == "teacher":
+        accuracy += ", agreement"
     cells = [
         run.id,
         run.status(),
-        _short(config.teacher),
-        _short(config.student),
+        short(config.teacher),
+        short(config.student),
         config.temperature,
         config.lambda_,
         accuracy,
     ]
     return dict(zip(ROW, cells, strict=True))
-
-
-def _short(name: str) -> str:
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> int:
@@ -489,19 +565,33 @@ def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> in
     if status != "done" or report is None:
         return 1
     screen.line("\n" + result_table(report, report["agreement"]))
+    config = run.config()
     if report.get("verdict"):
         screen.line(report["verdict"]["sentence"])
-    screen.line(f"student: {run.path / 'student'}")
+    screen.line(f"{'model' if config.teacher == NO_TEACHER else 'student'}: {run.path / 'student'}")
+    if config.teacher == NO_TEACHER:
+        screen.line(f"distil from it: {distil_from(run)}")
     if as_json:
         print(json.dumps(report), flush=True)
     return 0
+
+
+def distil_from(run: Run) -> str:
+    """The command that distils from what a run has trained, on the same pictures."""
+    values, usual = run.config().to_dict(), DistillConfig().to_dict()
+    chosen = {"teacher": f"{RUN_TEACHER}{run.id}"}
+    chosen |= {name: values[name] for name in OF_PICTURES if values[name] != usual[name]}
+    if run.path.parent != runs.default_folder().resolve():
+        chosen["runs_dir"] = run.path.parent
+    words = [text for name, value in chosen.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join(["python", "-m", "kd", "distill", "--preset", "custom", *words])
 
 
 class Screen:
     """A run's events as lines and one progress bar, on standard error: standard output is for the report."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.bar, self.total = run, "", 0
+        self.run, self.bar, self.total, self.labels = run, "", 0, "dataset"
 
     def clear(self) -> None:
         """Take the progress bar away."""
@@ -531,10 +621,9 @@ class Screen:
 
     def show_created(self, e: dict) -> None:
         c = self.run.config()
-        self.line(
-            f"run {self.run.id}: {_short(c.teacher)} -> {_short(c.student)} on {_short(c.dataset)}, "
-            f"T {c.temperature:g}, lambda {c.lambda_:g}, {c.epochs} epochs"
-        )
+        taught = f"T {c.temperature:g}, lambda {c.lambda_:g}, " if c.teacher != NO_TEACHER else ""
+        whom = short(c.teacher) if taught else "labels alone"
+        self.line(f"run {self.run.id}: {whom} -> {short(c.student)} on {short(c.dataset)}, {taught}{c.epochs} epochs")
 
     def show_queued(self, e: dict) -> None:
         self.line(f"waiting for the {e['device']}: place {e['place']} in the queue")
@@ -543,6 +632,7 @@ class Screen:
         self.progress(f"{e['phase']} {e['done']:,} of {e['of']:,}", e["done"] / e["of"])
 
     def show_data(self, e: dict) -> None:
+        self.labels = e.get("labels", "dataset")
         self.line(
             f"pictures: {e['train']:,} train, {e['validation']:,} validation, {e['test']:,} test, "
             f"{len(e['classes'])} classes ({e['seconds']:.1f} s, cache {e['cache']})"
@@ -550,16 +640,17 @@ class Screen:
 
     def show_models(self, e: dict) -> None:
         t, s = e["teacher"], e["student"]
+        taught = f"teacher: {t['parameters'] / 1e6:.2f} M, {t['flops'] / 1e6:,.1f} MFLOPs; " if t else ""
         self.line(
-            f"student: {s['parameters'] / 1e6:.2f} M parameters, {s['flops'] / 1e6:,.1f} MFLOPs at "
-            f"{e['image_size'][0]} px; teacher: {t['parameters'] / 1e6:.2f} M, {t['flops'] / 1e6:,.1f} MFLOPs; "
-            f"{e['device']}, {e['precision']}"
+            f"{'student' if t else 'model'}: {s['parameters'] / 1e6:.2f} M parameters, {s['flops'] / 1e6:,.1f} MFLOPs at "
+            f"{e['image_size'][0]} px; {taught}{e['device']}, {e['precision']}"
         )
         for change in e["healed"]:
             self.line(f"  healed: {change}")
 
     def show_teacher(self, e: dict) -> None:
-        self.line(f"teacher: {e['accuracy']:.1%} on validation")
+        if "accuracy" in e:
+            self.line(f"teacher: {e['accuracy']:.1%} on validation")
 
     def show_targets(self, e: dict) -> None:
         self.line(f"targets: {e['cache']} ({e['seconds']:.1f} s)")
@@ -570,11 +661,16 @@ class Screen:
     def show_training(self, e: dict) -> None:
         self.total = e["steps"]
         if e.get("of", 1) > 1:
-            teacher = "with the teacher" if e["arm"] == "distilled" else "without the teacher"
-            self.line(f"training {e['nth']} of {e['of']}: seed {e['seed']}, {teacher}")
+            teacher = ", with the teacher" if e["arm"] == "distilled" else ", without the teacher"
+            if self.run.config().teacher == NO_TEACHER:
+                teacher = ""
+            self.line(f"training {e['nth']} of {e['of']}: seed {e['seed']}{teacher}")
 
     def show_arm(self, e: dict) -> None:
-        self.line(f"  {e['accuracy']:.2%} on the test split, {e['seconds']:.0f} s of training")
+        said = f"{e['accuracy']:.2%} on the test split"
+        if self.labels == "teacher":
+            said = f"agrees with the teacher on {e['accuracy']:.2%} of the test split"
+        self.line(f"  {said}, {e['seconds']:.0f} s of training")
 
     def show_step(self, e: dict) -> None:
         left = (self.total - e["step"]) * e["seconds"] / e["step"]
@@ -583,10 +679,11 @@ class Screen:
         )
 
     def show_eval(self, e: dict) -> None:
-        self.line(
-            f"epoch {e['epoch']:g}: {e['accuracy']:.1%} on validation, agrees with the teacher on {e['agreement']:.1%} "
-            f"({e['seconds']:.0f} s)"
-        )
+        said = [f"{e['accuracy']:.1%} on validation"] if self.labels == "dataset" else []
+        if "agreement" in e:
+            where = "" if said else " of validation"
+            said.append(f"agrees with the teacher on {e['agreement']:.1%}{where}")
+        self.line(f"epoch {e['epoch']:g}: {', '.join(said)} ({e['seconds']:.0f} s)")
 
     def show_stopped(self, e: dict) -> None:
         self.line(e["message"])
@@ -595,27 +692,35 @@ class Screen:
         self.line(f"failed: {e['message']}")
 
 
-def result_table(report: dict[str, Any], agreed: float) -> str:
-    """Teacher and student side by side, as text. ``report``: a run's, or what ``compare`` returns."""
+def result_table(report: dict[str, Any], agreed: float | None) -> str:
+    """Teacher, if there is one, and student side by side, as text. ``report``: a run's, or what ``compare`` returns."""
+    labelled = report.get("data", {}).get("labels", "dataset") == "dataset"
+    scored = labelled and "accuracy" in report["student"]
     rows = []
-    for name in ("teacher", "student"):
+    for name in [name for name in ("teacher", "student") if report[name]]:
         side = report[name]
         latency = side["latency_ms"]
         rows.append([
-            name,
-            *([f"{side['accuracy']:.2%}", f"{side['f1']:.4f}"] if "accuracy" in side else []),
+            name if report["teacher"] else "model",
+            *([f"{side['accuracy']:.2%}", f"{side['f1']:.4f}"] if scored else []),
             f"{side['parameters'] / 1e6:.2f} M",
             f"{side['megabytes']:.2f}",
             f"{side['flops'] / 1e6:,.1f} M",
             f"{latency['p50']:.2f}",
             f"{latency['p95']:.2f}",
         ])  # fmt: skip
-    quality = ["test accuracy", "macro F1"] if "accuracy" in report["student"] else []
+    quality = ["test accuracy", "macro F1"] if scored else []
+    whose = "" if labelled else " of the test pictures; they have no labels, so who is right is not known"
     latency = report["student"]["latency_ms"]
+    against = ""
+    if report["teacher"]:
+        against = (
+            f"\nThe student is {pace(report['speedup'])} and {report['size_ratio']:g} times smaller; it agrees with the "
+            f"teacher on {agreed:.1%}{whose}."
+        )
     return (
         table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)
-        + f"\nThe student is {pace(report['speedup'])} and {report['size_ratio']:g} times smaller; it agrees with "
-        f"the teacher on {agreed:.1%}.\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
+        + f"{against}\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
         f"{latency['threads']} threads, {latency['n']} trials, without preprocessing."
     )
 

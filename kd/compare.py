@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from kd import latency
-from kd.data import pictures
+from kd.config import NO_TEACHER
+from kd.data import pictures, some
 from kd.launch import busy
 from kd.metrics import Agreement, classification
 from kd.models import Pipeline, load_teacher, pipeline, run_processor
@@ -132,12 +133,17 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
     ``label, confidence``) and ``agree``), ``teacher`` and ``student`` (parameters, megabytes, FLOPs, latency),
     ``agreement``, ``speedup``, ``size_ratio`` and ``note``. A picture that cannot be read does not spoil the others.
 
-    Raises ``RunError`` if the run has no student, or none of the pictures can be read.
+    Raises ``RunError`` if the run has no student, or no teacher, or none of the pictures can be read.
     """
     run = run if isinstance(run, Run) else Run(Path(run))
+    if run.config().teacher == NO_TEACHER:
+        raise RunError(
+            f"Run {run.id} learned from the labels alone: it has no teacher to be compared with. Distil from it with the "
+            f"teacher run:{run.id}, and compare that."
+        )
     student, student_processor, student_pipeline = load_exported(run)
     classes = [student.config.id2label[i] for i in range(len(student.config.id2label))]
-    teacher, _ = load_teacher(run.config().teacher, classes)
+    teacher, _ = load_teacher(run.config().teacher, classes, run.config().label_map)
     where = torch.device(device)
 
     shown = [_opened(image, nth) for nth, image in enumerate(images)]
@@ -168,8 +174,16 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
         **sides,
         "agreement": sum(row.get("agree", False) for row in rows) / len(opened),
         **ratios(sides["teacher"], sides["student"]),
-        "note": BUSY_NOTE if was_busy or busy(run.path.parent) else None,
+        "note": " ".join([*_unknown(teacher), *([BUSY_NOTE] if was_busy or busy(run.path.parent) else [])]) or None,
     }
+
+
+def _unknown(teacher: Any) -> list[str]:
+    """Words about the classes that a teacher does not know."""
+    if teacher.known is None:
+        return []
+    names = [name for name, known in zip(teacher.classes, teacher.known.tolist(), strict=True) if not known]
+    return [f"The teacher does not know {some(names)}: it never says so."]
 
 
 BUSY_NOTE = "A run was training meanwhile: both models were slower than they are alone."

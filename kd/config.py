@@ -1,6 +1,7 @@
 """What a run is asked to do: one frozen dataclass. Command-line flags and widgets are built from its fields."""
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -10,6 +11,10 @@ from typing import Any, Self, get_args
 
 SAMPLE = "sample"
 """The name of the embedded dataset, and of its teacher."""
+NO_TEACHER = "none"
+"""The teacher of a run that learns from the labels alone, as one that makes a teacher does."""
+RUN_TEACHER = "run:"
+"""What a teacher begins with that another run has trained; the run's id follows."""
 STUDENT_NAMES = (
     *(f"mobilenet_v2_{width}" for width in (1.4, 1.0, 0.75, 0.5, 0.35)),
     "mobilevit_xx_small",
@@ -52,7 +57,9 @@ def setting(default, help: str, **rules):
 class DistillConfig:
     """The settings of one distillation. Raises ``ValueError``, in words for a user, on a value out of range."""
 
-    teacher: str = setting(SAMPLE, "teacher: a Hub id, a folder, or 'sample'")
+    teacher: str = setting(
+        SAMPLE, "teacher: a Hub id, a folder, 'sample', run:ID for what a run has trained, or none for the labels alone"
+    )
     dataset: str = setting(SAMPLE, "pictures: a Hub id, a folder of class folders, a parquet file, or 'sample'")
     dataset_config: str | None = setting(None, "configuration of a Hub dataset that has several")
     train_split: str | None = setting(None, "name of the training split (default: found by name)")
@@ -64,6 +71,9 @@ class DistillConfig:
     test_fraction: float = setting(0.1, "share of train to cut where there is no test split", above=0, high=0.5)
     image_column: str | None = setting(None, "column of the pictures (default: found by type)")
     label_column: str | None = setting(None, "column of the labels (default: found by type and name)")
+    label_map: str | None = setting(
+        None, "classes as the teacher calls them: 'class=teacher class, ...', or a JSON file (default: guessed by name)"
+    )
     student: str = setting(
         "mobilenet_v2_0.35",
         "student: a name from `python -m kd students`, a Hub id or a folder",
@@ -132,6 +142,14 @@ class DistillConfig:
         for field in dataclasses.fields(self):
             value = checked(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+        label_pairs(self.label_map or "")
+        if self.teacher == NO_TEACHER:
+            if self.baseline == "yes":
+                raise ValueError(
+                    "baseline is yes, but the teacher is none: such a run is a baseline itself. Leave out the baseline, or "
+                    "choose a teacher."
+                )
+            object.__setattr__(self, "lambda_", 0.0)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -156,9 +174,20 @@ class DistillConfig:
     @staticmethod
     def _is_path(value: str) -> bool:
         try:
-            return value != SAMPLE and Path(os.path.expanduser(value)).exists()
+            return value not in (SAMPLE, NO_TEACHER) and Path(os.path.expanduser(value)).exists()
         except OSError:  # too long for a name, say
             return False
+
+    @classmethod
+    def finetune(cls, base: str, **changes: Any) -> Self:
+        """A run that makes a teacher: a pretrained ``base`` (a Hub id or a folder) learns these classes from the labels.
+        ``changes`` are settings by their public names. Raises ``ValueError`` for a base that is none."""
+        if base in (SAMPLE, NO_TEACHER) or base.startswith(RUN_TEACHER):
+            raise ValueError(
+                f"The model to fine-tune is {base!r}; expected a Hub id or a folder of a pretrained image classifier, for "
+                "example google/vit-base-patch16-224."
+            )
+        return cls.preset("custom", **changes, teacher=NO_TEACHER, student=base)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -191,6 +220,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "custom": {"student": "mobilenet_v2_1.0"},
 }  # fmt: skip
+
+
+def label_pairs(text: str) -> dict[str, str]:
+    """A label map's text, "class=teacher class, ..." or a JSON object, as pairs; a class with nothing after its "=" is said
+    to have none. A comma that no "=" follows belongs to a name. Raises ``ValueError`` in words for a user."""
+    problem = ValueError(
+        f"label_map is {text!r}; expected pairs such as 'sneakers=running shoe, mug=coffee mug', or a JSON object of them."
+    )
+    if text.lstrip().startswith("{"):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            raise problem from None
+        if not all(isinstance(name, str) for name in found.values()):
+            raise problem
+        return {ours.strip(): theirs.strip() for ours, theirs in found.items()}
+    pairs = {}
+    for part in re.split(r",(?=[^,]*=)", text) if text.strip() else ():
+        ours, equals, theirs = part.partition("=")
+        if not equals or not ours.strip():
+            raise problem
+        pairs[ours.strip()] = theirs.strip()
+    return pairs
 
 
 def public_name(field: dataclasses.Field) -> str:

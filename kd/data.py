@@ -66,29 +66,53 @@ def pictures(dataset: Any) -> Iterator[tuple[int, Image.Image | BadPicture]]:
 
 @dataclass(frozen=True)
 class Splits:
-    """Three ``datasets.Dataset`` with the columns ``image`` (undecoded) and ``label`` (an index of ``classes``)."""
+    """Three ``datasets.Dataset`` with the columns ``image`` (undecoded) and ``label`` (an index of ``classes``).
+
+    Where the pictures have no labels (``labelled`` is false) every label is -1, and there are no classes yet: they will be
+    the teacher's.
+    """
 
     train: Any
     validation: Any
     test: Any
     classes: list[str]
     warnings: list[str] = field(default_factory=list)
+    labelled: bool = True
+
+    @property
+    def labels(self) -> str:
+        """Whose the labels are, as events and reports have it: the ``dataset``'s, or the ``teacher``'s."""
+        return "dataset" if self.labelled else "teacher"
+
+    def counts(self, split: str) -> list[int]:
+        """The pictures of each class in a split; none where they have no labels."""
+        labels = np.asarray(getattr(self, split)["label"])
+        return np.bincount(labels, minlength=len(self.classes)).tolist() if self.labelled else []
 
     def sizes(self) -> dict[str, int]:
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
 
 
 def load_splits(config: DistillConfig) -> Splits:
-    """The pictures that ``config`` names, with the missing splits cut from train, stratified and seeded.
+    """The pictures that ``config`` names, with the missing splits cut from train, seeded, and stratified where there are
+    labels.
 
     Raises ``RunError`` on anything that a user can mend.
     """
     said: list[str] = []
     found = _pick_splits(_load(config), config)
+    columns = list(found["train"].features)
     found = {name: _standard(part, config, name) for name, part in found.items()}
-    if "test" in found and set(found["test"].unique("label")) == {-1}:
-        said.append("The test split has no labels (all are -1), so a test split is cut from train.")
-        del found["test"]
+    labelled = {name: not _is_unlabelled(part) for name, part in found.items()}
+    if not labelled["train"]:
+        return _unlabelled(found, config, columns, [name for name, known in labelled.items() if known])
+    for name in [name for name, known in labelled.items() if not known]:
+        said.append(f"The {name} split has no labels, so a {name} split is cut from train.")
+        del found[name]
+    for name, part in found.items():
+        found[name], count = _with_labels(part)
+        if count:
+            said.append(f"{count} pictures of the {name} split have no label and are left out.")
     classes = found["train"].features["label"].names
     for name, part in found.items():
         if part.features["label"].names != classes:
@@ -104,20 +128,54 @@ def load_splits(config: DistillConfig) -> Splits:
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
         raise RunError(f"No training picture of {some(empty)}. Add some, or remove the class.")
     if len(classes) < 2:
-        raise RunError(f"The dataset has one class ({classes[0]}). A classifier needs at least two.")
+        raise RunError(
+            f"The dataset has one class ({classes[0]}). A classifier needs at least two. Pictures without labels, to learn "
+            "from the teacher alone, lie in the folder itself, in no class folder."
+        )
     return Splits(found["train"], found["validation"], found["test"], classes, said)
 
 
+def _unlabelled(found: dict[str, Any], config: DistillConfig, columns: list[str], labelled: list[str]) -> Splits:
+    """The splits of a dataset whose training pictures have no labels; those of the splits ``labelled`` are not used."""
+    said = []
+    if len(columns) > 1:
+        said.append(f"No column of {some(columns)} has labels. If another one holds them, name it with --label-column.")
+    said += [f"Train has no labels, so those of the {name} split are not used." for name in labelled]
+    found = {name: _without_labels(part) for name, part in found.items()}
+    for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
+        if name not in found:
+            found["train"], found[name] = cut(found["train"], fraction, name)
+            said.append(f"No {name} split: {len(found[name])} pictures were cut from train.")
+    return Splits(found["train"], found["validation"], found["test"], [], said, labelled=False)
+
+
+def _without_labels(dataset: Any) -> Any:
+    return dataset.select_columns(["image"]).add_column("label", [-1] * len(dataset))
+
+
+def _is_unlabelled(dataset: Any) -> bool:
+    return set(dataset.unique("label")) <= {-1, None}
+
+
+def _with_labels(dataset: Any) -> tuple[Any, int]:
+    """The rows that have a label, and how many have none."""
+    labels = dataset["label"]
+    known = [nth for nth, label in enumerate(labels) if label is not None and label >= 0]
+    return (dataset if len(known) == len(labels) else dataset.select(known)), len(labels) - len(known)
+
+
 def cut(dataset: Any, fraction: float, name: str) -> tuple[Any, Any]:
-    """``dataset`` without, and only, a stratified share of it: of each class ``fraction``, at least one picture."""
-    labels, names = np.asarray(dataset["label"]), dataset.features["label"].names
+    """``dataset`` without, and only, a share of it: of each class ``fraction``, at least one picture; of all pictures
+    where they have no labels."""
+    labels, names = np.asarray(dataset["label"]), getattr(dataset.features["label"], "names", None)
     rng, taken = np.random.default_rng(SPLIT_SEED), []
-    for index in range(len(names)):
+    for index in range(len(names)) if names else (-1,):
         members = np.flatnonzero(labels == index)
         if len(members) < 2:
+            whose = f"{names[index]} has" if names else "The dataset has"
             raise RunError(
-                f"{names[index]} has {len(members)} training picture{'s' * (len(members) != 1)}, too few to cut a "
-                f"{name} split from. Add pictures of it, remove the class, or give a {name} split."
+                f"{whose} {len(members)} training picture{'s' * (len(members) != 1)}, too few to cut a "
+                f"{name} split from. Add pictures{' of it, remove the class,' if names else ''} or give a {name} split."
             )
         taken.append(rng.permutation(members)[: max(1, round(len(members) * fraction))])
     chosen = np.sort(np.concatenate(taken))
@@ -173,6 +231,7 @@ def _load_folder(path: Path) -> dict[str, Any]:
 
 
 def _class_folders(path: Path, folders: list[Path]) -> Any:
+    """The pictures of class folders; those that lie in ``path`` itself, without labels, where there are no folders."""
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
 
@@ -180,14 +239,11 @@ def _class_folders(path: Path, folders: list[Path]) -> Any:
         return [str(file) for file in sorted(folder.rglob("*")) if file.suffix.lower() in ENDINGS and file.is_file()]
 
     if not folders:
-        loose = len(pictures_in(path))
-        if loose:
-            raise RunError(
-                f"{path} has {loose} pictures but no class folders, so there are no labels. Put each class's pictures "
-                "into a folder of its own. (Learning from the teacher alone, lambda = 1, will take pictures without "
-                "labels in a later version.)"
-            )
-        raise RunError(f"{path} is empty. Expected a folder for each class, with pictures in it.")
+        if loose := pictures_in(path):
+            return Dataset.from_dict({"image": loose}, features=Features({"image": ImageFeature()}))
+        raise RunError(
+            f"{path} is empty. Expected a folder for each class, with pictures in it, or pictures without labels."
+        )
     found = {folder.name: pictures_in(folder) for folder in folders}
     if empty := [name for name, files in found.items() if not files]:
         raise RunError(f"No pictures in {some(empty)} (in {path}). Add some, or remove the folder.")
@@ -310,16 +366,20 @@ def _standard(dataset: Any, config: DistillConfig, split: str) -> Any:
         dataset = _cast_to_pictures(dataset, image, split)
     label = config.label_column or next((n for n, f in features.items() if isinstance(f, ClassLabel)), None)
     label = label or next((n for n in LABEL_COLUMNS if n in features), None)
+    if label is None:
+        dataset = _without_labels(dataset.select_columns([image]).rename_columns({image: "image"}))
+        return dataset.cast_column("image", ImageFeature(decode=False))
     if label not in features:
         raise RunError(
-            f"The {split} split has no labels: its columns are {some(list(features))}. Name the column with "
-            "--label-column. (Learning from the teacher alone, lambda = 1, will do without labels in a later version.)"
+            f"The {split} split has no column {label!r}: its columns are {some(list(features))}. Name the column of the "
+            "labels with --label-column, or none where there are no labels."
         )
     dataset = dataset.select_columns([image, label]).rename_columns({image: "image", label: "label"})
-    if not isinstance(dataset.features["label"], ClassLabel):
-        names = sorted({str(value) for value in dataset["label"]}, key=lambda n: n.zfill(9) if n.isdigit() else n)
+    if not isinstance(dataset.features["label"], ClassLabel) and not _is_unlabelled(dataset):
+        values = [None if value is None or value == -1 else str(value) for value in dataset["label"]]
+        names = sorted({name for name in values if name is not None}, key=lambda n: n.zfill(9) if n.isdigit() else n)
         index = {name: i for i, name in enumerate(names)}
-        column = [index[str(value)] for value in dataset["label"]]
+        column = [-1 if name is None else index[name] for name in values]
         dataset = (
             dataset.remove_columns("label").add_column("label", column).cast_column("label", ClassLabel(names=names))
         )

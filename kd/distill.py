@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd import runs
-from kd.config import DistillConfig
+from kd.config import NO_TEACHER, DistillConfig
 from kd.launch import StopAsked, busy, device_name, slot
 from kd.runs import Run, RunDeleted, RunError
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kd.trainer import ImageDistilTrainer, RunCallback
 
 PROGRESS_SECONDS = 0.5
+NEARLY_ALL = 0.95
 GROWTH = 16
 """An input that grows does so in steps of so many pixels."""
 PACKAGES = ("torch", "transformers", "datasets", "accelerate")
@@ -201,15 +202,16 @@ class Work:
     precision: str
     progress: Progress
     splits: "Splits"
-    teacher: "Teacher"
+    teacher: "Teacher | None"
+    """``None``: the labels alone."""
     student: "Student"
     train: "Pixels"
     validation: "Pixels"
-    validation_logits: "np.ndarray"
+    validation_logits: "np.ndarray | None"
     """The teacher's, ``[N, C]``."""
     views: "Views"
     targets: "Targets | None"
-    """``None``: the teacher answers in every step."""
+    """``None``: the teacher, if there is one, answers in every step."""
 
 
 def prepare(run: Run, progress: Progress) -> Work:
@@ -222,7 +224,13 @@ def prepare(run: Run, progress: Progress) -> Work:
     cache = data.cache_folder(run.path.parent)
     splits = data.load_splits(config)
     short, long = data.typical_size(splits.train)
-    teacher, said = models.load_teacher(config.teacher, splits.classes)
+    teacher, said = None, []
+    if config.teacher != NO_TEACHER:
+        counts = splits.counts("train")
+        teacher, said = models.load_teacher(config.teacher, splits.classes, config.label_map, counts)
+        check_known(splits, teacher)
+    if not splits.labelled:
+        splits, config = taught_alone(config, splits, teacher)
     healing = config.heal == "yes"
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed, healing)
     if config.start_size:
@@ -230,18 +238,78 @@ def prepare(run: Run, progress: Progress) -> Work:
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
         config = with_epochs(run, config, student, device, precision, len(splits.train))
-    said += check_classes(config.method, len(splits.classes))
+    if teacher:
+        said += check_classes(config.method, len(splits.classes) if teacher.known is None else int(teacher.known.sum()))
 
     train, validation = load_both(run, splits, pixel_side(teacher, student, long), cache, progress)
     tell_models(run, config, teacher, student, device, precision, said)
-    validation_logits = check_teacher(run, teacher, splits, validation, cache, device, progress)
     views = data.Views(train.fingerprint, len(train.labels), config.crop_area)
-    targets = load_all_targets(run, config, teacher, train, views, cache, device, progress)
+    validation_logits = targets = None
+    if teacher:
+        validation_logits = check_teacher(run, teacher, splits, validation, cache, device, progress)
+        targets = load_all_targets(run, config, teacher, train, views, cache, device, progress)
+    if not splits.labelled:
+        whole = targets or ask_teacher(run, config, 1, teacher, train, views, cache, device, progress)
+        train, validation = labelled_by(whole.logits[0], train), labelled_by(validation_logits, validation)
     arm = arms_of(config)[0]
     return Work(
         config, arm, device, precision, progress, splits, teacher, student, train, validation, validation_logits, views,
         targets,
     )  # fmt: skip
+
+
+def taught_alone(config: DistillConfig, splits: "Splits", teacher: "Teacher | None") -> tuple["Splits", DistillConfig]:
+    """Splits and settings of pictures without labels: the classes are the teacher's, and its answers take the labels'
+    place. Raises ``RunError`` for a run that needs labels."""
+    if teacher is None:
+        raise RunError(
+            "The pictures have no labels and there is no teacher, so there is nothing to learn. Put each class's pictures "
+            "into a folder of its own, or choose a teacher."
+        )
+    if config.baseline == "yes" or config.lambda_ == 0:
+        raise RunError(
+            "The pictures have no labels, so nothing can be learned from them without the teacher: there can be no "
+            "baseline, and lambda cannot be 0. Leave out the baseline and choose lambda 1, or put each class's pictures "
+            "into a folder of its own."
+        )
+    if config.label_map:
+        raise RunError("The pictures have no labels, so there are no classes to map. Leave out the label map.")
+    if len(teacher.classes) < 2:
+        raise RunError(f"The teacher {config.teacher!r} knows one class only: there is nothing to learn from it.")
+    said = (
+        f"The pictures have no labels: the student learns the teacher's {len(teacher.classes)} classes from the teacher "
+        "alone, and agreement with the teacher on held-out pictures takes the place of accuracy. It says how well the "
+        "student copies, not how often either is right."
+    )
+    if config.lambda_ < 1:
+        said += f" Lambda is 1, not {config.lambda_:g}."
+    splits = dataclasses.replace(splits, classes=teacher.classes, warnings=[said, *splits.warnings])
+    return splits, dataclasses.replace(config, lambda_=1.0)
+
+
+def check_known(splits: "Splits", teacher: "Teacher") -> None:
+    """Raises ``RunError`` where validation or test has no picture of a class that the teacher knows."""
+    for name in ("validation", "test"):
+        labels = getattr(splits, name)["label"]
+        if splits.labelled and not taught(teacher, labels).any():
+            raise RunError(
+                f"The {name} split has no picture of a class that the teacher knows, so whether the student agrees with it "
+                "cannot be measured. Add some, or match more classes with --label-map."
+            )
+
+
+def taught(teacher: "Teacher", labels: "np.ndarray | list[int]") -> "np.ndarray":
+    """Which pictures, bool ``[N]``, are of classes that the teacher knows, from their ``labels`` ``[N]``."""
+    import numpy as np
+
+    return np.ones(len(labels), bool) if teacher.known is None else teacher.known.cpu().numpy()[np.asarray(labels)]
+
+
+def labelled_by(logits: "np.ndarray", pixels: "Pixels") -> "Pixels":
+    """The same pictures, each with the first choice of the teacher, whose ``logits`` ``[N, C]`` these are, as its label."""
+    import numpy as np
+
+    return dataclasses.replace(pixels, labels=np.asarray(logits).argmax(-1))
 
 
 def at_arm(work: Work, arm: Arm) -> Work:
@@ -255,10 +323,11 @@ def at_arm(work: Work, arm: Arm) -> Work:
     return dataclasses.replace(work, arm=arm, student=student)
 
 
-def pixel_side(teacher: "Teacher", student: "Student", longest: int) -> int:
+def pixel_side(teacher: "Teacher | None", student: "Student", longest: int) -> int:
     """The side in pixels at which pictures are kept: a little over the larger of the two inputs, so that crops need not
     be enlarged, and never over the pictures' own."""
-    return min(longest, round(1.15 * max(*teacher.pipeline.size, *student.pipeline.size)))
+    sizes = [model.pipeline.size for model in (teacher, student) if model]
+    return min(longest, round(1.15 * max(map(max, sizes))))
 
 
 def with_epochs(
@@ -283,7 +352,7 @@ def with_epochs(
 def tell_models(
     run: Run,
     config: DistillConfig,
-    teacher: "Teacher",
+    teacher: "Teacher | None",
     student: "Student",
     device: "torch.device",
     precision: str,
@@ -294,7 +363,7 @@ def tell_models(
 
     run.append(
         "models",
-        teacher={"name": config.teacher, **cost(teacher.model, teacher.pipeline.size)},
+        teacher=teacher and {"name": config.teacher, **cost(teacher.model, teacher.pipeline.size)},
         student={"name": config.student, **cost(student.model, student.pipeline.size)},
         image_size=list(student.pipeline.size),
         healed=student.healed,
@@ -315,6 +384,7 @@ def load_both(run: Run, splits: "Splits", side: int, cache: Path, progress: Prog
         "data",
         **splits.sizes(),
         classes=splits.classes,
+        labels=splits.labels,
         warnings=[*splits.warnings, *train.warnings, *train.unreadable, *validation.unreadable],
         seconds=round(time.perf_counter() - started, 2),
         cache="hit" if train.cached and validation.cached else "miss",
@@ -342,17 +412,34 @@ def check_teacher(
         return score(teacher, teacher.processor, splits.validation, device, progress.phase("teacher check")).logits
 
     logits = load_scores(f"{teacher.key()}-{validation.fingerprint}", cache, len(validation.labels), ask)
-    found = quality(logits, validation.labels)
-    chance = np.bincount(validation.labels).max() / len(validation.labels)
-    noise = 3 * (chance * (1 - chance) / len(validation.labels)) ** 0.5
+    if not splits.labelled:
+        run.append("teacher", warnings=check_variety(logits, splits.classes))
+        return logits
+    rows = taught(teacher, validation.labels)
+    labels, right = validation.labels[rows], quality(logits[rows], validation.labels[rows])["accuracy"]
+    chance = np.bincount(labels).max() / len(labels)
+    noise = 3 * (chance * (1 - chance) / len(labels)) ** 0.5
     warnings = []
-    if found["accuracy"] <= chance + noise:
+    if right <= chance + noise:
         warnings.append(
-            f"The teacher is right on {found['accuracy']:.1%} of the validation pictures, no better than always saying "
+            f"The teacher is right on {right:.1%} of the validation pictures, no better than always saying "
             f"the commonest class ({chance:.1%}). Are these its classes, in its order?"
         )
-    run.append("teacher", **rounded(found), warnings=warnings)
+    run.append("teacher", **rounded(quality(logits, validation.labels)), warnings=warnings)
     return logits
+
+
+def check_variety(logits: "np.ndarray", classes: list[str]) -> list[str]:
+    """A warning where the teacher's answers ``[N, C]`` to pictures without labels are nearly all the same."""
+    import numpy as np
+
+    counts = np.bincount(logits.argmax(-1), minlength=len(classes))
+    if counts.max() < NEARLY_ALL * len(logits):
+        return []
+    return [
+        f"The teacher says {classes[counts.argmax()]} of {counts.max() / len(logits):.0%} of the validation pictures: there "
+        "is little to learn, and to agree is easy. Does it know pictures like these?"
+    ]
 
 
 def load_all_targets(
@@ -366,15 +453,29 @@ def load_all_targets(
     progress: Progress,
 ) -> "Targets | None":
     """The teacher's answers to every view that will be trained on; the ``targets`` event."""
-    from kd.models import pick_precision
-    from kd.targets import load_targets
-
     teacher.to(device)
     if config.targets == "online":
         run.append("targets", cache="online", seconds=0)
         return None
+    return ask_teacher(run, config, min(config.views, config.epochs), teacher, train, views, cache, device, progress)
+
+
+def ask_teacher(
+    run: Run,
+    config: DistillConfig,
+    count: int,
+    teacher: "Teacher",
+    train: "Pixels",
+    views: "Views",
+    cache: Path,
+    device: "torch.device",
+    progress: Progress,
+) -> "Targets":
+    """The teacher's answers to the first ``count`` views, kept or computed; the ``targets`` event."""
+    from kd.models import pick_precision
+    from kd.targets import load_targets
+
     precision = pick_precision(config.precision, device, teacher.model, teacher.pipeline.size, cache)
-    count = min(config.views, config.epochs)
     targets = load_targets(teacher, train, views, count, cache, device, precision, progress.phase("targets"))
     run.append("targets", cache=targets.cache, seconds=round(targets.seconds, 2), precision=precision)
     return targets
@@ -393,18 +494,22 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
     from kd.trainer import Diverged, ImageDistilTrainer, RunCallback, ViewBatches
 
     config, arm, student = work.config, work.arm, work.student.pipeline
-    taught = arm.name == "distilled"
-    online = work.teacher if taught and work.targets is None else None
-    logits = work.targets.logits if taught and work.targets else None
+    distilled = arm.name == "distilled" and work.teacher is not None
+    online = work.teacher if distilled and work.targets is None else None
+    logits = work.targets.logits if distilled and work.targets else None
     batches = ViewBatches(work.train, work.views, student, work.device, logits, online and online.pipeline)
     whole = Views(work.validation.fingerprint, len(work.validation.labels), 1.0)
-    held_out = ViewBatches(work.validation, whole, student, work.device, [work.validation_logits])
+    theirs = work.validation_logits
+    held_out = ViewBatches(work.validation, whole, student, work.device, None if theirs is None else [theirs])
 
     def metrics(answers) -> dict[str, float]:
         if not np.isfinite(answers.predictions).all():
             raise Diverged("the student's answers are not finite numbers")
-        agreed = agreement(answers.predictions, work.validation_logits)
-        return {**quality(answers.predictions, answers.label_ids), "agreement": agreed}
+        agreed = {}
+        if work.teacher:
+            rows = taught(work.teacher, work.validation.labels)
+            agreed = {"agreement": agreement(answers.predictions[rows], theirs[rows])}
+        return {**quality(answers.predictions, answers.label_ids), **agreed}
 
     before = [e for e in runs.by_arm(run.events()).get((arm.seed, arm.name), []) if e["event"] == "eval"]
     callback = RunCallback(
@@ -416,10 +521,11 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
         teacher_model=online,
         student_model=work.student.model.to(memory_format=torch.channels_last),
         temperature=config.temperature,
-        lambda_param=config.lambda_ if taught else 0.0,
+        lambda_param=config.lambda_ if distilled else 0.0,
         method=method_of(config),
         warmup_epochs=min(config.dkd_warmup, config.epochs / 12) if config.method.startswith("dkd") else 0.0,
         mixup=config.mixup,
+        known=work.teacher.known if distilled else None,
         args=arguments(run, work, len(batches)),
         train_dataset=batches,
         eval_dataset=held_out,
@@ -553,7 +659,7 @@ def save_best(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
 
 def score_student(run: Run, work: Work) -> dict[str, float]:
     """Load the arm's student as anyone would and measure it on the test split, which nothing has looked at before:
-    ``accuracy``, ``f1`` and its ``agreement`` with the teacher. Its answers are kept in ``test.npz``."""
+    ``accuracy``, ``f1`` and its ``agreement`` with the teacher, if there is one. Its answers are kept in ``test.npz``."""
     import numpy as np
 
     from kd.compare import agreement, load_student_folder, quality, score
@@ -562,14 +668,19 @@ def score_student(run: Run, work: Work) -> dict[str, float]:
     model, processor, _ = load_student_folder(folder)
     found = score(model, processor, work.splits.test, work.device, work.progress.phase("test: student"))
     labels = np.asarray(work.splits.test["label"])[found.indices]
-    teacher = score_teacher(run, work, len(labels))
+    agreed = {}
+    if work.teacher:
+        teacher, rows = score_teacher(run, work, len(labels)), taught(work.teacher, labels)
+        agreed = {"agreement": agreement(found.logits[rows], teacher[rows])}
+    if not work.splits.labelled:
+        labels = teacher.argmax(-1)
     np.savez(
         work.arm.folder(run) / "test.npz",
         logits=found.logits, labels=labels, indices=found.indices, unreadable=np.array(found.unreadable, dtype=str),
     )  # fmt: skip
     if work.arm.seed != work.config.seed:  # of the further trials only the answers matter
         shutil.rmtree(folder)
-    return rounded({**quality(found.logits, labels), "agreement": agreement(found.logits, teacher)})
+    return rounded({**quality(found.logits, labels), **agreed})
 
 
 def score_teacher(run: Run, work: Work, size: int) -> "np.ndarray":
@@ -598,20 +709,21 @@ def write_report(run: Run, work: Work, arms: list[Arm]) -> None:
         "run": run.id,
         "config": work.config.to_dict(),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
-        "data": {**work.splits.sizes(), "classes": work.splits.classes},
+        "data": {**work.splits.sizes(), "classes": work.splits.classes, "labels": work.splits.labels},
         **sides,
         "baseline": baseline and {name: baseline[name] for name in ("accuracy", "f1", "agreement")},
         "trials": trials,
-        "verdict": verdict_of(run, arms),
+        "verdict": verdict_of(run, work, arms),
         "notes": said,
-        "agreement": own["agreement"],
-        **ratios(sides["teacher"], sides["student"]),
+        "agreement": own.get("agreement"),
+        **(ratios(sides["teacher"], sides["student"]) if work.teacher else {"speedup": None, "size_ratio": None}),
         "train": {name: own[name] for name in ("seconds", "images_per_second", "epochs", "best_epoch")},
         "targets": {"seconds": round(targets.seconds, 2), "cache": targets.cache}
         if targets
-        else {"seconds": 0, "cache": "online"},
+        else {"seconds": 0, "cache": "online" if work.teacher else "none"},
     }
-    tell_apart(run, work, arms[0])
+    if work.teacher:
+        tell_apart(run, work, arms[0])
     runs.write_whole(run.path / "report.json", json.dumps(report, indent=2))
     shown = ("teacher", "student", "agreement", "speedup", "size_ratio", "train", "verdict")
     run.append("result", **{name: report[name] for name in shown}, warnings=said)
@@ -635,11 +747,11 @@ def tell_apart(run: Run, work: Work, arm: Arm) -> None:
     answers = answers_of(run, arm)
     labels, classes = answers["labels"], work.splits.classes
     found = analyse(score_teacher(run, work, len(labels)), answers["logits"], labels, classes)
-    save_analysis(found, work.splits.test, answers["indices"], run.path)
+    save_analysis({**found, "labels": work.splits.labels}, work.splits.test, answers["indices"], run.path)
 
 
-def verdict_of(run: Run, arms: list[Arm]) -> dict[str, Any] | None:
-    """Whether the teacher helped on the test split; ``None`` without a baseline."""
+def verdict_of(run: Run, work: Work, arms: list[Arm]) -> dict[str, Any] | None:
+    """Whether the teacher helped on the test pictures of the classes that it knows; ``None`` without a baseline."""
     import numpy as np
 
     from kd.verdict import verdict
@@ -648,34 +760,69 @@ def verdict_of(run: Run, arms: list[Arm]) -> dict[str, Any] | None:
     for arm in arms:
         answers = answers_of(run, arm)
         right[arm.name].append(answers["logits"].argmax(-1) == answers["labels"])
-    return verdict(*map(np.stack, right.values())) if right["baseline"] else None
+    if not right["baseline"]:
+        return None
+    sides = [np.stack(answers) for answers in right.values()]
+    rows = taught(work.teacher, answers_of(run, arms[0])["labels"])
+    found = verdict(*(side[:, rows] for side in sides))
+    if not rows.all():
+        points = 100 * (sides[0].mean() - sides[1].mean())
+        found["sentence"] += (
+            f" These are the pictures of the classes that the teacher knows; over all {len(rows):,} the difference is "
+            f"{points:+z.1f} points."
+        )
+    return found
 
 
 def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """``teacher`` and ``student`` on the test split by the same ruler, with what they cost, timed in turns; and what a
-    reader of the figures should know."""
+    """``teacher`` (``None`` where there is none) and ``student`` on the test split by the same ruler, with what they cost,
+    timed in turns; and what a reader of the figures should know."""
     from kd.compare import BUSY_NOTE, cost, load_exported, quality, race
     from kd.data import pictures
     from kd.pictures import BadPicture
 
     model, processor, pipeline = load_exported(run)
-    teacher = work.teacher
     answers = answers_of(run, work.arm)
-    logits = {"teacher": score_teacher(run, work, len(answers["labels"])), "student": answers["logits"]}
+    logits, raced = {"student": answers["logits"]}, {"student": (model, processor)}
+    costs = {"student": cost(model, pipeline.size)}
+    if teacher := work.teacher:
+        logits = {"teacher": score_teacher(run, work, len(answers["labels"])), **logits}
+        raced = {"teacher": (teacher, teacher.processor), **raced}
+        costs["teacher"] = cost(teacher.model, teacher.pipeline.size)
     picture = next(picture for _, picture in pictures(work.splits.test) if not isinstance(picture, BadPicture))
-    timed = race({"teacher": (teacher, teacher.processor), "student": (model, processor)}, picture, work.device)
-    costs = {"teacher": cost(teacher.model, teacher.pipeline.size), "student": cost(model, pipeline.size)}
-    sides = {
+    timed = race(raced, picture, work.device)
+    sides: dict[str, Any] = {"teacher": None} | {
         name: {
             "name": getattr(work.config, name),
             **rounded(quality(logits[name], answers["labels"])),
             **costs[name],
             **timed[name],
         }
-        for name in ("teacher", "student")
+        for name in logits
     }
-    said = [*answers["unreadable"].tolist(), *([BUSY_NOTE] if busy(run.path.parent, but=run) else [])]
+    if not work.splits.labelled:  # it agrees with itself
+        del sides["teacher"]["accuracy"], sides["teacher"]["f1"]
+    said = [
+        *on_known(work, logits, answers["labels"]),
+        *answers["unreadable"].tolist(),
+        *([BUSY_NOTE] if busy(run.path.parent, but=run) else []),
+    ]
     return sides, said
+
+
+def on_known(work: Work, logits: dict[str, "np.ndarray"], labels: "np.ndarray") -> list[str]:
+    """Both models' accuracy on the test pictures of the classes that the teacher knows, in words, if it does not know all:
+    elsewhere it cannot be right."""
+    from kd.compare import quality
+
+    if not work.splits.labelled or work.teacher is None or work.teacher.known is None:
+        return []
+    rows = taught(work.teacher, labels)
+    right = {name: quality(answers[rows], labels[rows])["accuracy"] for name, answers in logits.items()}
+    return [
+        f"On the {rows.sum():,} of {len(rows):,} test pictures whose classes the teacher knows it is right on "
+        f"{right['teacher']:.1%}, the student on {right['student']:.1%}. Their accuracies are over all test pictures."
+    ]
 
 
 def rounded(metrics: dict[str, float]) -> dict[str, float]:

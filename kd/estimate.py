@@ -8,8 +8,8 @@ import numpy as np
 
 from kd import data, models
 from kd.compare import score
-from kd.config import DistillConfig
-from kd.distill import arms_of, pixel_side, sizes_of, threads
+from kd.config import NO_TEACHER, DistillConfig
+from kd.distill import arms_of, pixel_side, sizes_of, taught_alone, threads
 from kd.targets import targets_folder
 
 FEW = 16
@@ -31,7 +31,13 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     device = models.pick_device(config.device)
     splits = data.load_splits(config)
     short, long = data.typical_size(splits.train)
-    teacher, _ = models.load_teacher(config.teacher, splits.classes)
+    teacher = (
+        None
+        if config.teacher == NO_TEACHER
+        else models.load_teacher(config.teacher, splits.classes, config.label_map)[0]
+    )
+    if not splits.labelled:
+        splits, config = taught_alone(config, splits, teacher)
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed)
     size = student.pipeline.size
     with threads(device, student):
@@ -44,7 +50,9 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     area = np.mean([np.prod(sizes_of(config, size)(epoch / epochs)) for epoch in range(epochs)]) / np.prod(size)
     arms = len(arms_of(config))
     side = pixel_side(teacher, student, long)
-    ruler = {name: _per_picture(model, splits.validation, device) for name, model in _both(teacher, student).items()}
+    ruler = {"teacher": 0.0, "student": _per_picture((student.model, student.processor), splits.validation, device)}
+    if teacher:
+        ruler["teacher"] = _per_picture((teacher, teacher.processor), splits.validation, device)
     forward = step / 3 / config.batch_size  # a forward pass is a third of a step
 
     stages = {
@@ -61,10 +69,6 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         "epochs": epochs,
         "images_per_second": round(float(speed / area), 1),
     }
-
-
-def _both(teacher: Any, student: Any) -> dict[str, tuple[Any, Any]]:
-    return {"teacher": (teacher, teacher.processor), "student": (student.model, student.processor)}
 
 
 def _per_picture(model: tuple[Any, Any], dataset: Any, device: Any) -> float:
@@ -91,7 +95,7 @@ def _targets(
     config: DistillConfig, train: Any, teacher: Any, side: int, cache: Path, device: Any, precision: str, epochs: int
 ) -> float:
     """Seconds until the teacher has answered for every view that is not kept yet."""
-    if config.targets == "online":
+    if config.targets == "online" or teacher is None:
         return 0.0
     precision = models.pick_precision(config.precision, device, teacher.model, teacher.pipeline.size, cache)
     batch = 16

@@ -178,7 +178,8 @@ def check_classes(name: str, classes: int) -> list[str]:
 class DistillationLoss(NamedTuple):
     """Scalars in the dtype that they were computed in.
 
-    ``total = (1 - lambda) * hard + lambda * soft_weight * soft``; without a teacher ``total = hard`` and ``soft`` is 0.
+    ``total = (1 - lambda) * hard + lambda * soft_weight * soft``; without a teacher ``total = hard`` and ``soft`` is 0. The
+    same holds picture by picture where the teacher does not know every class.
     """
 
     total: Tensor
@@ -196,6 +197,7 @@ def distillation_loss(
     *,
     method: Method | None = None,
     soft_weight: float = 1.0,
+    known: Tensor | None = None,
 ) -> DistillationLoss:
     """The labels and the teacher, weighed: ``hard`` is cross-entropy with the labels, ``soft`` is the method's loss.
 
@@ -208,12 +210,18 @@ def distillation_loss(
         reduction: ``mean`` over the batch, or ``sum``, which is the mean times B.
         method: the soft loss; None is ``hinton_kd`` at ``temperature``.
         soft_weight: multiplies the soft loss in ``total`` only, so that a warm-up (DKD's) does not show in ``soft``.
+        known: bool ``[C]``, the classes that the teacher knows; None is all. Pictures of the others have no soft loss, and
+            the whole of the hard one; the soft loss is that of the known classes' logits alone.
 
     Raises:
         ValueError: where the two do not have the same shape.
     """
     student = _wide(student_logits)
-    if teacher_logits is None:
+    if teacher_logits is not None and known is not None:
+        soft, hard, total = _partly_taught(
+            student, teacher_logits, labels, known, method or Method("kd", temperature), lambda_, soft_weight
+        )
+    elif teacher_logits is None:
         soft = student.new_zeros(())
         total = hard = F.cross_entropy(student, labels)
     else:
@@ -222,6 +230,21 @@ def distillation_loss(
         total = (1 - lambda_) * hard + lambda_ * soft_weight * soft
     pictures = len(labels) if reduction == "sum" else 1
     return DistillationLoss(total * pictures, soft * pictures, hard * pictures)
+
+
+def _partly_taught(
+    student: Tensor, teacher: Tensor, labels: Tensor, known: Tensor, method: Method, lambda_: float, soft_weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``soft``, ``hard`` and ``total``, means over all pictures of a batch, of which those of ``known`` classes are taught."""
+    taught = known[labels]  # [B]
+    hard_each = F.cross_entropy(student, labels, reduction="none")
+    soft = student.new_zeros(())
+    if taught.any():
+        place = known.cumsum(0) - 1  # a known class's place among them
+        of_known = (logits[taught][:, known] for logits in (student, teacher))
+        soft = method(*of_known, place[labels[taught]]) * taught.float().mean()
+    total = (hard_each * (1 - lambda_ * taught)).mean() + lambda_ * soft_weight * soft
+    return soft, hard_each.mean(), total
 
 
 def _known(name: str) -> str:

@@ -35,9 +35,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from kd.config import SAMPLE
+from kd.config import NO_TEACHER, SAMPLE
 from kd.data import ASSETS, SMALL_SIDE, explained, some
 from kd.depthwise import quicken
+from kd.labels import match_classes, nameless, plain
 from kd.runs import RunError, write_whole
 
 BIG_SIDE = 224
@@ -97,20 +98,40 @@ def run_processor(processor: Any, images: list[Image.Image]) -> Tensor:
 # --- Teacher
 
 
-class Teacher(nn.Module):
-    """A frozen classifier whose logits come in the dataset's order of classes."""
+NEVER = -1e4
+"""The logit of a class that the teacher does not know: no chance at all, and finite in every type."""
 
-    def __init__(self, model: PreTrainedModel, processor: Any, columns: list[int] | None = None) -> None:
+
+class Teacher(nn.Module):
+    """A frozen classifier whose logits come in the order of ``classes``: the dataset's, or its own where that has none.
+
+    ``known`` is bool ``[C]``, which of the classes it knows, or ``None`` for all; the logit of another is ``NEVER``.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        columns: list[int | None] | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.columns = columns
+        self.classes = classes or classes_of(model.config)
+        known = None if columns is None or None not in columns else torch.tensor([c is not None for c in columns])
+        self.register_buffer("known", known, persistent=False)
         self.pipeline = pipeline(processor)
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
         """``[B, 3, H, W]`` to ``logits`` ``[B, C]``."""
         logits = self.model(pixel_values=pixel_values).logits
-        return ImageClassifierOutput(logits=logits if self.columns is None else logits[:, self.columns])
+        if self.columns is not None:
+            logits = logits[:, [column or 0 for column in self.columns]]
+        if self.known is not None:
+            logits = logits.masked_fill(~self.known, NEVER)
+        return ImageClassifierOutput(logits=logits)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in evaluation mode: dropout must not blur the targets."""
@@ -128,13 +149,15 @@ class Teacher(nn.Module):
         return digest.hexdigest()
 
 
-def load_teacher(name: str, classes: list[str] | None) -> tuple[Teacher, list[str]]:
-    """The teacher, its outputs in the order of ``classes`` (``None``: in its own), and what the user should know about
-    the match.
+def load_teacher(
+    name: str, classes: list[str] | None, label_map: str | None = None, counts: list[int] | None = None
+) -> tuple[Teacher, list[str]]:
+    """The teacher, its outputs in the order of ``classes`` (none: in its own), and what the user should know about
+    the match (``kd.labels``). ``counts``: the training pictures of each class, to be named there.
 
     Raises ``RunError`` if it is not there, cannot be reached, has an untrained head, or other classes.
     """
-    source = str(ASSETS / "sample-teacher") if name == SAMPLE else name
+    source = _source(name)
     with explained("teacher", name):
         config = _config("teacher", source)
         _check_is_classifier(config, name)
@@ -144,10 +167,36 @@ def load_teacher(name: str, classes: list[str] | None) -> tuple[Teacher, list[st
     if fresh:
         raise RunError(
             f"The teacher {name!r} has weights that were never trained ({some(fresh)}): it is a backbone without a "
-            "classification head. Fine-tune it on these classes first, then use the result as the teacher."
+            "classification head. Fine-tune it on these classes first (`python -m kd teacher --base`), then use the result "
+            "as the teacher."
         )
-    columns, said = match_classes(model.config.id2label, classes) if classes else (None, [])
-    return Teacher(model, processor, columns), said
+    if not classes:
+        return Teacher(model, processor), []
+    match = match_classes(classes_of(model.config), classes, label_map)
+    match.check()
+    in_order = match.columns == list(range(len(match.theirs)))
+    return Teacher(model, processor, None if in_order else match.columns, classes), match.in_words(counts)
+
+
+def teacher_classes(name: str) -> list[str]:
+    """The classes of a teacher, without its weights. Raises ``RunError`` if it is not there, or no classifier."""
+    source = _source(name)
+    with explained("teacher", name):
+        config = _config("teacher", source)
+    _check_is_classifier(config, name)
+    return classes_of(config)
+
+
+def _source(name: str) -> str:
+    """A teacher's folder or Hub id."""
+    if name == NO_TEACHER:
+        raise RunError("The teacher is none: nobody can be asked. Choose a Hub id, a folder, or 'sample'.")
+    return str(ASSETS / "sample-teacher") if name == SAMPLE else name
+
+
+def classes_of(config: Any) -> list[str]:
+    """The classes that a model's config names, in their order."""
+    return [str(config.id2label[index]) for index in sorted(config.id2label)]
 
 
 def _check_is_classifier(config: Any, name: str) -> None:
@@ -198,38 +247,6 @@ def load_processor(source: str, kind: str, name: str) -> Any:
                 f"The {kind} {name!r} has no preprocessor_config.json: it cannot be told how to see."
             ) from error
         raise
-
-
-def match_classes(id2label: dict[int, str], classes: list[str]) -> tuple[list[int] | None, list[str]]:
-    """Which of the teacher's outputs is which class: indices (``None``: the same order) and warnings.
-
-    Names are compared without case, spaces, underscores and hyphens. A side that has no real names (``LABEL_0``) is
-    matched by index. Raises ``RunError`` where the two have different classes.
-    """
-    theirs = [str(id2label[i]) for i in sorted(id2label)]
-    ours_plain, theirs_plain = ([_plain(name) for name in names] for names in (classes, theirs))
-    if len(set(ours_plain)) < len(classes):
-        raise RunError(
-            f"Two classes of the dataset differ only in case, spaces or underscores: {some(sorted(classes))}."
-        )
-    if sorted(theirs_plain) == sorted(ours_plain):
-        columns = [theirs_plain.index(name) for name in ours_plain]
-        return (None if columns == list(range(len(classes))) else columns), []
-    if len(theirs) == len(classes):
-        for names, whose in ((theirs, "teacher"), (classes, "dataset")):
-            if names == [f"LABEL_{i}" for i in range(len(names))] or names == [str(i) for i in range(len(names))]:
-                return None, [
-                    f"The {whose} has no class names ({some(names, 3)}), so classes are matched by their order. If the "
-                    "teacher's accuracy below is near chance, the order is wrong."
-                ]
-    raise RunError(
-        f"The teacher predicts {len(theirs)} classes ({some(theirs)}), the dataset has {len(classes)} "
-        f"({some(classes)}). Pick a teacher fine-tuned on these classes."
-    )
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.casefold() if c not in " _-")
 
 
 # --- Students
@@ -348,7 +365,8 @@ def student_side(name: str, asked: int | None, picture_side: int) -> int:
 def load_student(
     name: str, classes: list[str], asked_size: int | None, picture_side: int, seed: int, healing: bool = True
 ) -> Student:
-    """A student with random weights (a name in ``STUDENTS``), or with pretrained ones and a new head (id or folder).
+    """A student with random weights (a name in ``STUDENTS``), or with pretrained ones (id or folder), which have a new
+    head where they know other classes than these, in this order.
 
     Raises ``RunError`` if it is not there, cannot be reached or does not take this input size.
     """
@@ -375,8 +393,11 @@ def _pretrained_student(name: str, classes: list[str], asked_size: int | None) -
             f"There is no student {name!r}. The students are {', '.join(STUDENTS)}; or give a Hub id or a folder."
         )
     with explained("student", name):
-        _check_is_classifier(_config("student", name), name)
-        model = renew_head(_from_pretrained("student", name, ignore_mismatched_sizes=True, **_names(classes)))
+        config = _config("student", name)
+        _check_is_classifier(config, name)
+        model = _from_pretrained("student", name, ignore_mismatched_sizes=True, **_names(classes))
+        if not knows(config, classes):
+            model = renew_head(model)
         processor = load_processor(name, "student", name)
     if asked_size is not None:
         processor = resized(processor, asked_size)
@@ -392,6 +413,12 @@ def resized(processor: Any, side: int) -> Any:
             {**settings, "size": {"shortest_edge": side}, "do_center_crop": True, "crop_size": square}
         )
     return type(processor).from_dict({**settings, "size": square, "do_center_crop": False})
+
+
+def knows(config: Any, classes: list[str]) -> bool:
+    """Whether a model's outputs are these classes, in this order: by their names, if it has any."""
+    theirs = classes_of(config)
+    return not nameless(theirs) and list(map(plain, theirs)) == list(map(plain, classes))
 
 
 def renew_head(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kd import runs
-from kd.config import DistillConfig
+from kd.config import NO_TEACHER, DistillConfig
 from kd.runs import Run
 
 COPPER, TEAL, VIOLET, BLUE, GREY = "#c2661f", "#0d9488", "#8268d8", "#3b82c4", "#8a8f98"
@@ -40,12 +40,13 @@ def points(events: list[dict[str, Any]]) -> dict[str, dict[str, list]]:
     evals = [e for e in events if e["event"] == "eval"]
     return {
         "losses": {"x": [e["epoch"] for e in steps], "y": [[e[name] for e in steps] for name in LOSSES]},
-        "accuracy": {"x": [e["epoch"] for e in evals], "y": [[e[name] for e in evals] for name in ACCURACIES]},
+        "accuracy": {"x": [e["epoch"] for e in evals], "y": [[e.get(name) for e in evals] for name in ACCURACIES]},
     }
 
 
 def figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[str, go.Figure]:
-    """``losses`` (total, soft, hard) and ``accuracy`` (student on validation, agreement, the teacher as a level line).
+    """``losses`` (total, soft, hard) and ``accuracy`` (student on validation, agreement, the teacher as a level line; of
+    pictures without labels the agreement alone).
 
     ``epochs`` is where the axis ends: the epochs to come while a run trains, ``None``, for as far as it came, once it is
     closed. While it trains, the training that goes on comes first in each figure, since what is appended goes there; of
@@ -56,16 +57,22 @@ def figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[s
     drawn, ended = points(latest), [(key, points(part)) for key, part in others]
     reached = max([1, *(x for part in (drawn, *(part for _, part in ended)) for x in part["losses"]["x"])])
     end = epochs or reached
-    losses, accuracy = _figure("Losses", end), _figure("Accuracy on validation", end, percent=True)
+    labelled = not by_teacher(events)
+    taught = not any(e["event"] == "models" and e.get("teacher", {}) is None for e in events)
+    title = "Accuracy on validation" if labelled else "Agreement with the teacher on validation"
+    losses, accuracy = _figure("Losses", end), _figure(title, end, percent=True)
     without = now[1] == "baseline"
     for (name, line), values in zip(LOSSES.items(), drawn["losses"]["y"], strict=True):
         losses.add_scatter(
             **thin(drawn["losses"]["x"], values), name=f"{name}, no teacher" if without else name, mode="lines",
-            line={**line, "color": BLUE} if without else line, visible=not (without and name != "hard"),
+            line={**line, "color": BLUE} if without else line, visible=name == "hard" or (taught and not without),
         )  # fmt: skip
-    for (label, line), values in zip(ACCURACIES.values(), drawn["accuracy"]["y"], strict=True):
+    for (key, (label, line)), values in zip(ACCURACIES.items(), drawn["accuracy"]["y"], strict=True):
         line, label = ({**line, "color": BLUE}, f"{label}, no teacher") if without else (line, label)
-        accuracy.add_scatter(**thin(drawn["accuracy"]["x"], values), name=label, mode="lines+markers", line=line)
+        accuracy.add_scatter(
+            **thin(drawn["accuracy"]["x"], values), name=label, mode="lines+markers", line=line,
+            visible=taught if key == "agreement" else labelled,
+        )  # fmt: skip
     several, named = len({seed for seed, _ in arms}) > 1, set()
     for (seed, arm), part in reversed(ended) if epochs else ended:
         name = "no teacher" if arm == "baseline" else "other seeds" if several else "student"
@@ -82,7 +89,7 @@ def figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[s
             **thin(part["accuracy"]["x"], part["accuracy"]["y"][0]), **group, name=name, mode="lines+markers",
             line=line, marker={"size": 4},
         )  # fmt: skip
-    level = next((e["accuracy"] for e in reversed(events) if e["event"] == "teacher"), None)
+    level = next((e.get("accuracy") for e in reversed(events) if e["event"] == "teacher"), None)
     if level is not None:
         line = {"color": GREY, "width": 1.5, "dash": "longdash"}
         accuracy.add_scatter(x=[0, end], y=[level, level], name="teacher", mode="lines", line=line)
@@ -92,18 +99,24 @@ def figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[s
     return {"losses": losses, "accuracy": accuracy}
 
 
+def by_teacher(events: list[dict[str, Any]]) -> bool:
+    """Whether the teacher's answers took the place of labels, and agreement that of accuracy."""
+    return any(e["event"] == "data" and e.get("labels") == "teacher" for e in events)
+
+
 def overlay(chosen: list[Run]) -> dict[str, go.Figure]:
     """``losses`` (total) and ``accuracy`` (student on validation) of several runs, a colour each."""
     losses, accuracy = _figure("Total loss"), _figure("Accuracy on validation", percent=True)
     for nth, run in enumerate(chosen):
-        drawn = points(next(iter(runs.by_arm(run.events()).values()), []))
+        events = run.events()
+        drawn = points(next(iter(runs.by_arm(events).values()), []))
         line = {"color": CYCLE[nth % len(CYCLE)], "width": 2, "dash": "solid" if nth < len(CYCLE) else "dash"}
         losses.add_scatter(
             **thin(drawn["losses"]["x"], drawn["losses"]["y"][0]), name=name_of(run), mode="lines", line=line
         )
         accuracy.add_scatter(
             **thin(drawn["accuracy"]["x"], drawn["accuracy"]["y"][0]),
-            name=name_of(run),
+            name=f"{name_of(run)}, agreement" if by_teacher(events) else name_of(run),
             mode="lines+markers",
             line=line,
         )
@@ -116,6 +129,8 @@ def name_of(run: Run) -> str:
     """What a curve is called: "mobilenet_v2_0.35 T 5 λ 0.5 (3f9a)"."""
     config: DistillConfig = run.config()
     student = plain(config.student.rstrip("/").rsplit("/", 1)[-1])
+    if config.teacher == NO_TEACHER:
+        return f"{student}, labels alone ({run.id[-4:]})"
     return f"{student} T {config.temperature:g} λ {config.lambda_:g} ({run.id[-4:]})"
 
 
@@ -129,8 +144,11 @@ def thin(x: list[float], y: list[float]) -> dict[str, list[float]]:
 
 
 def analysis(found: dict[str, Any]) -> dict[str, go.Figure]:
-    """What ``kd.analysis.analyse`` found, as ``f1``, ``confusion_teacher``, ``confusion_student`` and ``reliability``."""
+    """What ``kd.analysis.analyse`` found, as ``f1``, ``confusion_teacher``, ``confusion_student`` and ``reliability``;
+    without labels, ``confusion_student`` alone, against the teacher's answers."""
     worst = worst_classes(found)
+    if found.get("labels") == "teacher":
+        return {"confusion_student": confusion(found, "student", sorted(worst), truth="teacher")}
     return {
         "f1": class_bars(found, worst),
         **{f"confusion_{side}": confusion(found, side, sorted(worst)) for side in ("teacher", "student")},
@@ -161,14 +179,14 @@ def class_bars(found: dict[str, Any], shown: list[int]) -> go.Figure:
     return figure
 
 
-def confusion(found: dict[str, Any], side: str, shown: list[int]) -> go.Figure:
+def confusion(found: dict[str, Any], side: str, shown: list[int], truth: str = "truth") -> go.Figure:
     """What a model takes for what: the right answers in teal, the wrong ones in copper, by their share of the class. Both
     models' colours mean the same shares."""
     names = labels([found["classes"][index] for index in shown])
     counts, shares = _counts_and_shares(found, side, shown)
     others = [_counts_and_shares(found, name, shown)[1] for name in ("teacher", "student")]
     most = max([0.05, *(s for rows in others for i, row in enumerate(rows) for j, s in enumerate(row) if i != j)])
-    figure = _still(side.capitalize(), 150 + max(220, 26 * len(shown)), "answer", "truth")
+    figure = _still(side.capitalize(), 150 + max(220, 26 * len(shown)), "answer", truth)
     for colour, top, right in ((TEAL, 1.0, True), (COPPER, most, False)):
         figure.add_heatmap(
             x=names, y=names, zmin=0, zmax=top, showscale=False, xgap=1, ygap=1, hoverongaps=False,

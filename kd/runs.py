@@ -5,6 +5,7 @@ the run, for as long as it lives), ``STOP`` (an empty file that asks it to end),
 ``report.json``, ``stderr.txt``, ``logs/`` (TensorBoard).
 """
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -13,7 +14,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kd.config import DistillConfig
+from kd.config import RUN_TEACHER, DistillConfig
 
 LIFECYCLE = {
     "created": "queued",
@@ -200,6 +201,10 @@ class Run:
         if closed and stop.exists() and stop.stat().st_mtime <= closed["time"]:
             stop.unlink()
 
+    def labels(self) -> str:
+        """Whose the labels are: the ``dataset``'s, or the ``teacher``'s, whose answers stand for those that are not there."""
+        return (self.last("data") or {}).get("labels", "dataset")
+
     def report(self) -> dict[str, Any] | None:
         """``report.json``, or ``None`` until the run is done."""
         try:
@@ -239,7 +244,7 @@ def create(config: DistillConfig, folder: Path, owner: str) -> Run:
         "id": run.id,
         "created": created,
         "owner": _hash(owner),
-        "config": config.with_absolute_paths().to_dict(),
+        "config": resolved(config, folder).to_dict(),
     }
     try:
         run.path.mkdir(parents=True)
@@ -252,6 +257,37 @@ def create(config: DistillConfig, folder: Path, owner: str) -> Run:
             f"Runs cannot be kept in {folder}: {error.strerror}. Name another place with --runs-dir."
         ) from error
     return run
+
+
+def resolved(config: DistillConfig, folder: Path) -> DistillConfig:
+    """``config`` as a run in ``folder`` keeps it: with absolute paths, also of a teacher that is another run's student.
+
+    Raises ``RunError`` as ``with_run_as_teacher``.
+    """
+    return with_run_as_teacher(config, lambda id: find(folder, id)).with_absolute_paths()
+
+
+def with_run_as_teacher(config: DistillConfig, find: Callable[[str], Run]) -> DistillConfig:
+    """``config`` with the student's folder of a run in the place of ``run:ID``; ``find`` gives the run with an id.
+
+    Raises ``RunError`` where there is no such run, or it has no student yet.
+    """
+    if not config.teacher.startswith(RUN_TEACHER):
+        return config
+    run = find(config.teacher.removeprefix(RUN_TEACHER))
+    status = run.status()
+    if status not in CLOSED or not (run.path / "student" / "config.json").exists():
+        raise RunError(f"Run {run.id} ({status}) cannot teach: it has no finished student. Wait until it is done.")
+    return dataclasses.replace(config, teacher=str(run.path / "student"))
+
+
+def short(name: str) -> str:
+    """A teacher, dataset or student as it is shown: a Hub id as it is, a folder by its last part, a run's student by the
+    run."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    return f"{RUN_TEACHER}{path.parent.name}" if ID.fullmatch(path.parent.name) else path.name
 
 
 def find(folder: Path, id: str) -> Run:

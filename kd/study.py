@@ -114,7 +114,7 @@ def go_on(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
 def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) -> Run:
     """A run of ``config`` that is done: an earlier one, one that is under way, one that was interrupted and goes on, or
     a new one."""
-    wanted = config.with_absolute_paths()
+    wanted = runs.resolved(config, folder)
     same = {run.status(): run for run in runs.list_runs(folder) if run.config() == wanted}
     if "done" in same:
         return same["done"]
@@ -147,8 +147,8 @@ def result_of(run: Run) -> dict[str, Any]:
         right = file["logits"].argmax(-1) == file["labels"]
     names = ("accuracy", "f1", "agreement", "validation", "epochs", "best_epoch", "seconds", "images_per_second")
     return {
-        **{name: own[name] for name in names},
-        "teacher": report["teacher"]["accuracy"],
+        **{name: own.get(name) for name in names},
+        "teacher": (report["teacher"] or {}).get("accuracy"),
         "pictures": len(right),
         "right": base64.b64encode(np.packbits(right)).decode(),
         "versions": report["versions"],

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kd import launch, runs
-from kd.config import METHODS, DistillConfig, checked, public_name, setting
+from kd.config import METHODS, NO_TEACHER, DistillConfig, checked, public_name, setting
 from kd.launch import StopAsked
 from kd.runs import LIFECYCLE, Run, RunError
 
@@ -255,6 +255,9 @@ def create(config: DistillConfig, grid: Grid, folder: Path, owner: str) -> Sweep
         raise ValueError("A sweep has no minutes for each training. Give epochs, or budget-minutes for all of it.")
     if config.seed + config.trials >= 2**32:
         raise ValueError(f"seed is {config.seed}; the winner needs {config.trials} above it. Take a smaller one.")
+    if config.teacher == NO_TEACHER:
+        raise ValueError("The teacher is none, and a sweep is about how a teacher teaches. Choose a teacher.")
+    config = runs.resolved(config, folder)
     sweep = Sweep(runs.create(config, Path(folder) / SWEEPS, owner).path)
     runs.write_whole(sweep.path / "sweep.json", json.dumps(asdict(grid), indent=2))
     return sweep
@@ -403,11 +406,13 @@ def measure(sweep: Sweep, point: Point, epochs: int, tell: Tell) -> dict[str, An
 def prove(sweep: Sweep, row: dict[str, Any], epochs: int, tell: Tell) -> Run:
     """The best point with the teacher once more, ``trials`` times with seeds that chose nothing, and as often without."""
     config, point = sweep.config(), Point.of(row)
+    measured = Run(sweep.runs_folder / row["run"])  # it may be deleted by now
+    labelled = not measured.path.exists() or measured.labels() == "dataset"
     changes = {
         **settings_of(config, point, epochs),
         "seed": config.seed + 1,
         "trials": config.trials,
-        "baseline": "yes" if point.lambda_ else "no",
+        "baseline": "yes" if point.lambda_ and labelled else "no",
     }
     tell(f"{point}: {_count(epochs, 'epoch')} with {_count(config.trials, 'fresh seed')}, with the teacher and without")
     run = trained(sweep, changes)

@@ -95,7 +95,7 @@ def _compute(
 ) -> None:
     """One pass over the pixels, every missing view of each batch, from where an interrupted pass has stopped; each
     view's file is written beside its place and renamed."""
-    shape, size = (len(teacher.columns or teacher.model.config.id2label),), len(pixels.labels)
+    shape, size = (len(teacher.classes),), len(pixels.labels)
     parts = {view: paths[view].with_suffix(".part") for view in missing}
     boxes = {view: [torch.from_numpy(values).to(device) for values in views.boxes(view)] for view in missing}
     begun = min(min(rows_in(part, shape, np.float32) for part in parts.values()), size)

@@ -33,7 +33,8 @@ class ImageDistilTrainer(Trainer):
     The arguments are those of the Transformers guide "Knowledge distillation for computer vision", among them
     ``training_args``, which the guide writes for `Trainer`'s ``args``. ``method`` is another loss than the guide's, which
     then has its own temperature; its weight grows evenly over the first ``warmup_epochs``. ``mixup`` is the parameter of its
-    Beta distribution, 0 for none. With ``lambda_param`` 0 there need be no teacher.
+    Beta distribution, 0 for none. ``known``, bool ``[C]``, are the classes that the teacher knows, if not all. With
+    ``lambda_param`` 0 there need be no teacher.
 
     Raises:
         ValueError: for a temperature of 0 or less, or a lambda outside 0 to 1.
@@ -49,6 +50,7 @@ class ImageDistilTrainer(Trainer):
         method: Method | None = None,
         warmup_epochs: float = 0.0,
         mixup: float = 0.0,
+        known: Tensor | None = None,
         training_args: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -62,6 +64,7 @@ class ImageDistilTrainer(Trainer):
         self.temperature = temperature
         self.lambda_param = lambda_param
         self.method, self.warmup_epochs, self.mixup = method, warmup_epochs, mixup
+        self.known = None if known is None else known.to(self.args.device)
         self.teacher = teacher_model and teacher_model.to(self.args.device).eval()
         # Our loss divides by the number of pictures of the whole accumulated batch, whatever the model's signature.
         self.model_accepts_loss_kwargs = True
@@ -92,7 +95,7 @@ class ImageDistilTrainer(Trainer):
         warmth = min(1.0, (self.state.epoch or 0.0) / self.warmup_epochs) if self.warmup_epochs else 1.0
         return distillation_loss(
             logits, teacher, labels, self.temperature, self.lambda_param, reduction="sum", method=self.method,
-            soft_weight=warmth,
+            soft_weight=warmth, known=self.known,
         )  # fmt: skip
 
     def _mix(self, inputs: dict[str, Any]) -> float:
@@ -273,13 +276,14 @@ class RunCallback(TrainerCallback):
         )
 
     def on_evaluate(self, args, state, control, metrics: dict[str, float], **kwargs) -> None:
+        agreed = {"agreement": round(metrics["eval_agreement"], 5)} if "eval_agreement" in metrics else {}
         self.run.append(
             "eval",
             step=state.global_step,
             epoch=round(state.epoch, 2),
             accuracy=round(metrics["eval_accuracy"], 5),
             f1=round(metrics["eval_f1"], 5),
-            agreement=round(metrics["eval_agreement"], 5),
+            **agreed,
             loss=round(metrics["eval_loss"], 5) if math.isfinite(metrics["eval_loss"]) else None,
             seconds=round(self.seconds, 2),
         )

@@ -9,6 +9,21 @@ from conftest import kd
 from kd import DistillConfig
 
 
+def test_without_a_teacher_lambda_is_0_and_a_baseline_makes_no_sense():
+    assert DistillConfig(teacher="none", lambda_=0.9).lambda_ == 0
+    with pytest.raises(ValueError, match="baseline is yes, but the teacher is none"):
+        DistillConfig(teacher="none", baseline="yes")
+
+
+@pytest.mark.parametrize("base", ["sample", "none", "run:last"])
+def test_a_teacher_is_made_from_pretrained_weights_with_their_recipe(base):
+    made = DistillConfig.finetune("owner/model", dataset="owner/pictures")
+    assert (made.teacher, made.student, made.dataset) == ("none", "owner/model", "owner/pictures")
+    assert made.recipe == "pretrained" and made.lambda_ == 0
+    with pytest.raises(ValueError, match="The model to fine-tune is"):
+        DistillConfig.finetune(base)
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [

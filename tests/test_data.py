@@ -182,7 +182,7 @@ def test_the_embedded_sample_is_what_it_says():
         (lambda path: None, "is empty. Expected a folder for each class"),
         (
             lambda path: toys.picture("red brick", np.random.default_rng(0)).save(path / "a.png"),
-            r"1 pictures but no class folders.*lambda = 1",
+            "The dataset has 1 training picture, too few to cut a test split from. Add pictures or give",
         ),
         (lambda path: [toys.class_folders(path, 5), (path / "empty class").mkdir()], "No pictures in empty class"),
         (lambda path: toys.class_folders(path, 1), "has 1 training picture, too few to cut a test split"),
@@ -204,16 +204,50 @@ def test_one_class_is_not_enough(tmp_path):
         load_splits(config(tmp_path))
 
 
-def test_a_dataset_without_labels_or_pictures_says_which_columns_it_has(tmp_path):
-    image = toys.picture("red brick", np.random.default_rng(0))
-    Dataset.from_dict(
-        {"image": [image], "size": [1]}, Features({"image": ImageFeature(), "size": Value("int64")})
-    ).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(RunError, match=r"no labels: its columns are image, size.*lambda = 1"):
-        load_splits(config(tmp_path / "a.parquet"))
+def test_a_dataset_without_pictures_says_which_columns_it_has(tmp_path):
     Dataset.from_dict({"text": ["x"], "label": [0]}).to_parquet(tmp_path / "b.parquet")
     with pytest.raises(RunError, match=r"No column of pictures.*text, label"):
         load_splits(config(tmp_path / "b.parquet"))
+
+
+def test_pictures_without_labels_are_split_by_the_same_seed(tmp_path):
+    rng, names = np.random.default_rng(0), toys.CLASSES * 4
+    images = [toys.picture(name, rng) for name in names]
+    (tmp_path / "heap").mkdir()
+    for nth, image in enumerate(images):
+        image.save(tmp_path / "heap" / f"{nth:02}.PNG")
+    columns = {
+        "size": Value("int64"), "label": ClassLabel(names=toys.CLASSES), "category": Value("string"),
+    }  # fmt: skip
+    for name, kind in columns.items():
+        rows = {"image": images, name: [{"size": 9, "label": -1}.get(name)] * len(images)}
+        Dataset.from_dict(rows, Features({"image": ImageFeature(), name: kind})).to_parquet(
+            tmp_path / f"{name}.parquet"
+        )
+    found = [load_splits(config(tmp_path / name)) for name in ("heap", *(f"{name}.parquet" for name in columns))]
+    for splits in found:
+        assert not splits.labelled and splits.classes == [] and splits.labels == "teacher"
+        assert splits.sizes() == {"train": 10, "validation": 1, "test": 1}
+        assert set(splits.train["label"]) == {-1}
+        again, here = (np.asarray(data.open_row(one.test[0])) for one in (splits, found[0]))
+        assert (again == here).all()
+    assert "No column of image, size has labels" in found[1].warnings[0] and "--label-column" in found[1].warnings[0]
+    with pytest.raises(RunError, match=r"no column 'size'.*label-column"):
+        load_splits(config(tmp_path / "heap", label_column="size"))
+
+
+def test_a_picture_that_has_no_label_among_others_that_have_is_left_out(tmp_path):
+    rng, names = np.random.default_rng(0), toys.CLASSES * 4
+    features = Features({"image": ImageFeature(), "category": Value("string")})
+    for split, missing in (("train", 2), ("validation", len(names))):
+        rows = {"image": [toys.picture(n, rng) for n in names], "category": [*names[missing:], *[None] * missing]}
+        Dataset.from_dict(rows, features).to_parquet(tmp_path / f"{split}.parquet")
+    splits = load_splits(config(tmp_path))
+    assert splits.classes == sorted(toys.CLASSES) and sum(splits.sizes().values()) == 10
+    assert splits.warnings[:2] == [
+        "The validation split has no labels, so a validation split is cut from train.",
+        "2 pictures of the train split have no label and are left out.",
+    ]
 
 
 def test_an_empty_split_a_broken_parquet_and_a_wrong_file_are_told_apart(tmp_path):

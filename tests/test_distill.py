@@ -8,14 +8,20 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import toys
 from conftest import flags, kd
 
-from kd import launch, runs
+from kd import cli, launch, plots, runs, study
+from kd.cli import result_table
+from kd.compare import compare
 from kd.config import DistillConfig
 from kd.distill import execute
 from kd.runs import Run, RunDeleted, RunError
+from kd.ui import analysis, summary
+from kd.ui.compare import choices
+from kd.ui.runs import row
 
 REPRINT = """
 import json, sys
@@ -167,6 +173,105 @@ def test_one_seed_gives_one_curve_and_online_is_cached(small, tmp_path):
         curves.append([(e["accuracy"], e["loss"]) for e in run.events() if e["event"] == "eval"])
     assert curves[0] == curves[1]
     assert curves[2][0] == pytest.approx(curves[0][0], abs=1e-3)
+
+
+# --- Runs without labels, or without a teacher
+
+
+def test_without_labels_the_student_learns_the_teacher_s_classes_from_it_alone(small, colours, tmp_path, capsys):
+    heap = tmp_path / "heap"
+    heap.mkdir()
+    for nth, file in enumerate(sorted(colours.rglob("*.png"))[::3]):
+        shutil.copy(file, heap / f"{nth:03}.png")
+    run = runs.create(settings(small, dataset=str(heap), epochs=1), tmp_path / "runs", "t")
+    execute(run)
+    report, events = run.report(), run.events()
+    assert report["data"]["labels"] == "teacher" and report["data"]["classes"] == toys.CLASSES
+    assert report["config"]["lambda"] == 1 and "Lambda is 1, not 0.5" in run.last("data")["warnings"][0]
+    assert report["student"]["accuracy"] == report["agreement"] and "accuracy" not in report["teacher"]
+    assert "accuracy" not in run.last("teacher")
+    step = next(e for e in events if e["event"] == "step")
+    assert step["total"] == step["soft"]
+    screen = cli.Screen(run)
+    for event in events:
+        screen.show(event)
+    said = capsys.readouterr().err
+    assert "epoch 1: agrees with the teacher on" in said and "on validation" not in said
+    shown = result_table(report, report["agreement"])
+    assert "accuracy" not in shown and "who is right is not known" in shown
+    assert cli._row(run)["accuracy"].endswith("test, agreement")
+    assert "Accuracy" not in summary.result(report) and "how often either is right" in summary.result(report)
+    drawn = plots.figures(events)["accuracy"]
+    assert drawn.layout.title.text.startswith("Agreement") and [t.name for t in drawn.data if t.visible] == [
+        "agreement"
+    ]
+    apart = analysis.shown(analysis.kept(run), run)
+    assert list(plots.analysis(analysis.kept(run))) == ["confusion_student"]
+    assert "who is right is not known" in apart and "Only the teacher is right" not in apart
+    with pytest.raises(RunError, match="no labels, so nothing can be learned from them without the teacher"):
+        execute(runs.create(settings(small, dataset=str(heap), baseline="yes"), tmp_path / "runs", "t"))
+
+
+QUICK = {"epochs": 1, "views": 1, "precision": "fp32", "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def made(colours, tmp_path_factory) -> Run:
+    """A run that has made a teacher of a base with other classes."""
+    folder = tmp_path_factory.mktemp("made")
+    toys.tiny_resnet(["a", "b", "c", "d"]).save_pretrained(folder / "base")
+    toys.processor().save_pretrained(folder / "base")
+    run = runs.create(
+        DistillConfig.finetune(str(folder / "base"), dataset=str(colours), mixup=0.2, **QUICK), folder, "t"
+    )
+    execute(run)
+    return run
+
+
+def test_a_teacher_is_made_from_the_labels_alone(made, colours, capsys, monkeypatch):
+    report, events = made.report(), made.events()
+    assert report["teacher"] is None and report["agreement"] is None and report["verdict"] is None
+    assert report["data"]["classes"] == toys.CLASSES and not made.last("targets") and not made.last("teacher")
+    assert not (made.path / "analysis.json").exists()
+    screen = cli.Screen(made)
+    for event in events:
+        screen.show(event)
+    assert "labels alone -> base" in (said := capsys.readouterr().err) and "teacher" not in said
+    table = result_table(report, None)
+    assert "model" in table and "teacher" not in table and "The student is" not in table
+    assert f"--teacher run:{made.id} --dataset {colours}" in cli.distil_from(made)
+    assert "labels alone" in summary.result(report) and "labels alone" in plots.name_of(made)
+    shown = [trace.name for figure in plots.figures(events).values() for trace in figure.data if trace.visible]
+    assert shown == ["hard", "student"]
+    with pytest.raises(RunError, match="it has no teacher to be compared with"):
+        compare(made, [])
+    monkeypatch.setenv("KD_RUNS_DIR", str(made.path.parent))
+    assert analysis.analysis({"run": made.id}) == {"html": "", "figures": {}} and choices(None, None) == []
+    assert "from the labels alone" in row(made) and "Compare" not in row(made)
+    assert study.result_of(made)["teacher"] is None
+
+
+def test_what_a_run_has_made_teaches_the_classes_that_it_is_said_to_know(made, colours):
+    asked = DistillConfig(
+        teacher=f"run:{made.id}", label_map="green leaf=", dataset=str(colours), student=str(made.path.parent / "base"),
+        baseline="yes", targets="online", mixup=0.2, **QUICK,
+    )  # fmt: skip
+    run = runs.create(asked, made.path.parent, "t")
+    with pytest.raises(RunError, match="cannot teach: it has no finished student"):
+        runs.resolved(DistillConfig(teacher=f"run:{run.id}"), made.path.parent)
+    assert run.config().teacher == str(made.path / "student") and runs.short(run.config().teacher) == f"run:{made.id}"
+    execute(run)
+    report = run.report()
+    assert "does not know 1 of 3 classes (green leaf: as told). Their 32 of 96" in run.last("models")["warnings"][0]
+    assert "On the 8 of 12 test pictures whose classes the teacher knows" in report["notes"][0]
+    assert report["verdict"]["pictures"] == 8 and "over all 12 the difference is" in report["verdict"]["sentence"]
+    with np.load(run.path / "arms" / "distilled-0" / "test.npz") as kept:
+        rows, ours = kept["labels"] != 1, kept["logits"].argmax(-1)
+    with np.load(made.path / "arms" / "distilled-0" / "test.npz") as kept:
+        theirs = kept["logits"][:, [0, 2]].argmax(-1) * 2
+    assert report["agreement"] == pytest.approx((ours == theirs)[rows].mean(), abs=1e-5)
+    found = compare(run, [colours / "green leaf" / "000.png"])
+    assert "does not know green leaf" in found["note"] and found["pictures"][0]["teacher"][-1]["confidence"] == 0
 
 
 # --- Runs that do not end well

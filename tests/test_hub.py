@@ -193,7 +193,7 @@ def test_the_guide_s_preset_takes_its_teacher_and_pictures_from_the_hub(hub, roo
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["data"] == {**SIZES, "classes": CLASSES}
+    assert report["data"] == {**SIZES, "classes": CLASSES, "labels": "dataset"}
     assert report["teacher"]["name"] == "merve/beans-vit-224"
     assert report["teacher"]["accuracy"] > 0.9
 

@@ -28,9 +28,9 @@ def numpy_kd(student, teacher, temperature):
     return temperature**2 * np.mean(np.sum(p * np.log(p / q), -1))
 
 
-def numpy_dkd(student, teacher, temperature, alpha=1.5, beta=6.0):
+def numpy_dkd(student, teacher, temperature, alpha=1.5, beta=6.0, labels=LABELS):
     terms = []
-    for label, p, q in zip(LABELS, softmax(teacher, temperature), softmax(student, temperature), strict=True):
+    for label, p, q in zip(labels, softmax(teacher, temperature), softmax(student, temperature), strict=True):
         pt, qt, p, q = p[label], q[label], np.delete(p, label), np.delete(q, label)
         tckd = pt * np.log(pt / qt) + (1 - pt) * np.log((1 - pt) / (1 - qt))
         nckd = np.sum(p / (1 - pt) * np.log(p / (1 - pt) / (q / (1 - qt))))
@@ -300,3 +300,29 @@ def test_sum_is_mean_times_the_batch(name):
 def test_different_numbers_of_classes_are_refused_in_words():
     with pytest.raises(ValueError, match="same classes"):
         distillation_loss(logits(0), logits(1, (6, 4)), LABELS, 5.0, 0.5)
+
+
+@every_method
+def test_where_the_teacher_knows_some_classes_only_each_picture_has_the_loss_that_is_its_own(name):
+    known, columns = torch.tensor([True, False, True, True, False]), [0, 2, 3]
+    labels, student, teacher = torch.tensor([0, 1, 2, 3, 4, 0]), logits(0), logits(1)
+    rows, prepare = [0, 2, 3, 5], numpy_standardised if name.endswith("+std") else np.asarray
+    ours, theirs = (prepare(values.numpy()[np.ix_(rows, columns)]) for values in (student, teacher))
+    places = {"labels": torch.tensor([0, 1, 2, 0])} if name.startswith("dkd") else {}
+    soft = FORMULAS[name.removesuffix("+std")](ours, theirs, 3.0, **places) * len(rows) / 6
+    right = -np.log(softmax(student.numpy(), 1.0)[np.arange(6), labels.numpy()])
+    weights = np.array([0.3, 1.0, 0.3, 0.3, 1.0, 0.3])
+    spoiled = torch.where(known, teacher, torch.tensor(-1e4, dtype=torch.float64))
+    found = distillation_loss(student, spoiled, labels, 3.0, 0.7, method=method(name), soft_weight=0.5, known=known)
+    assert found.soft.item() == pytest.approx(soft, rel=1e-6) and found.hard.item() == pytest.approx(right.mean())
+    assert found.total.item() == pytest.approx(np.mean(weights * right) + 0.7 * 0.5 * soft, rel=1e-6)
+    summed = distillation_loss(student, spoiled, labels, 3.0, 0.7, "sum", method=method(name), known=known)
+    assert summed.soft.item() == pytest.approx(6 * soft, rel=1e-6)
+
+
+@every_method
+def test_a_batch_of_classes_that_the_teacher_does_not_know_learns_from_the_labels(name):
+    known = torch.tensor([True, True, False, False, False])
+    student = logits(0).requires_grad_()
+    found = distillation_loss(student, logits(1), LABELS.clamp(2), 3.0, 1.0, method=method(name), known=known)
+    assert found.soft == 0 and found.total == found.hard == F.cross_entropy(student, LABELS.clamp(2))

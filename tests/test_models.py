@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from kd import latency, models
-from kd.models import STUDENTS, Teacher, heal, load_student, load_teacher, match_classes, pipeline, run_processor
+from kd.models import STUDENTS, Teacher, heal, load_student, load_teacher, pipeline, run_processor
 from kd.runs import RunError
 
 
@@ -123,11 +123,18 @@ def test_a_processor_can_be_asked_for_another_size(processor):
     assert pipeline(models.resized(processor, 64)).size == (64, 64)
 
 
-def test_a_pretrained_student_of_as_many_classes_gets_a_new_head_too(teacher):
+@pytest.mark.parametrize(
+    ("classes", "changed"),
+    [
+        (["sky", "leaf", "brick"], {"classifier.1.weight", "classifier.1.bias"}),
+        (toys.CLASSES[::-1], {"classifier.1.weight", "classifier.1.bias"}),
+        (["Blue_Sky", "green-leaf", "red brick"], set()),
+    ],
+)
+def test_a_pretrained_student_of_as_many_classes_gets_a_new_head_unless_it_knows_these(teacher, classes, changed):
     old = AutoModelForImageClassification.from_pretrained(teacher).state_dict()
-    new = load_student(str(teacher), toys.CLASSES, None, 32, seed=0).model.state_dict()
-    changed = {name for name in old if not torch.equal(old[name], new[name])}
-    assert changed == {"classifier.1.weight", "classifier.1.bias"}
+    new = load_student(str(teacher), classes, None, 32, seed=0).model.state_dict()
+    assert {name for name in old if not torch.equal(old[name], new[name])} == changed
 
 
 def test_the_key_of_a_teacher_knows_its_processor_and_settings(teacher):
@@ -152,28 +159,6 @@ def test_pretrained_weights_keep_their_settings(tmp_path):
     assert torch.equal(student.model.state_dict()[first], raw.state_dict()[first])
 
 
-@pytest.mark.parametrize(
-    ("theirs", "columns", "warned"),
-    [
-        (["green leaf", "red brick", "blue sky"], [2, 0, 1], 0),
-        (["Blue_Sky", "GREEN-LEAF", "redbrick"], None, 0),
-        (["LABEL_0", "LABEL_1", "LABEL_2"], None, 1),
-    ],
-)
-def test_classes_are_matched_by_name_or_by_index_with_a_warning(theirs, columns, warned):
-    found, said = match_classes(dict(enumerate(theirs)), toys.CLASSES)
-    assert found == columns and len(said) == warned
-
-
-def test_other_classes_are_refused_with_both_lists():
-    with pytest.raises(
-        RunError, match=r"predicts 2 classes \(cat, dog\), the dataset has 3 \(blue sky, green leaf, red brick\)"
-    ):
-        match_classes({0: "cat", 1: "dog"}, toys.CLASSES)
-    with pytest.raises(RunError, match="Pick a teacher fine-tuned on these classes"):
-        match_classes({0: "cat", 1: "dog", 2: "cow"}, toys.CLASSES)
-
-
 def test_a_teacher_answers_in_the_dataset_s_order(tmp_path, teacher):
     shuffled = [toys.CLASSES[i] for i in (2, 0, 1)]
     model = AutoModelForImageClassification.from_pretrained(teacher)
@@ -182,6 +167,21 @@ def test_a_teacher_answers_in_the_dataset_s_order(tmp_path, teacher):
     values = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(reordered(values).logits, direct(values).logits[:, [2, 0, 1]])
     assert reordered.key() != direct.key()
+
+
+def test_a_teacher_of_more_classes_is_narrowed_to_the_mapped_ones_in_the_dataset_s_order(teacher):
+    classes, label_map = ["bricks", "water", "sky"], "water=, sky=blue sky, bricks=red brick"
+    narrowed, said = load_teacher(str(teacher), classes, label_map, [7, 5, 8])
+    values = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    whole = load_teacher(str(teacher), None)[0](values).logits
+    assert narrowed.columns == [2, None, 0] and narrowed.known.tolist() == [True, False, True]
+    logits = narrowed(values).logits
+    torch.testing.assert_close(logits[:, [0, 2]], whole[:, [2, 0]])
+    assert (logits.softmax(1)[:, 1] == 0).all() and logits.isfinite().all()
+    assert (
+        "does not know 1 of 3 classes (water: as told). Their 5 of 20 training pictures learn from the labels"
+        in said[0]
+    )
 
 
 def test_a_backbone_without_a_trained_head_is_refused(tmp_path):

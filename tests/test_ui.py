@@ -10,7 +10,8 @@ from PIL import Image
 
 from kd import runs
 from kd.config import METHODS, DistillConfig
-from kd.ui import analysis, dark, look, settings, summary
+from kd.runs import RunError
+from kd.ui import analysis, dark, look, owners, settings, summary
 from kd.ui.distill import on_method, on_preset, on_recipe, on_student
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -199,3 +200,23 @@ def test_what_cannot_be_asked_is_refused_in_words(asked, words):
 def test_on_a_shared_server_a_teacher_is_no_path(monkeypatch, teacher):
     monkeypatch.setenv("KD_SHARED", "1")
     assert "a path" in dark.teacher_says({"teacher": str(teacher), "example": 0})["problem"]
+
+
+def test_on_a_shared_server_only_an_own_run_can_teach(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_SHARED", "1")
+    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
+    mine, theirs = owners.new_token(), owners.new_token()
+    run = runs.create(DistillConfig(), tmp_path, mine)
+    (run.path / "student").mkdir()
+    (run.path / "student" / "config.json").touch()
+    run.close("done")
+    asked = DistillConfig(teacher=f"run:{run.id}")
+    assert owners.with_own_teacher(asked, mine).teacher == str(run.path / "student")
+    for config, token in ((asked, theirs), (asked, ""), (DistillConfig(teacher="run:last"), mine)):
+        with pytest.raises(RunError, match="among yours"):
+            owners.with_own_teacher(config, token)
+    begun = DistillConfig(teacher=str(run.path / "student"))
+    with pytest.raises(RunError, match="a path"):
+        owners.check_request(begun, mine)
+    owners.check_again(begun, mine)
+    assert "is not asked here" in dark.teacher_says({"teacher": asked.teacher, "example": 0})["problem"]

@@ -32,7 +32,8 @@ def build() -> gr.Blocks:
         quick = distill.PRIVATE
         # Through the queue, beside any number of others: outside it gradio shows no error.
         queued = {**quick, "queue": True, "concurrency_limit": None}
-        first.button.click(distill.on_distill, [saved, *first.widgets], [saved, first.live], **queued)
+        for button, begin in ((first.button, distill.on_distill), (first.make, distill.on_make)):
+            button.click(begin, [saved, *first.widgets], [saved, first.live], **queued)
         swept.button.click(sweep.on_sweep, [saved, *swept.widgets], [saved, swept.board], **queued)
         second_tab.select(compare.offer, [saved, first.live, second.run], second.run, **quick)
         for source in (first.live, third):

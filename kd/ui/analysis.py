@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kd import plots
+from kd.config import NO_TEACHER
 from kd.runs import Run, RunError
 from kd.ui.compare import bars
 from kd.ui.owners import readable
@@ -23,6 +24,8 @@ RIGHT = {
     (False, True): "Only the student is right",
     (False, False): "Both are wrong",
 }
+AGREED = {True: "They agree", False: "They differ"}
+"""What is said of a picture without a label."""
 NONE_KEPT = (
     "This run kept no answers to its test pictures: it is from before Distillery did. Distill once more to see where its "
     "teacher and student differ."
@@ -30,10 +33,12 @@ NONE_KEPT = (
 
 
 def analysis(asked: dict[str, Any]) -> dict[str, Any]:
-    """For ``owner`` or whoever has the key ``view``: ``html``, and ``figures`` for its charts. ``problem`` where there is
-    no such run for this visitor."""
+    """For ``owner`` or whoever has the key ``view``: ``html``, and ``figures`` for its charts, none where there was no
+    teacher. ``problem`` where there is no such run for this visitor."""
     try:
         run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
+        if run.config().teacher == NO_TEACHER:
+            return {"html": "", "figures": {}}
         found = kept(run)
     except (RunError, PermissionError) as problem:
         return {"problem": str(problem)}
@@ -53,6 +58,14 @@ def kept(run: Run) -> dict[str, Any]:
 
 def shown(found: dict[str, Any], run: Run) -> str:
     """The section as HTML; the script draws the charts into it."""
+    if found.get("labels") == "teacher":
+        return (
+            "<h3>Where teacher and student differ</h3>"
+            f"{gallery(found, run)}"
+            "<h4>What is taken for what</h4>"
+            "<p>Test pictures by the teacher's answer (row) and the student's (column): in teal they agree, in copper they "
+            f"differ. The pictures have no labels, so who is right is not known.</p>{chart('confusion_student')}"
+        )
     classes, drawn = len(found["classes"]), plots.MOST_CLASSES
     few = f" Of {classes} classes, the {drawn} that lost most are drawn." if classes > drawn else ""
     return (
@@ -104,7 +117,7 @@ def gallery(found: dict[str, Any], run: Run) -> str:
     for row in rows:
         image, size = picture(row, run, left)
         left -= size
-        cards.append(card(row, image))
+        cards.append(card(row, image, found.get("labels", "dataset")))
     many = f"{len(rows)} test pictures" if len(rows) > 1 else "one test picture"
     rest = "".join(cards[FIRST:])
     more = f'<details><summary>Show {len(rows) - FIRST} more</summary><div class="kd-gallery">{rest}</div></details>'
@@ -128,13 +141,15 @@ def picture(row: dict[str, Any], run: Run, most: int) -> tuple[str, int]:
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}", len(data)
 
 
-def card(row: dict[str, Any], image: str) -> str:
-    """One test picture: the truth, and both top threes."""
-    truth = html.escape(row["truth"])
-    right = RIGHT[row["teacher"][0]["label"] == row["truth"], row["student"][0]["label"] == row["truth"]]
-    seen = f'<img src="{image}" alt="A test picture of the class {truth}">' if image else ""
+def card(row: dict[str, Any], image: str, labels: str) -> str:
+    """One test picture: the truth, where that is known, and both top threes."""
+    teacher, student = (row[side][0]["label"] for side in ("teacher", "student"))
+    if labels == "teacher":
+        head, alt = f"<b>{AGREED[teacher == student]}</b>", "A test picture"
+    else:
+        truth = html.escape(row["truth"])
+        right = RIGHT[teacher == row["truth"], student == row["truth"]]
+        head, alt = f"<b>{truth}</b><br><small>{right}</small>", f"A test picture of the class {truth}"
+    seen = f'<img src="{image}" alt="{alt}">' if image else ""
     both = "".join(bars(side, row[side.lower()], "p") for side in ("Teacher", "Student"))
-    return (
-        f'<figure class="kd-test">{seen}<figcaption><b>{truth}</b><br><small>{right}</small></figcaption>'
-        f'<div class="kd-pair">{both}</div></figure>'
-    )
+    return f'<figure class="kd-test">{seen}<figcaption>{head}</figcaption><div class="kd-pair">{both}</div></figure>'

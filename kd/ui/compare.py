@@ -14,10 +14,11 @@ from typing import Any
 
 import gradio as gr
 
-from kd.runs import Run, RunError
+from kd.config import NO_TEACHER
+from kd.runs import Run, RunError, short
 from kd.ui import look
 from kd.ui.owners import kind_errors, own_runs, readable
-from kd.ui.summary import costs, how_timed, short, status_of, summarize, table, times
+from kd.ui.summary import costs, how_timed, status_of, summarize, table, times
 
 MOST_PICTURES = 64
 CARDS = 4
@@ -282,13 +283,14 @@ def on_compare(saved: dict | None, live: dict | None, id: str | None, pictures: 
 
 
 def choices(saved: dict | None, live: dict | None) -> list[tuple[str, str]]:
-    """The finished runs that a visitor may compare, as (words, id), newest first."""
+    """The finished runs that a visitor may compare, those with a teacher, as (words, id), newest first."""
     token = saved.get("owner", "") if isinstance(saved, dict) else ""
     runs = own_runs(token)
     if isinstance(live, dict) and live.get("run") and live["run"] not in [run.id for run in runs]:
         with suppress(RunError):
             runs = [readable(live["run"], token, live.get("view", "")), *runs]
-    return [(in_words(run), run.id) for run in runs if status_of(run, summarize(run)) == "done"]
+    done = [run for run in runs if status_of(run, summarize(run)) == "done"]
+    return [(in_words(run), run.id) for run in done if run.config().teacher != NO_TEACHER]
 
 
 def in_words(run: Run) -> str:

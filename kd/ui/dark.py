@@ -14,11 +14,11 @@ from typing import Any
 
 import gradio as gr
 
-from kd.config import SAMPLE, DistillConfig
+from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
 from kd.runs import RunError
 from kd.ui import look
 from kd.ui.compare import png, warm_up
-from kd.ui.owners import check_names, uploaded
+from kd.ui.owners import check_names, shared, uploaded, with_own_teacher
 from kd.verdict import dark_knowledge
 
 FILES = Path(__file__).parent
@@ -39,8 +39,13 @@ def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
     (``labelled``); ``sentences``, for each of ``STOPS``. ``problem`` where it cannot be asked.
     """
     try:
-        name = DistillConfig(teacher=asked.get("teacher")).teacher
-        check_names(DistillConfig(teacher=name))
+        config = DistillConfig(teacher=asked.get("teacher"))
+        check_names(config)
+        if shared() and config.teacher.startswith(RUN_TEACHER):  # whose it is is not known here
+            raise RunError(
+                "A teacher that a run has made is not asked here. Its answers are in Compare, once it has taught."
+            )
+        name = with_own_teacher(config, "").teacher
         path, class_name = chosen(asked)
         names, logits = answer(name, path)
     except (RunError, ValueError, OSError, RuntimeError) as problem:  # torch's are RuntimeErrors

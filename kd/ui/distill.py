@@ -8,12 +8,23 @@ from typing import Any
 import gradio as gr
 
 from kd import launch, plots, runs
-from kd.config import PRESETS, SAMPLE, STUDENT_NAMES, DistillConfig
-from kd.runs import CLOSED, Run, RunError
+from kd.config import NO_TEACHER, PRESETS, RUN_TEACHER, SAMPLE, STUDENT_NAMES, DistillConfig
+from kd.runs import CLOSED, Run, RunError, short
 from kd.ui import dark, expected, settings
 from kd.ui.analysis import analysis
-from kd.ui.owners import check_request, kind_errors, outcome, own, owner, readable, view_key, visitor
-from kd.ui.summary import STAGES, result, short, status_of, summarize
+from kd.ui.owners import (
+    check_again,
+    check_request,
+    kind_errors,
+    outcome,
+    own,
+    owner,
+    readable,
+    view_key,
+    visitor,
+    with_own_teacher,
+)
+from kd.ui.summary import STAGES, result, status_of, summarize
 
 FILES = Path(__file__).parent
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -23,6 +34,7 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_pr
 def start(config: DistillConfig, token: str) -> Run:
     """Create a run and start its process. Raises ``RunError`` where the visitor may not."""
     check_request(config, token)
+    config = with_own_teacher(config, token)
     expected.give_way()
     run = runs.create(config, runs.default_folder(), owner(token))
     launch.start(run)
@@ -43,7 +55,7 @@ def resume(id: str, token: str) -> Run:
     run = own(id, token)
     if run.status() not in ("stopped", "failed", "died"):
         raise RunError(f"Run {run.id} is {run.status()}: there is nothing to resume.")
-    check_request(run.config(), token)
+    check_again(run.config(), token)
     expected.give_way()
     launch.start(run, resume=True)
     return run
@@ -97,13 +109,14 @@ def _news(run: Run, since: int, token: str) -> dict[str, Any]:
 def _introduction(run: Run, token: str) -> dict[str, Any]:
     """What a run is, and for its owner the key of its read-only link."""
     config = run.config()
-    title = f"{short(config.teacher)} → {short(config.student)}"
+    taught = config.teacher != NO_TEACHER
+    title = f"{short(config.teacher) if taught else 'Labels alone'} → {short(config.student)}"
+    weights = [f"T {config.temperature:g}", f"lambda {config.lambda_:g}"]
     detail = ", ".join(
         [
             short(config.dataset),
             *([settings.METHOD_WORDS[config.method][0]] if config.method != "kd" else []),
-            f"T {config.temperature:g}",
-            f"lambda {config.lambda_:g}",
+            *(weights if taught else []),
             f"{config.minutes:g} minutes"
             if config.minutes
             else f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}",
@@ -114,8 +127,8 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
     try:
         own(run.id, token)
     except RunError:
-        return {"title": [title, detail], "mine": False}
-    return {"title": [title, detail], "mine": True, "view": view_key(run)}
+        return {"title": [title, detail], "taught": taught, "mine": False}
+    return {"title": [title, detail], "taught": taught, "mine": True, "view": view_key(run)}
 
 
 def stop_it(asked: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +150,7 @@ class DistillTab:
 
     live: gr.HTML
     button: gr.Button
+    make: gr.Button
     widgets: list[gr.components.Component]
 
 
@@ -154,7 +168,10 @@ def build() -> DistillTab:
                 elem_id="set-preset",
                 info=PRESET_HELP,
             )
-            first = {name: settings.widget(name) for name in (*settings.OFFERED, "method")}
+            with gr.Row(elem_id="teacher-row"):
+                first = {"teacher": settings.widget("teacher")}
+                make = gr.Button("Make a teacher", size="sm", scale=0, min_width=116, elem_id="make-teacher")
+            first |= {name: settings.widget(name) for name in (*settings.OFFERED[1:], "method")}
             with gr.Row(visible=False) as own_row:
                 first |= {name: settings.widget(name) for name in settings.OWN}
             with gr.Row():
@@ -173,7 +190,7 @@ def build() -> DistillTab:
             live = gr.HTML(
                 value={},
                 html_template=(FILES / "live.html").read_text().replace("@@empty", empty_state()).replace("@@stages", stages()),
-                js_on_load="distillery.live(element, props, server, watch, run => trigger('compare', {run}))",
+                js_on_load="distillery.live(element, props, server, watch, run => trigger('compare', {run}), run => trigger('teach', {run}))",
                 server_functions=[poll, stop_it, resume_it, analysis],
                 apply_default_css=False,
                 elem_id="live",
@@ -192,7 +209,8 @@ def build() -> DistillTab:
     every["recipe"].input(on_recipe, chosen, all_of(settings.SET_BY_RECIPE), **PRIVATE)
     follows = all_of(("recipe", *settings.SET_BY_RECIPE))
     every["student"].input(on_student, [every["student"], *chosen], follows, **PRIVATE)
-    return DistillTab(live, button, widgets)
+    live.teach(to_teacher, None, every["teacher"], **PRIVATE)
+    return DistillTab(live, button, make, widgets)
 
 
 def on_preset(preset: str) -> list[Any]:
@@ -240,6 +258,29 @@ def on_distill(saved: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
     with kind_errors():
         run = start(settings.from_widgets(values), saved["owner"])
     return {**saved, "run": run.id}, {"run": run.id, "owner": saved["owner"], "new": True}
+
+
+OF_TEACHER = (
+    "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
+    "image_column", "label_column", "seed", "device", "precision",
+)  # fmt: skip
+"""The settings that a run that makes a teacher has from the page; the others are those for pretrained weights."""
+
+
+def on_make(saved: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
+    """The Make a teacher button: start a run that fine-tunes the model in Teacher on the pictures, and show it."""
+    saved = visitor(saved)
+    with kind_errors():
+        asked = settings.from_widgets(values).to_dict()
+        config = DistillConfig.finetune(asked["teacher"], **{name: asked[name] for name in OF_TEACHER})
+        run = start(config, saved["owner"])
+    gr.Info("The model in Teacher is fine-tuned on these pictures first. When it is done, click Use as teacher.")
+    return {**saved, "run": run.id}, {"run": run.id, "owner": saved["owner"], "new": True}
+
+
+def to_teacher(event: gr.EventData) -> str:
+    """The Use as teacher button: what the run has made becomes the teacher of the next."""
+    return f"{RUN_TEACHER}{event.run}"
 
 
 def empty_state() -> str:

@@ -22,10 +22,10 @@ import gradio as gr
 
 from kd import launch, runs
 from kd import sweep as sweeps
-from kd.config import SAMPLE, DistillConfig
+from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
 from kd.runs import Run, RunError
 from kd.ui import settings
-from kd.ui.owners import check_names
+from kd.ui.owners import check_names, shared
 from kd.ui.summary import roughly, status_of, summarize
 
 SECONDS = 60
@@ -67,6 +67,8 @@ def expected(asked: dict[str, Any]) -> dict[str, Any]:
     try:
         config = settings.from_widgets(tuple(asked.get("values") or ()))
         check_names(config)
+        if shared() and config.teacher.startswith(RUN_TEACHER):  # whose it is is not known here
+            raise RunError("No time is measured for a teacher that a run has made.")
         return _answer(config, str(asked.get("asker", ""))[:40])
     except (ValueError, TypeError, RunError, OSError) as problem:
         return {"problem": str(problem)}

@@ -4,6 +4,7 @@ On one's own machine, one token owns all runs and nobody is asked for it. On a S
 ``KD_SHARED=1``, each browser has a random token; it is handed to every handler, and a run answers to its own only.
 """
 
+import dataclasses
 import hashlib
 import hmac
 import math
@@ -20,7 +21,7 @@ from gradio.utils import get_upload_folder
 
 from kd import limits, runs
 from kd import sweep as sweeps
-from kd.config import SAMPLE, DistillConfig
+from kd.config import SAMPLE, STUDENT_NAMES, DistillConfig
 from kd.runs import ID, Run, RunError
 from kd.sweep import Sweep
 
@@ -113,6 +114,18 @@ def check_request(config: DistillConfig, token: str) -> None:
         raise RunError(f"You have {allowed.open_runs:g} runs waiting or running. Stop one, or wait until it is done.")
     if _at_work([*runs.list_runs(folder), *sweeps.list_sweeps(folder)]) >= _most(allowed.queue):
         raise RunError("The queue is full. Try again in a while.")
+
+
+def with_own_teacher(config: DistillConfig, token: str) -> DistillConfig:
+    """``config`` with the student of a run of the visitor's in the place of ``run:ID``. Raises ``RunError``, also for a
+    run that is not the visitor's."""
+    return runs.with_run_as_teacher(config, lambda id: own(id, token))
+
+
+def check_again(config: DistillConfig, token: str) -> None:
+    """``check_request`` for what was begun before: its names were checked then, and may be paths of ours since."""
+    nameless = dataclasses.replace(config, teacher=SAMPLE, dataset=SAMPLE, student=STUDENT_NAMES[0])
+    check_request(nameless, token)
 
 
 def _most(limit: float | None) -> float:

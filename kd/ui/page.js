@@ -66,7 +66,7 @@ window.distillery = (() => {
     return url;
   }
 
-  function live(element, props, server, watch, compare) {
+  function live(element, props, server, watch, compare, teach) {
     let showing = 0; // how many runs have been shown: an answer about an earlier one is dropped
     const $ = (selector) => element.querySelector(selector);
     const text = (selector, words) => { if ($(selector).textContent !== words) $(selector).textContent = words; };
@@ -85,7 +85,9 @@ window.distillery = (() => {
       const mine = $(".kd-run").dataset.mine === "yes", closed = ["done", "failed", "stopped", "died"].includes(news.status);
       $(".kd-stop").hidden = !mine || closed;
       $(".kd-resume").hidden = !mine || !closed || news.status === "done";
-      $(".kd-compare").hidden = news.status !== "done";
+      const taught = $(".kd-run").dataset.taught === "yes";
+      $(".kd-compare").hidden = news.status !== "done" || !taught;
+      $(".kd-teach").hidden = news.status !== "done" || taught || !mine;
       $(".kd-share").hidden = !mine;
       if (news.result && !$(".kd-result").firstChild) $(".kd-result").innerHTML = news.result;
       for (const words of news.warnings ?? []) warn(words);
@@ -113,6 +115,7 @@ window.distillery = (() => {
       text(".kd-title", news.title[0]);
       text(".kd-detail", news.title[1]);
       $(".kd-run").dataset.mine = news.mine ? "yes" : "no";
+      $(".kd-run").dataset.taught = news.taught ? "yes" : "no";
       $(".kd-share").onclick = async () => {
         const link = address({ run: props.value.run, view: news.view }).href;
         try {
@@ -154,6 +157,10 @@ window.distillery = (() => {
       $(".kd-stop").onclick = () => ask("stop_it");
       $(".kd-resume").onclick = () => ask("resume_it");
       $(".kd-compare").onclick = () => compare(value.run);
+      $(".kd-teach").onclick = () => {
+        teach(value.run);
+        document.querySelector("#set-teacher")?.scrollIntoView({ behavior: "smooth", block: "center" });
+      };
       if (value.new) {
         history.replaceState(history.state, "", address({ run: value.run }));
         if (element.getBoundingClientRect().top > window.innerHeight / 2) element.scrollIntoView({ behavior: "smooth" });

@@ -9,10 +9,11 @@ from typing import Any
 import gradio as gr
 
 from kd import plots
-from kd.runs import CLOSED, Run, RunError
+from kd.config import NO_TEACHER
+from kd.runs import CLOSED, Run, RunError, short
 from kd.ui.distill import stop
 from kd.ui.owners import own, own_runs
-from kd.ui.summary import short, status_of, summarize, times
+from kd.ui.summary import is_labelled, status_of, summarize, times
 
 FILES = Path(__file__).parent
 MOST_ROWS = 200
@@ -41,18 +42,22 @@ def _row(run: Run) -> str:
     status = status_of(run, summary)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.settings()["created"]))
     name = html.escape(f"{short(config.student)}, started {created}")
-    accuracy = report["student"]["accuracy"] if report else summary.accuracy
+    accuracy = summary.accuracy
+    if report:
+        accuracy = report["student"]["accuracy"] if is_labelled(report) else None
     agreement = report["agreement"] if report else summary.agreement
+    taught = config.teacher != NO_TEACHER
+    whom = f"from {short(config.teacher)}" if taught else "from the labels alone"
     cells = {
         "Started": f'<time datetime="{created}">{created}</time>',
         "Status": f'<span class="kd-status kd-{status}">{status_words(status, summary)}</span>',
-        "Student and teacher": f"<b>{html.escape(short(config.student))}</b> <br><small>from {html.escape(short(config.teacher))}</small>",
-        "T": f"{config.temperature:g}",
-        "Lambda": f"{config.lambda_:g}",
+        "Student and teacher": f"<b>{html.escape(short(config.student))}</b> <br><small>{html.escape(whom)}</small>",
+        "T": f"{config.temperature:g}" if taught else "",
+        "Lambda": f"{report['config']['lambda'] if report else config.lambda_:g}" if taught else "",
         "Accuracy": "" if accuracy is None else f"{accuracy:.1%} <br><small>{'test' if report else 'validation'}</small>",
         "Agreement": "" if agreement is None else f"{agreement:.1%}",
-        "Speed-up": times(report["speedup"]) if report else "",
-        "Actions": actions(status, name),
+        "Speed-up": times(report["speedup"]) if report and taught else "",
+        "Actions": actions(status, name, taught),
     }  # fmt: skip
     box = f'<td><input type="checkbox" value="{run.id}" aria-label="Show the curves of {name}"></td>'
     return (
@@ -69,9 +74,9 @@ def status_words(status: str, summary: Any) -> str:
     return status
 
 
-def actions(status: str, name: str) -> str:
-    """The buttons of a row."""
-    wanted = ["open", *(["compare"] if status == "done" else []), "delete" if status in CLOSED else "stop"]
+def actions(status: str, name: str, taught: bool) -> str:
+    """The buttons of a row; without a teacher there is nothing to compare."""
+    wanted = ["open", *(["compare"] if status == "done" and taught else []), "delete" if status in CLOSED else "stop"]
     return "".join(
         f'<button type="button" class="kd-button{" kd-danger" if do == "delete" else ""}" data-do="{do}" '
         f'aria-label="{do.capitalize()} {name}">{do.capitalize()}</button>'

@@ -24,7 +24,9 @@ LABELS = {
     "dist_gamma": "Gamma",
 }
 HELP = {
+    "teacher": "Hub id, folder, 'sample', run:ID",
     "dataset": "a Hub id, a folder, a file, or 'sample'",
+    "label_map": "class=teacher class, …; else guessed by name",
     "student": "a name, a Hub id or a folder",
     "temperature": "higher is softer",
     "lambda": "the teacher's weight",

@@ -53,6 +53,7 @@ class Summary:
     images_per_second: float | None = None
     accuracy: float | None = None
     agreement: float | None = None
+    labels: str = "dataset"
     warnings: tuple[str, ...] = ()
 
     def after(self, event: dict[str, Any]) -> "Summary":
@@ -64,6 +65,8 @@ class Summary:
             changes |= {"stage": STAGE_OF[name], "phase": None}
         if name == "progress":
             changes = {key: event[key] for key in ("phase", "done", "of")}
+        if name == "data":
+            changes["labels"] = event.get("labels", "dataset")
         if name in ("queued", "models"):
             changes["device"] = event["device"]
         if name == "training":
@@ -73,7 +76,8 @@ class Summary:
         if name == "step":
             changes = {key: event[key] for key in ("epoch", "step", "seconds", "images_per_second")}
         if name == "eval" and self.nth == 1:  # of the run's own student
-            changes = {key: event[key] for key in ("accuracy", "agreement")}
+            changes = {"agreement": event.get("agreement")}
+            changes |= {"accuracy": event["accuracy"]} if self.labels == "dataset" else {}
         if event.get("warnings"):
             changes["warnings"] = tuple(dict.fromkeys([*self.warnings, *event["warnings"]]))
         return dataclasses.replace(self, **changes)
@@ -184,11 +188,6 @@ def against(ratio: float, less: str, more: str) -> str:
     return f"{times(ratio)} {less}" if ratio >= 1 else f"{times(1 / ratio)} {more}"
 
 
-def short(name: str) -> str:
-    """A Hub id as it is, a folder by its last part."""
-    return Path(name).name if Path(name).is_absolute() else name
-
-
 def table(head: list[str], rows: list[list[str]], caption: str, classes: str = "") -> str:
     """An HTML table with row headers; every cell is escaped. On a phone each cell shows its column's name."""
     cells = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
@@ -231,7 +230,10 @@ MARKS = {"helps": "▲", "hurts": "▼", "no difference shown": "="}
 
 
 def result(report: dict[str, Any]) -> str:
-    """A report as HTML: the verdict if there is one, the table of both models, each seed's figures."""
+    """A report as HTML: the verdict if there is one, the table of both models, or of the one where there was no teacher,
+    each seed's figures."""
+    if not report["teacher"]:
+        return alone_table(report["student"]) + seeds_table(report)
     return verdict(report) + result_table(report) + seeds_table(report)
 
 
@@ -265,22 +267,35 @@ def seeds_table(report: dict[str, Any]) -> str:
 
     rows = [row(str(seed), distilled[seed], baseline and baseline[seed]) for seed in distilled]
     rows.append(row("Mean", mean(distilled.values()), baseline and mean(baseline.values())))
-    head = ["Seed", "Distilled", *(["No teacher", "Difference"] if baseline else [])]
-    return table(head, rows, "Test accuracy of each seed", "kd-seeds")
+    head = [
+        "Seed",
+        "Distilled" if report["teacher"] else "Accuracy",
+        *(["No teacher", "Difference"] if baseline else []),
+    ]
+    measured = "Test accuracy" if is_labelled(report) else "Agreement with the teacher on the test split"
+    return table(head, rows, f"{measured} of each seed", "kd-seeds")
+
+
+def is_labelled(report: dict[str, Any]) -> bool:
+    """Whether the pictures had labels; else the teacher's answers took their place, and accuracy is agreement."""
+    return report.get("data", {}).get("labels", "dataset") == "dataset"
+
+
+NO_LABELS = (
+    "The pictures have no labels. Agreement, how often the student says what the teacher says of test pictures that neither "
+    "learned from, shows how well it copies; how often either is right cannot be known."
+)
 
 
 def result_table(report: dict[str, Any]) -> str:
     """Teacher against student as a report has them, on the test split; below it the same student without the teacher."""
-    t, s, baseline = report["teacher"], report["student"], report.get("baseline")
-    points = 100 * (s["accuracy"] - t["accuracy"])
     rows = [
-        ["Test accuracy", f"{t['accuracy']:.2%}", f"{s['accuracy']:.2%}", f"{points:+.2f} points"],
-        *([_without_teacher(baseline, t)] if baseline else []),
-        ["Macro F1", f"{t['f1']:.4f}", f"{s['f1']:.4f}", f"{s['f1'] - t['f1']:+.4f}"],
+        *(_scores(report) if is_labelled(report) else []),
         ["Agreement", "", f"{report['agreement']:.2%}", "same class as the teacher"],
         *costs(report),
     ]
-    note = f'<p class="kd-note">{html.escape(how_timed(s["latency_ms"]))}</p>'
+    said = [*([] if is_labelled(report) else [NO_LABELS]), how_timed(report["student"]["latency_ms"])]
+    note = "".join(f'<p class="kd-note">{html.escape(words)}</p>' for words in said)
     return (
         table(
             ["Measure", "Teacher", "Student", "Student against teacher"],
@@ -290,6 +305,33 @@ def result_table(report: dict[str, Any]) -> str:
         )
         + note
     )
+
+
+def alone_table(side: dict[str, Any]) -> str:
+    """What a run without a teacher has trained."""
+    latency = side["latency_ms"]
+    rows = [
+        ["Test accuracy", f"{side['accuracy']:.2%}"],
+        ["Macro F1", f"{side['f1']:.4f}"],
+        ["Parameters", count(side["parameters"])],
+        ["Size", f"{side['megabytes']:.2f} MB"],
+        ["FLOPs", count(side["flops"])],
+        ["Latency p50", f"{latency['p50']:.2f} ms"],
+        ["Latency p95", f"{latency['p95']:.2f} ms"],
+    ]
+    note = f'<p class="kd-note">{html.escape(how_timed(latency))}</p>'
+    return table(["Measure", "Model"], rows, "Learned from the labels alone, measured on the test split") + note
+
+
+def _scores(report: dict[str, Any]) -> list[list[str]]:
+    """Rows of accuracy and F1."""
+    t, s, baseline = report["teacher"], report["student"], report.get("baseline")
+    points = 100 * (s["accuracy"] - t["accuracy"])
+    return [
+        ["Test accuracy", f"{t['accuracy']:.2%}", f"{s['accuracy']:.2%}", f"{points:+.2f} points"],
+        *([_without_teacher(baseline, t)] if baseline else []),
+        ["Macro F1", f"{t['f1']:.4f}", f"{s['f1']:.4f}", f"{s['f1'] - t['f1']:+.4f}"],
+    ]
 
 
 def _without_teacher(baseline: dict[str, Any], teacher: dict[str, Any]) -> list[str]:

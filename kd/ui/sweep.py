@@ -12,11 +12,21 @@ import gradio as gr
 from kd import runs
 from kd import sweep as sweeps
 from kd.config import SAMPLE, DistillConfig
-from kd.runs import CLOSED, RunError
+from kd.runs import CLOSED, RunError, short
 from kd.sweep import Grid, Point, Sweep
 from kd.ui import expected, settings
-from kd.ui.owners import check_request, kind_errors, outcome, own_sweep, own_sweeps, owner, visitor
-from kd.ui.summary import MARKS, roughly, short, summarize
+from kd.ui.owners import (
+    check_again,
+    check_request,
+    kind_errors,
+    outcome,
+    own_sweep,
+    own_sweeps,
+    owner,
+    visitor,
+    with_own_teacher,
+)
+from kd.ui.summary import MARKS, roughly, summarize
 
 FILES = Path(__file__).parent
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -30,6 +40,7 @@ GRID = ("temperatures", "lambdas", "methods", "budget_minutes", "trials")
 def start(config: DistillConfig, grid: Grid, token: str) -> Sweep:
     """Create a sweep and start its process. Raises ``RunError`` where the visitor may not, ``ValueError`` for no sweep."""
     check_request(config, token)
+    config = with_own_teacher(config, token)
     expected.give_way()
     sweep = sweeps.create(config, grid, runs.default_folder(), owner(token))
     sweeps.start(sweep)
@@ -49,7 +60,7 @@ def resume(id: str, token: str) -> None:
     sweep = own_sweep(id, token)
     if sweep.status() not in ("stopped", "failed", "died"):
         raise RunError(f"Sweep {sweep.id} is {sweep.status()}: there is nothing to resume.")
-    check_request(sweep.config(), token)
+    check_again(sweep.config(), token)
     expected.give_way()
     sweeps.start(sweep)
 
