@@ -64,6 +64,11 @@ class DistillConfig:
     test_fraction: float = setting(0.1, "share of train to cut where there is no test split", above=0, high=0.5)
     image_column: str | None = setting(None, "column of the pictures (default: found by type)")
     label_column: str | None = setting(None, "column of the labels (default: found by type and name)")
+    duplicates: str = setting(
+        "one side",
+        "one side: what is in the test split too (or in validation) is left out of training; keep: nothing is left out",
+        choices=("one side", "keep"),
+    )
     student: str = setting(
         "mobilenet_v2_0.35",
         "student: a name from `python -m kd students`, a Hub id or a folder",
