@@ -198,6 +198,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+CHECKED = (
+    "teacher", "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction",
+    "test_fraction", "image_column", "label_column", "student", "image_size", "device",
+)  # fmt: skip
+"""The settings that matter to a check of the pictures (``kd.check``)."""
+
+
 def public_name(field: dataclasses.Field) -> str:
     """``lambda`` for ``lambda_``, which Python reserves; the field's own name for the others."""
     return field.name.rstrip("_")

@@ -412,12 +412,18 @@ def _left_out(count: int, name: str, other: str) -> str:
     return f"{count:,} {WORDS[name]} pictures are duplicates of {other} pictures and are left out of {use}."
 
 
+def class_counts(dataset: Any, classes: list[str]) -> np.ndarray:
+    """Pictures of each class, ``[C]``; those without a label are of none."""
+    labels = np.asarray(dataset["label"])
+    return np.bincount(labels[labels >= 0], minlength=len(classes))
+
+
 def _check_left(before: Splits, after: Splits) -> None:
     """Raises ``RunError`` where leaving duplicates out has emptied a split, or a class of train."""
     advice = "Give other pictures, or keep them where they are with --duplicates keep; the score will then be too good."
     if not len(after.validation):
         raise RunError(f"All {len(before.validation):,} validation pictures are duplicates of test pictures. {advice}")
-    counts = [np.bincount(part.train["label"], minlength=len(before.classes)) for part in (before, after)]
+    counts = [class_counts(part.train, before.classes) for part in (before, after)]
     for name, was, now in zip(before.classes, *counts, strict=True):
         if was and not now:
             raise RunError(

@@ -1,14 +1,17 @@
 """Duplicates, and the check of a dataset before anything is trained on it."""
 
 import io
+import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
-import toys
 from PIL import Image, ImageEnhance, ImageOps
 
-from kd import duplicates
+from kd import check_report, duplicates
+from kd.check import check
+from kd.cli import main
 from kd.config import DistillConfig
 from kd.data import load_splits
 from kd.runs import RunError
@@ -145,5 +148,125 @@ def test_splits_that_we_cut_have_their_duplicates_on_one_side(tmp_path):
 
 def test_a_validation_split_that_is_the_test_split_is_refused(planted, tmp_path):
     config = DistillConfig(dataset=str(planted), validation_split="test")
-    with pytest.raises(RunError, match="All 6 validation pictures are duplicates of test pictures.*--duplicates keep"):
+    with pytest.raises(RunError, match=r"All 6 validation pictures are duplicates of test pictures.*--duplicates keep"):
         duplicates.one_side(load_splits(config), config, tmp_path)
+
+
+# --- The check
+
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory) -> Path:
+    """Whatever can be wrong: one photo under two labels, a class without validation pictures and with few for training, a
+    hundred times as many of another, a broken file, a grey picture, a class whose name is markup, copies across splits."""
+    import pyarrow
+    from pyarrow import parquet
+
+    def png(picture: Image.Image) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    folder = tmp_path_factory.mktemp("bad")
+    classes = ["cat", "dog", EVIL]
+    train = [(png(photo(nth, 80)), nth % 2) for nth in range(60)] + [(png(photo(200 + nth, 80)), 2) for nth in range(2)]
+    train += [(png(again(photo(7, 80), 98)), 0), (b"no picture", 0), (png(photo(9, 80).convert("L")), 1)]
+    parts = {
+        "train": train,
+        "validation": [(png(photo(300 + nth, 80)), nth % 2) for nth in range(12)],
+        "test": [train[0], *((png(photo(400 + nth, 80)), nth % 3) for nth in range(11))],
+    }
+    for name, rows in parts.items():
+        columns = {
+            "image": [{"bytes": data, "path": f"{nth} {EVIL}.png"} for nth, (data, _) in enumerate(rows)],
+            "label": [classes[label] for _, label in rows],
+        }
+        parquet.write_table(pyarrow.table(columns), folder / f"{name}.parquet")
+    # The class without validation pictures has to be known there: names are found in each split alone.
+    from datasets import ClassLabel, load_dataset
+
+    for name in parts:
+        part = load_dataset(
+            "parquet", data_files=str(folder / f"{name}.parquet"), split="train", cache_dir=str(folder / "c")
+        )
+        part.cast_column("label", ClassLabel(names=classes)).to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(bad, tmp_path_factory) -> dict:
+    return check(DistillConfig(dataset=str(bad), image_size=96), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"No validation picture of {EVIL}",
+        f"Fewer than 10 training pictures of {EVIL} (2)",
+        f"cat has 32 training pictures, {EVIL} 2: 16 times as many",
+        "12 test pictures.",
+        "1 of 12 test pictures is in train or validation too",
+        "2 pictures have a duplicate with another label",
+        "1 of 65 training pictures repeats another one of train",
+        "1 file cannot be read",
+        "88 pictures are smaller than the student's input of 96 px",
+        "1 of 88 pictures are grey, unlike the others",
+    ],
+)
+def test_each_problem_is_found(found, words):
+    assert any(words in problem["what"] for problem in found["problems"]), [one["what"] for one in found["problems"]]
+
+
+def test_problems_are_ranked_by_what_they_do_to_the_result(found):
+    points = [problem["points"] for problem in found["problems"]]
+    assert points == sorted(points, reverse=True)
+    doubled = next(problem for problem in found["problems"] if "of 12 test pictures" in problem["what"])
+    assert "up to 8.3 points too good" in doubled["why"] and doubled["points"] == 8.3
+    assert all(problem["why"] and problem["do"] for problem in found["problems"])
+
+
+def test_what_is_found_is_counted_and_named(found):
+    assert found["counts"]["validation"] == [6, 6, 0] and found["pictures_in_all"]["train"] == 65
+    assert found["sizes"]["smallest"] == found["sizes"]["largest"] == [80, 80] and found["sizes"]["grey"] == 1
+    (broken,) = found["unreadable"]
+    assert broken["label"] == "cat" and "is not a picture that can be read" in broken["reason"]
+    kinds = [(pair["kind"], pair["conflict"]) for pair in found["duplicates"]]
+    assert kinds == [("near", True), ("exact", False)]
+
+
+def test_a_check_is_one_page_without_scripts_and_names_are_text_in_it(found):
+    page = check_report.page(found)
+    assert "<img src=x" not in page and "&lt;img src=x" in page and "<script" not in page and "http" not in page
+    assert page.count("data:image/jpeg;base64,") == 3 + 2
+    text = "\n".join(check_report.lines(found))
+    assert "two labels" in text and "unreadable  train: 63" in text
+    json.dumps(check_report.as_json(found), allow_nan=False)
+
+
+def test_a_teacher_is_asked_once_and_one_of_other_classes_is_a_problem(colours, teacher, tmp_path, monkeypatch):
+    config = DistillConfig(dataset=str(colours), teacher=str(teacher))
+    first = check(config, tmp_path, ask_teacher=True)
+    assert first["teacher"]["accuracy"] > 0.8 and "right on" in check_report.body(first)
+    monkeypatch.setattr(import_module("kd.compare"), "score", lambda *_: pytest.fail("asked again"))
+    assert check(config, tmp_path, ask_teacher=True)["teacher"] == first["teacher"]
+    other = check(DistillConfig(dataset=str(colours)), tmp_path, ask_teacher=True)
+    assert other["problems"][0]["what"] == "The teacher cannot be asked." and "10" in other["problems"][0]["why"]
+
+
+def test_the_command_line_keeps_a_page_or_json_and_problems_are_no_failure(bad, tmp_path, capsys):
+    flags = ["check", "--dataset", str(bad), "--runs-dir", str(tmp_path)]
+    assert main([*flags, "--out", str(tmp_path / "check.html"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["problems"] and "pictures" not in printed and (tmp_path / "check.html").stat().st_size > 5000
+    assert main([*flags, "--out", str(tmp_path / "check.json")]) == 0
+    assert json.loads((tmp_path / "check.json").read_text())["pictures"]["sheet"]
+    for wrong in (
+        ["--out", "check.txt"],
+        ["--out", str(tmp_path / "no" / "a.html")],
+        ["--dataset", str(tmp_path / "no")],
+    ):
+        assert main([*flags, *wrong]) == 2
+        assert "kd: " in capsys.readouterr().err
