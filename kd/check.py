@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ FEW = 10
 """A class with fewer training pictures is tiny."""
 IMBALANCE = 10
 """Times that the largest class may be as large as the smallest."""
-EACH, TILE = 8, 72
-"""Pictures of each class on the contact sheet, and their side in pixels."""
+EACH, TILE, PAIR_TILE = 8, 72, 112
+"""Pictures of each class on the contact sheet, their side in pixels, and that of the pairs."""
 MOST_CLASSES, MOST_PAIRS, MOST_NAMED = 60, 24, 200
 """What is shown at most of each kind; the figures count all."""
+GREY = "#8a8f98"
 NO_TEACHER = "none"
 Phase = Callable[[str], Progress]
 
@@ -102,7 +104,7 @@ def check(
     }
     problems = [*_of_classes(found), *_of_duplicates(seen), *_of_pictures(found), *_of_teacher(found)]
     found["problems"] = [problem.to_dict() for problem in sorted(problems, key=lambda one: -one.points)]
-    found["pictures"] = {"sheet": _sheet(seen), "pairs": [_strip(seen, [d["one"]["index"], d["other"]["index"]]) for d in found["duplicates"][:MOST_PAIRS]]}  # fmt: skip
+    found["pictures"] = {"sheet": _sheet(seen), "pairs": [_strip(seen, [d["one"]["index"], d["other"]["index"]], True) for d in found["duplicates"][:MOST_PAIRS]]}  # fmt: skip
     return found
 
 
@@ -357,15 +359,17 @@ def _sheet(seen: Seen) -> dict[str, str]:
     return strips
 
 
-def _strip(seen: Seen, indices: Any) -> str:
-    """Pictures side by side, as the ``data:`` address of a JPEG; what cannot be read is a grey square."""
-    strip = Image.new("RGB", (len(indices) * (TILE + 4) - 4, TILE), "white")
+def _strip(seen: Seen, indices: Any, whole: bool = False) -> str:
+    """Pictures side by side, their middles or ``whole``, as the ``data:`` address of a JPEG; what cannot be read is grey."""
+    side = PAIR_TILE if whole else TILE
+    strip = Image.new("RGB", (len(indices) * side, side), GREY)
     for place, index in enumerate(indices):
-        try:
-            picture = open_row(seen.row(int(index)), least=TILE)
-        except BadPicture:
-            picture = Image.new("RGB", (TILE, TILE), "grey")
-        strip.paste(ImageOps.pad(picture, (TILE, TILE), color="white"), (place * (TILE + 4), 0))
+        with suppress(BadPicture):
+            picture = open_row(seen.row(int(index)), least=side)
+            fitted = (
+                ImageOps.pad(picture, (side - 2, side), color=GREY) if whole else ImageOps.fit(picture, (side, side))
+            )
+            strip.paste(fitted, (place * side, 0))
     buffer = io.BytesIO()
     strip.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

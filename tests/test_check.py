@@ -2,11 +2,14 @@
 
 import io
 import json
+import time
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image, ImageEnhance, ImageOps
 
 from kd import check_report, duplicates
@@ -15,6 +18,8 @@ from kd.cli import main
 from kd.config import DistillConfig
 from kd.data import load_splits
 from kd.runs import RunError
+from kd.ui import check as panel
+from kd.ui import settings
 
 
 def photo(seed: int, size: int = 160) -> Image.Image:
@@ -68,11 +73,10 @@ def test_equal_files_are_found_whatever_they_show_and_blank_pictures_are_not_nea
     assert [(pair.one, pair.other, pair.kind) for pair in duplicates.find(seen(grey))] == [(0, 1, "exact")]
 
 
-def test_trousers_and_pullovers_of_the_sample_that_look_alike_are_not_duplicates():
-    """The two classes whose pictures are most alike; one pair of them is the same photo."""
+def test_trousers_of_the_sample_that_look_alike_are_not_duplicates():
+    """The class whose pictures are most alike; one pair of the first 450 is the same photo."""
     train = load_splits(DistillConfig()).train
-    labels = np.asarray(train["label"])
-    rows = [*np.flatnonzero(labels == 1)[:500], *np.flatnonzero(labels == 2)[:500]]
+    rows = np.flatnonzero(np.asarray(train["label"]) == 1)[:450]
     (pair,) = duplicates.find(duplicates._look(train.select(rows), lambda done, of: None))
     assert (rows[pair.one], rows[pair.other]) == (100, 3931) and pair.difference < 0.02
 
@@ -162,8 +166,6 @@ EVIL = "<img src=x onerror=alert(1)>"
 def bad(tmp_path_factory) -> Path:
     """Whatever can be wrong: one photo under two labels, a class without validation pictures and with few for training, a
     hundred times as many of another, a broken file, a grey picture, a class whose name is markup, copies across splits."""
-    import pyarrow
-    from pyarrow import parquet
 
     def png(picture: Image.Image) -> bytes:
         buffer = io.BytesIO()
@@ -179,20 +181,11 @@ def bad(tmp_path_factory) -> Path:
         "validation": [(png(photo(300 + nth, 80)), nth % 2) for nth in range(12)],
         "test": [train[0], *((png(photo(400 + nth, 80)), nth % 3) for nth in range(11))],
     }
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=classes)})
     for name, rows in parts.items():
-        columns = {
-            "image": [{"bytes": data, "path": f"{nth} {EVIL}.png"} for nth, (data, _) in enumerate(rows)],
-            "label": [classes[label] for _, label in rows],
-        }
-        parquet.write_table(pyarrow.table(columns), folder / f"{name}.parquet")
-    # The class without validation pictures has to be known there: names are found in each split alone.
-    from datasets import ClassLabel, load_dataset
-
-    for name in parts:
-        part = load_dataset(
-            "parquet", data_files=str(folder / f"{name}.parquet"), split="train", cache_dir=str(folder / "c")
-        )
-        part.cast_column("label", ClassLabel(names=classes)).to_parquet(folder / f"{name}.parquet")
+        images = [{"bytes": data, "path": f"{nth} {EVIL}.png"} for nth, (data, _) in enumerate(rows)]
+        columns = {"image": images, "label": [label for _, label in rows]}
+        Dataset.from_dict(columns, features=features).to_parquet(folder / f"{name}.parquet")
     return folder
 
 
@@ -270,3 +263,55 @@ def test_the_command_line_keeps_a_page_or_json_and_problems_are_no_failure(bad, 
     ):
         assert main([*flags, *wrong]) == 2
         assert "kd: " in capsys.readouterr().err
+
+
+# --- The page's panel
+
+
+def asked(dataset: Path | str, asker: str = "a", **others) -> dict:
+    """What the page's script sends."""
+    values = {**settings.preset_values("sample"), "dataset": str(dataset), "image_size": 32}
+    return {"values": [settings.to_widget(*item) for item in values.items()], "owner": "", "asker": asker, **others}
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """Nothing under way, nothing kept."""
+    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
+    monkeypatch.setattr(panel, "_kept", type(panel._kept)())
+    yield
+    panel._give_up()
+
+
+def test_a_check_runs_beside_the_page_one_at_a_time_and_can_be_cancelled(planted, tmp_path, alone):
+    check(DistillConfig(dataset=str(planted), image_size=32), tmp_path / ".cache")  # the process finds it there
+    assert panel.checked(asked(planted, "other")) == {"wait": "Starting"}
+    process = panel._now.process
+    assert panel.checked(asked(planted, image_size=64) | {"teacher": True}) == {"wait": panel.OTHERS}
+    assert panel.cancel({"asker": "a"}) == {} and process.poll() is None  # not the one who began it
+    panel.cancel({"asker": "other"})
+    assert process.wait(20) < 0 and panel._now is None
+    end = time.monotonic() + 60
+    while "wait" in (news := panel.checked(asked(planted))):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert news["title"].endswith("problems in planted0") and "of 6 test pictures are in train" in news["html"]
+    assert panel.checked(asked(planted, file="html"))["text"].startswith("<!doctype html>")
+    assert json.loads(panel.checked(asked(planted, file="json"))["text"])["problems"]
+    assert panel.checked(asked(planted))["html"] and panel._now is None  # kept
+
+
+def test_what_cannot_be_checked_says_why(tmp_path, alone, monkeypatch):
+    assert "duplicates is 'some'" in panel.checked(asked("sample") | {"values": [
+        settings.to_widget(*item) for item in {**settings.preset_values("sample"), "duplicates": "some"}.items()
+    ]})["problem"]  # fmt: skip
+    assert "no longer kept" in panel.checked(asked("sample", file="html"))["problem"]
+    monkeypatch.setenv("KD_SHARED", "1")
+    assert "lost its key" in panel.checked(asked("sample", owner={"a": 1}))["problem"]
+    owner = "0" * 32
+    assert "a path" in panel.checked(asked(tmp_path, owner=owner))["problem"]
+    key = panel._named(asked("some/pictures", owner=owner))[1]
+    panel._kept[key] = {"problem": "mine"}
+    assert panel.checked(asked("some/pictures", owner=owner)) == {"problem": "mine"}
+    assert panel._named(asked("some/pictures", owner="1" * 32))[1] not in panel._kept
+    assert panel._now is None
