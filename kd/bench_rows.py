@@ -75,7 +75,7 @@ class Plan:
         settings = {
             "teacher": str(folder / "teacher"), "dataset": str(folder / "pictures"), "student": self.student,
             "image_size": self.image_size, "batch_size": self.batch_size, "epochs": self.epochs, "views": self.views,
-            "device": self.device,
+            "device": self.device, "duplicates": "keep",
         }  # fmt: skip
         return DistillConfig.preset("custom", **{**settings, **changes})
 

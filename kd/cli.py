@@ -14,7 +14,7 @@ from typing import Any
 from kd import launch, runs
 from kd import sweep as sweeps
 from kd.bench_rows import SCALES, Plan
-from kd.config import NO_TEACHER, PRESETS, RUN_TEACHER, DistillConfig, public_name
+from kd.config import CHECKED, NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, DistillConfig, public_name
 from kd.runs import Run, RunError, short
 from kd.sweep import SWEPT, Grid, Sweep
 
@@ -43,11 +43,6 @@ OF_A_TEACHER = (
     *(public_name(field) for field in dataclasses.fields(DistillConfig) if "only" in field.metadata),
 )  # fmt: skip
 """The settings that a run without a teacher has no use for, and the base's name."""
-OF_PICTURES = (
-    "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
-    "image_column", "label_column",
-)  # fmt: skip
-"""The settings that say which pictures are learned from."""
 ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy")
 
 
@@ -97,6 +92,20 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--json", action="store_true")
     one.set_defaults(preset="custom")
+
+    one = command(
+        "check",
+        check,
+        "look at a dataset before training: duplicates, labels, classes, sizes, files that cannot be read",
+    )
+    one.set_defaults(preset="custom")
+    _add_settings(
+        one, but=tuple(name for name in map(public_name, dataclasses.fields(DistillConfig)) if name not in CHECKED)
+    )
+    one.add_argument(
+        "--out", type=Path, metavar="FILE", help="keep the check: FILE.html, a page with pictures, or FILE.json"
+    )
+    one.add_argument("--json", action="store_true", help="print the check as the last line of standard output")
 
     one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
     one.add_argument("folder", type=Path)
@@ -274,6 +283,46 @@ def estimate(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found))
     return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Look at a dataset and say what is wrong with it, the worst first. Problems are findings, not failures."""
+    config, asked = _config(options), _asked(options)
+    if options.out and options.out.suffix not in (".html", ".json"):
+        raise BadUsage(f"--out is {options.out}; expected a name that ends in .html or .json.")
+    if options.out and not options.out.absolute().parent.is_dir():
+        raise BadUsage(f"There is no folder {options.out.absolute().parent} to keep the check in.")
+    _quiet()
+    from kd import check_report
+    from kd.check import check as look
+    from kd.data import cache_folder
+
+    try:
+        found = look(config, cache_folder(options.runs_dir), "teacher" in asked, _told)
+    except (RunError, FileNotFoundError) as problem:  # the second: a path that is not there, from `datasets`
+        raise BadUsage(str(problem)) from problem
+    if options.out:
+        runs.write_whole(options.out, check_report.page(found) if options.out.suffix == ".html" else json.dumps(found))
+    if found["classes"]:
+        print(table(["class", *found["counts"]], list(zip(found["classes"], *found["counts"].values(), strict=True))))
+        print()
+    print(*check_report.lines(found), sep="\n")
+    if options.json:
+        print(json.dumps(check_report.as_json(found)))
+    return 0
+
+
+def _told(phase: str) -> Callable[[int, int], None]:
+    """Progress on standard error, a line a second."""
+    last = 0.0
+
+    def tell(done: int, of: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            print(f"{phase}: {done:,} of {of:,}", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def run_folder(options: argparse.Namespace) -> int:

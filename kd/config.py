@@ -74,6 +74,11 @@ class DistillConfig:
     label_map: str | None = setting(
         None, "classes as the teacher calls them: 'class=teacher class, ...', or a JSON file (default: guessed by name)"
     )
+    duplicates: str = setting(
+        "one side",
+        "one side: what is in the test split too (or in validation) is left out of training; keep: nothing is left out",
+        choices=("one side", "keep"),
+    )
     student: str = setting(
         "mobilenet_v2_0.35",
         "student: a name from `python -m kd students`, a Hub id or a folder",
@@ -243,6 +248,15 @@ def label_pairs(text: str) -> dict[str, str]:
             raise problem
         pairs[ours.strip()] = theirs.strip()
     return pairs
+
+
+OF_PICTURES = (
+    "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
+    "image_column", "label_column",
+)  # fmt: skip
+"""The settings that say which pictures are learned from."""
+CHECKED = ("teacher", *OF_PICTURES, "student", "image_size", "device")
+"""The settings that matter to a check of the pictures (``kd.check``)."""
 
 
 def public_name(field: dataclasses.Field) -> str:

@@ -438,13 +438,13 @@ def file_bytes(row: dict[str, Any]) -> bytes:
 def typical_size(dataset: Any, most: int = 64) -> tuple[int, int]:
     """The median shorter side and the largest longer side in pixels of some pictures, spread over the dataset."""
     sample = dataset.select(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=int))
-    sizes = [size for row in sample if (size := _size(row)) is not None]
+    sizes = [size for row in sample if (size := row_size(row)) is not None]
     if not sizes:
         raise RunError(f"None of {len(sample)} pictures that were tried can be read.")
     return int(np.median([min(size) for size in sizes])), max(max(size) for size in sizes)
 
 
-def _size(row: dict[str, Any]) -> tuple[int, int] | None:
+def row_size(row: dict[str, Any]) -> tuple[int, int] | None:
     """A picture's width and height from the first bytes of its file; ``None`` of what is no picture."""
     image = row["image"]
     try:

@@ -216,13 +216,13 @@ class Work:
 
 def prepare(run: Run, progress: Progress) -> Work:
     """Pictures, models (their labels checked before a second is spent) and targets; an event for each."""
-    from kd import data, models
+    from kd import data, duplicates, models
     from kd.losses import check_classes
 
     config = run.config()
     device = models.pick_device(os.environ.get("KD_DEVICE", config.device))  # see launch.gpu_of_its_own
     cache = data.cache_folder(run.path.parent)
-    splits = data.load_splits(config)
+    splits = duplicates.one_side(data.load_splits(config), config, cache, progress.phase)
     short, long = data.typical_size(splits.train)
     teacher, said = None, []
     if config.teacher != NO_TEACHER:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kd import data, models
+from kd import data, duplicates, models
 from kd.compare import score
 from kd.config import NO_TEACHER, DistillConfig
 from kd.distill import arms_of, pixel_side, sizes_of, taught_alone, threads
@@ -29,7 +29,7 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     """
     began = began or time.perf_counter()
     device = models.pick_device(config.device)
-    splits = data.load_splits(config)
+    splits = duplicates.one_side(data.load_splits(config), config, cache)
     short, long = data.typical_size(splits.train)
     teacher = (
         None

@@ -10,7 +10,7 @@ import gradio as gr
 from kd import launch, plots, runs
 from kd.config import NO_TEACHER, PRESETS, RUN_TEACHER, SAMPLE, STUDENT_NAMES, DistillConfig
 from kd.runs import CLOSED, Run, RunError, short
-from kd.ui import dark, expected, settings
+from kd.ui import check, dark, expected, settings
 from kd.ui.analysis import analysis
 from kd.ui.owners import (
     check_again,
@@ -184,6 +184,8 @@ def build() -> DistillTab:
                 minutes = expected.build()
             with gr.Accordion("More", open=False, elem_id="more"):
                 rest = {name: settings.widget(name) for name in settings.FIELDS if name not in first}
+            with gr.Accordion("Check the pictures", open=False, elem_id="check-pictures"):
+                pictures = check.build()
             with gr.Accordion("Dark knowledge", open=False, elem_id="dark-knowledge"):
                 dark.build(first["teacher"], first["dataset"], first["temperature"])
         with gr.Column(scale=7, min_width=320):
@@ -202,6 +204,7 @@ def build() -> DistillTab:
         return [every[name] for name in names]
 
     expected.follow(minutes, widgets)
+    check.follow(pictures, live, widgets)
     chosen = [preset, *all_of(("recipe", "method"))]
     preset.input(on_preset, preset, [*widgets, own_row], **PRIVATE)
     follows = [every["method"], own_row, *all_of((*settings.SET_BY_METHOD, *settings.OWN))]

@@ -6,6 +6,8 @@ import gradio as gr
 import plotly
 from gradio.themes import Base, Color
 
+from kd import check_report
+
 FILES = Path(__file__).parent
 ASSETS = FILES.parent.parent / "assets"
 EXAMPLES = sorted((ASSETS / "examples").glob("*.png"))
@@ -70,7 +72,7 @@ def theme() -> Base:
 
 def css() -> str:
     """The style sheet."""
-    return (FILES / "page.css").read_text()
+    return (FILES / "page.css").read_text() + check_report.CSS
 
 
 def head() -> str:
@@ -78,7 +80,8 @@ def head() -> str:
     gr.set_static_paths([PLOTLY, *EXAMPLES])
     return (
         f'<script defer src="gradio_api/file={PLOTLY}"></script>'
-        f"<script>{(FILES / 'page.js').read_text()}{(FILES / 'sweep.js').read_text()}</script>"
+        f"<script>{(FILES / 'page.js').read_text()}{(FILES / 'sweep.js').read_text()}"
+        f"{(FILES / 'check.js').read_text()}</script>"
         '<meta name="description" content="Turn a big image classifier into a small, fast one, and prove it.">'
     )
 
