@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy")
+ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy", "name")
 
 
 class BadUsage(Exception):
@@ -80,6 +80,10 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("run", metavar="RUN", help="its id, the start of one, or last")
         if name != "stop":
             one.add_argument("--json", action="store_true", help="print the report as the last line of standard output")
+
+    one = command("rename", rename, "give a run a name; an empty one takes it away")
+    one.add_argument("run", metavar="RUN", help="its id, the start of one, or last")
+    one.add_argument("name", metavar="NAME", help=f"at most {runs.LONGEST_NAME} characters")
 
     command("runs", list_runs, "list the runs, newest first").add_argument("--json", action="store_true")
 
@@ -232,6 +236,13 @@ def stop(options: argparse.Namespace) -> int:
         )
     run.ask_to_stop()
     print(f"Asked run {run.id} to stop.")
+    return 0
+
+
+def rename(options: argparse.Namespace) -> int:
+    run = _mine(options)
+    name = run.rename(options.name)
+    print(f"Run {run.id} is now called {name!r}." if name else f"Run {run.id} has no name any more.")
     return 0
 
 
@@ -451,6 +462,7 @@ def _row(run: Run) -> dict[str, Any]:
         config.temperature,
         config.lambda_,
         accuracy,
+        run.name(),
     ]
     return dict(zip(ROW, cells, strict=True))
 

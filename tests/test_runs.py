@@ -58,6 +58,17 @@ def test_the_owner_is_kept_hashed_and_others_are_refused(run):
         run.check_owner("another")
 
 
+def test_a_run_is_given_a_name_on_the_command_line_and_loses_it_again(run, capsys):
+    run = runs.create(DistillConfig(), run.path.parent, runs.local_owner(run.path.parent))
+    where = ["--runs-dir", str(run.path.parent)]
+    assert cli.main(["rename", run.id, "  Mäntel und\nHüte ", *where]) == 0
+    cli.main(["runs", *where])
+    assert run.name() == "Mäntel und Hüte" and "Mäntel und Hüte" in capsys.readouterr().out
+    assert cli.main(["rename", run.id, "x" * 81, *where]) == 1
+    assert "81 characters; the most is 80" in capsys.readouterr().err
+    assert cli.main(["rename", run.id, "", *where]) == 0 and run.name() == ""
+
+
 def test_one_token_owns_all_local_runs(tmp_path):
     assert runs.local_owner(tmp_path) == runs.local_owner(tmp_path)
     assert len(runs.local_owner(tmp_path)) == 32

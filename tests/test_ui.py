@@ -10,7 +10,7 @@ from PIL import Image
 
 from kd import runs
 from kd.config import METHODS, DistillConfig
-from kd.ui import analysis, dark, look, settings, summary
+from kd.ui import analysis, blocked_paths, dark, look, settings, summary
 from kd.ui.distill import on_method, on_preset, on_recipe, on_student
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -34,6 +34,13 @@ def report(seeds: int = 1, baseline: bool = True) -> dict:
 def test_the_page_is_built_without_torch_or_transformers():
     code = "import sys; from kd.ui import build; build(); print([m for m in ('torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_runs_that_are_kept_among_the_uploads_are_not_served(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    for folder, blocked in (("runs", False), ("uploads/runs", True), (".", False)):
+        monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path / folder))
+        assert blocked_paths() == ([str(tmp_path / folder)] if blocked else [])
 
 
 # --- Settings

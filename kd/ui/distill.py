@@ -12,7 +12,7 @@ from kd.config import PRESETS, SAMPLE, STUDENT_NAMES, DistillConfig
 from kd.runs import CLOSED, Run, RunError
 from kd.ui import dark, expected, settings
 from kd.ui.analysis import analysis
-from kd.ui.owners import check_request, kind_errors, outcome, own, owner, readable, view_key, visitor
+from kd.ui.owners import check_request, kind_errors, outcome, own, owner, place, readable, served, view_key, visitor
 from kd.ui.summary import STAGES, result, short, status_of, summarize
 
 FILES = Path(__file__).parent
@@ -52,6 +52,7 @@ def resume(id: str, token: str) -> Run:
 # --- What the script asks for
 
 
+@served
 def poll(asked: dict[str, Any]) -> dict[str, Any]:
     """What has happened in ``run`` since ``cursor``, for ``owner`` or whoever has the key ``view``.
 
@@ -60,8 +61,7 @@ def poll(asked: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
-        cursor = asked.get("cursor")
-        return _news(run, cursor if isinstance(cursor, int) and cursor > 0 else 0, asked.get("owner", ""))
+        return _news(run, place(asked.get("cursor")), asked.get("owner", ""))
     except (RunError, PermissionError) as problem:
         return {"refused": str(problem)}
 
@@ -97,9 +97,10 @@ def _news(run: Run, since: int, token: str) -> dict[str, Any]:
 def _introduction(run: Run, token: str) -> dict[str, Any]:
     """What a run is, and for its owner the key of its read-only link."""
     config = run.config()
-    title = f"{short(config.teacher)} → {short(config.student)}"
+    models, name = f"{short(config.teacher)} → {short(config.student)}", run.name()
     detail = ", ".join(
         [
+            *([models] if name else []),
             short(config.dataset),
             *([settings.METHOD_WORDS[config.method][0]] if config.method != "kd" else []),
             f"T {config.temperature:g}",
@@ -114,15 +115,17 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
     try:
         own(run.id, token)
     except RunError:
-        return {"title": [title, detail], "mine": False}
-    return {"title": [title, detail], "mine": True, "view": view_key(run)}
+        return {"title": [name or models, detail], "mine": False}
+    return {"title": [name or models, detail], "mine": True, "view": view_key(run)}
 
 
+@served
 def stop_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Stop button: ``{}``, or ``problem``."""
     return outcome(stop, asked.get("run", ""), asked.get("owner", ""))
 
 
+@served
 def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Resume button: ``{}``, or ``problem``."""
     return outcome(resume, asked.get("run", ""), asked.get("owner", ""))

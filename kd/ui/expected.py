@@ -25,7 +25,7 @@ from kd import sweep as sweeps
 from kd.config import SAMPLE, DistillConfig
 from kd.runs import Run, RunError
 from kd.ui import settings
-from kd.ui.owners import check_names
+from kd.ui.owners import check_names, served
 from kd.ui.summary import roughly, status_of, summarize
 
 SECONDS = 60
@@ -59,6 +59,7 @@ _kept: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
 _lock = Lock()
 
 
+@served
 def expected(asked: dict[str, Any]) -> dict[str, Any]:
     """The time of a run with the widgets' ``values``, for the open page ``asker``.
 

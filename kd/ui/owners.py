@@ -4,6 +4,7 @@ On one's own machine, one token owns all runs and nobody is asked for it. On a S
 ``KD_SHARED=1``, each browser has a random token; it is handed to every handler, and a run answers to its own only.
 """
 
+import functools
 import hashlib
 import hmac
 import math
@@ -25,8 +26,9 @@ from kd.runs import ID, Run, RunError
 from kd.sweep import Sweep
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
-FOLDER = re.compile(r"[~./\\]|[A-Za-z]:\\")
-"""How a folder of the server begins, and a Hub id does not."""
+NAME = re.compile(r"(?!\.)[\w.:-]{1,200}(/[\w.-]{1,100})?")
+"""A Hub id, a name of ours, or one of these with a word and a colon before it; no path of more than two parts."""
+LAST_PLACE = 2**63 - 1
 
 
 def shared() -> bool:
@@ -62,7 +64,7 @@ def owner(token: str) -> str:
 def own(id: str, token: str) -> Run:
     """The run, if it is the visitor's. Whether it is another's or is not there at all, ``RunError`` says the same."""
     if not shared():
-        return runs.find(runs.default_folder(), id)
+        return runs.find(runs.default_folder(), id if isinstance(id, str) else "")
     run = _at(id)
     if run is None or not _owns(run, token):
         raise RunError(f"There is no run {str(id)[:40]!r} among yours.")
@@ -72,7 +74,7 @@ def own(id: str, token: str) -> Run:
 def readable(id: str, token: str, view: str = "") -> Run:
     """The run, if it is the visitor's or ``view`` is its read-only key. Raises ``RunError``."""
     run = _at(id)
-    if run and isinstance(view, str) and hmac.compare_digest(view.encode(), view_key(run).encode()):
+    if run and isinstance(view, str) and TOKEN.fullmatch(view) and hmac.compare_digest(view, view_key(run)):
         return run
     return own(id, token)
 
@@ -128,8 +130,10 @@ def check_names(config: DistillConfig) -> None:
     """Raises ``RunError`` for a path, on a shared server: its folders are not the visitors'."""
     for name in ("teacher", "dataset", "student"):
         value = getattr(config, name)
-        if shared() and value != SAMPLE and (FOLDER.match(value) or ".." in value or Path(value).exists()):
-            raise RunError(f"{name} is {value!r}, a path. On a shared server it can only be a Hub id or a name.")
+        if shared() and value != SAMPLE and (not NAME.fullmatch(value) or ".." in value or os.path.exists(value)):
+            raise RunError(
+                f"{name} is {value[:80]!r}, a path or no name at all. On a shared server it can only be a Hub id or a name."
+            )
 
 
 def uploaded(image: Any) -> str:
@@ -142,10 +146,28 @@ def uploaded(image: Any) -> str:
     return path
 
 
-def outcome(action: Callable[[str, str], Any], id: str, token: str) -> dict[str, Any]:
+Answers = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def served(function: Answers) -> Answers:
+    """A function that the page's script calls. So can anybody, with anything: what is no object counts as an empty one."""
+
+    @functools.wraps(function)
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        return function(asked if isinstance(asked, dict) else {})
+
+    return answer
+
+
+def place(cursor: Any) -> int:
+    """A place in a run's events as a caller gives it; the beginning for what is none."""
+    return cursor if isinstance(cursor, int) and 0 < cursor <= LAST_PLACE else 0
+
+
+def outcome(action: Callable[..., Any], id: str, token: str, *more: Any) -> dict[str, Any]:
     """What a script is told of an action on a visitor's run or sweep: ``{}``, or ``problem``."""
     try:
-        action(id, token)
+        action(id, token, *more)
     except (RunError, PermissionError, ValueError) as problem:
         return {"problem": str(problem)}
     return {}
@@ -170,7 +192,6 @@ def _at(id: str) -> Run | None:
 
 def _owns(run: Run, token: str) -> bool:
     try:
-        run.check_owner(token if isinstance(token, str) else "")
-    except (PermissionError, RunError):
+        return is_token(token) and hmac.compare_digest(run.owner(), runs.owner_hash(token))
+    except RunError:
         return False
-    return True

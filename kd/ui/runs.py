@@ -1,4 +1,4 @@
-"""The third tab: all runs, newest first; their curves overlaid; stop and delete."""
+"""The third tab: all runs, newest first; their curves overlaid; rename, stop and delete."""
 
 import hashlib
 import html
@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from kd import plots
-from kd.runs import CLOSED, Run, RunError
+from kd.runs import CLOSED, LONGEST_NAME, Run, RunError
 from kd.ui.distill import stop
-from kd.ui.owners import own, own_runs
+from kd.ui.owners import outcome, own, own_runs, served
 from kd.ui.summary import short, status_of, summarize, times
 
 FILES = Path(__file__).parent
@@ -20,6 +20,7 @@ MOST_CURVES = 16
 HEAD = ("", "Started", "Status", "Student and teacher", "T", "Lambda", "Accuracy", "Agreement", "Speed-up", "Actions")
 
 
+@served
 def rows(asked: dict[str, Any]) -> dict[str, Any]:
     """The table's body as ``html`` with its ``mark``, or ``{}`` where the page has it already (``seen``)."""
     mine = own_runs(asked.get("owner", ""))
@@ -40,13 +41,15 @@ def _row(run: Run) -> str:
     summary, config, report = summarize(run), run.config(), run.report()
     status = status_of(run, summary)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.settings()["created"]))
-    name = html.escape(f"{short(config.student)}, started {created}")
+    given, student, teacher = (html.escape(text) for text in (run.name(), short(config.student), short(config.teacher)))
+    name = f"{given or student}, started {created}"
+    made = f"{student} from {teacher}" if given else f"from {teacher}"
     accuracy = report["student"]["accuracy"] if report else summary.accuracy
     agreement = report["agreement"] if report else summary.agreement
     cells = {
         "Started": f'<time datetime="{created}">{created}</time>',
         "Status": f'<span class="kd-status kd-{status}">{status_words(status, summary)}</span>',
-        "Student and teacher": f"<b>{html.escape(short(config.student))}</b> <br><small>from {html.escape(short(config.teacher))}</small>",
+        "Student and teacher": f"<b>{given or student}</b> <br><small>{made}</small>",
         "T": f"{config.temperature:g}",
         "Lambda": f"{config.lambda_:g}",
         "Accuracy": "" if accuracy is None else f"{accuracy:.1%} <br><small>{'test' if report else 'validation'}</small>",
@@ -56,7 +59,9 @@ def _row(run: Run) -> str:
     }  # fmt: skip
     box = f'<td><input type="checkbox" value="{run.id}" aria-label="Show the curves of {name}"></td>'
     return (
-        f'<tr data-run="{run.id}">{box}' + "".join(f'<td data-label="{k}">{v}</td>' for k, v in cells.items()) + "</tr>"
+        f'<tr data-run="{run.id}" data-name="{given}">{box}'
+        + "".join(f'<td data-label="{k}">{v}</td>' for k, v in cells.items())
+        + "</tr>"
     )
 
 
@@ -71,7 +76,7 @@ def status_words(status: str, summary: Any) -> str:
 
 def actions(status: str, name: str) -> str:
     """The buttons of a row."""
-    wanted = ["open", *(["compare"] if status == "done" else []), "delete" if status in CLOSED else "stop"]
+    wanted = ["open", *(["compare"] if status == "done" else []), "rename", "delete" if status in CLOSED else "stop"]
     return "".join(
         f'<button type="button" class="kd-button{" kd-danger" if do == "delete" else ""}" data-do="{do}" '
         f'aria-label="{do.capitalize()} {name}">{do.capitalize()}</button>'
@@ -79,6 +84,7 @@ def actions(status: str, name: str) -> str:
     )
 
 
+@served
 def curves(asked: dict[str, Any]) -> dict[str, Any]:
     """The figures of the runs ``runs``, overlaid; or ``problem``."""
     ids = asked.get("runs")
@@ -91,16 +97,23 @@ def curves(asked: dict[str, Any]) -> dict[str, Any]:
         return {"problem": str(problem)}
 
 
+@served
 def act(asked: dict[str, Any]) -> dict[str, Any]:
-    """Stop or delete a run of the visitor's: ``{}``, or ``problem``."""
-    try:
-        if asked.get("do") == "stop":
-            stop(asked.get("run", ""), asked.get("owner", ""))
-        elif asked.get("do") == "delete":
-            delete(asked.get("run", ""), asked.get("owner", ""))
-    except RunError as problem:
-        return {"problem": str(problem)}
+    """Rename, stop or delete a run of the visitor's: ``{}``, or ``problem``."""
+    who = asked.get("run", ""), asked.get("owner", "")
+    match asked.get("do"):
+        case "rename":
+            return outcome(rename, *who, asked.get("name"))
+        case "stop":
+            return outcome(stop, *who)
+        case "delete":
+            return outcome(delete, *who)
     return {}
+
+
+def rename(id: str, token: str, name: str) -> None:
+    """Give a run of the visitor's a name. Raises ``RunError`` for what is none."""
+    own(id, token).rename(name)
 
 
 def delete(id: str, token: str) -> None:
@@ -116,7 +129,7 @@ def build() -> gr.HTML:
     head = "".join(f'<th scope="col">{name or "Curves"}</th>' for name in HEAD)
     return gr.HTML(
         value={},
-        html_template=(FILES / "runs.html").read_text().replace("@@head", head),
+        html_template=(FILES / "runs.html").read_text().replace("@@head", head).replace("@@longest", str(LONGEST_NAME)),
         js_on_load="distillery.runs(element, props, server, watch, run => trigger('open', {run}), run => trigger('compare', {run}))",
         server_functions=[rows, curves, act],
         apply_default_css=False,

@@ -15,7 +15,7 @@ from kd.config import SAMPLE, DistillConfig
 from kd.runs import CLOSED, RunError
 from kd.sweep import Grid, Point, Sweep
 from kd.ui import expected, settings
-from kd.ui.owners import check_request, kind_errors, outcome, own_sweep, own_sweeps, owner, visitor
+from kd.ui.owners import check_request, kind_errors, outcome, own_sweep, own_sweeps, owner, place, served, visitor
 from kd.ui.summary import MARKS, roughly, short, summarize
 
 FILES = Path(__file__).parent
@@ -65,6 +65,7 @@ def from_widgets(values: tuple) -> tuple[DistillConfig, Grid]:
     return DistillConfig.from_dict({**config.to_dict(), "trials": trials, "baseline": "no"}), Grid(**own)
 
 
+@served
 def preview(asked: dict[str, Any]) -> dict[str, Any]:
     """``rest``, what the sweep takes from the Distill tab, and ``plan``, what it would train; or ``problem``."""
     try:
@@ -95,6 +96,7 @@ def many(number: int, what: str) -> str:
 # --- What the script asks for
 
 
+@served
 def offered(asked: dict[str, Any]) -> dict[str, Any]:
     """The visitor's sweeps, newest first: ``sweeps``, each its id and words."""
     found = []
@@ -112,6 +114,7 @@ def in_words(sweep: Sweep) -> str:
     return f"{when}: {short(config.student)}, {short(config.dataset)}, {many(len(sweep.grid().points()), 'point')}"
 
 
+@served
 def poll(asked: dict[str, Any]) -> dict[str, Any]:
     """What has happened in ``sweep`` since ``cursor``, for ``owner``.
 
@@ -120,8 +123,7 @@ def poll(asked: dict[str, Any]) -> dict[str, Any]:
     ``refused`` where there is no such sweep for this visitor.
     """
     try:
-        sweep, cursor = own_sweep(asked.get("sweep", ""), asked.get("owner", "")), asked.get("cursor")
-        return _news(sweep, cursor if isinstance(cursor, int) and cursor > 0 else 0)
+        return _news(own_sweep(asked.get("sweep", ""), asked.get("owner", "")), place(asked.get("cursor")))
     except (RunError, PermissionError) as problem:
         return {"refused": str(problem)}
 
@@ -143,11 +145,13 @@ def _news(sweep: Sweep, since: int) -> dict[str, Any]:
     return news
 
 
+@served
 def stop_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Stop button: ``{}``, or ``problem``."""
     return outcome(stop, asked.get("sweep", ""), asked.get("owner", ""))
 
 
+@served
 def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Resume button: ``{}``, or ``problem``."""
     return outcome(resume, asked.get("sweep", ""), asked.get("owner", ""))
