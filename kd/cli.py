@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import signal
 import sys
 import time
@@ -549,7 +550,8 @@ class Screen:
         )
 
     def show_queued(self, e: dict) -> None:
-        self.line(f"waiting for the {e['device']}: place {e['place']} in the queue")
+        wait = f", about {math.ceil(e['wait'] / 60)} min" if "wait" in e else ""
+        self.line(f"waiting for the {e['device']}: place {e['place']} in the queue{wait}")
 
     def show_progress(self, e: dict) -> None:
         self.progress(f"{e['phase']} {e['done']:,} of {e['of']:,}", e["done"] / e["of"])

@@ -1,7 +1,7 @@
 """A run is a folder: what was asked, what happened, what came out. Everything shown anywhere is read from it.
 
 ``config.json`` (settings, owner's hash), ``events.jsonl`` (append-only), ``lock`` (held by the process that works on
-the run, for as long as it lives), ``STOP`` (an empty file that asks it to end), ``name`` (what its owner calls it),
+the run, for as long as it lives), ``STOP`` (an empty file that asks it to end), ``name`` (what its owner calls it), ``turn`` (touched when it gets its device),
 ``checkpoints/``, ``student/``,
 ``report.json``, ``stderr.txt``, ``logs/`` (TensorBoard).
 """
@@ -264,8 +264,9 @@ def by_arm(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str,
     return arms
 
 
-def create(config: DistillConfig, folder: Path, owner: str) -> Run:
-    """Make the folder of a new run, with its settings and its first event. Raises ``RunError`` where it cannot."""
+def create(config: DistillConfig, folder: Path, owner: str, **known: Any) -> Run:
+    """Make the folder of a new run, with its settings and its first event, which has what is ``known`` of it beforehand:
+    ``expected``, the seconds that it will take. Raises ``RunError`` where it cannot."""
     created = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1e6) % 1_000_000:06d}"
     run = Run(Path(folder).resolve() / f"{stamp}-{secrets.token_hex(2)}")
@@ -278,7 +279,7 @@ def create(config: DistillConfig, folder: Path, owner: str) -> Run:
     try:
         run.path.mkdir(parents=True)
         (run.path / "events.jsonl").touch()
-        run.append("created")
+        run.append("created", **known)
         write_whole(run.path / "config.json", json.dumps(settings, indent=2))
     except OSError as error:
         shutil.rmtree(run.path, ignore_errors=True)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import gradio as gr
 import pytest
@@ -102,6 +103,14 @@ def test_a_run_of_several_trainings_says_which_and_keeps_its_own_students_accura
         found = found.after(event)
     assert found.line("running")[0] == "Training 2 of 4, without the teacher, epoch 1 of 2"
     assert found.accuracy == 0.8
+
+
+def test_a_run_that_waits_says_its_place_and_how_long_where_that_is_known():
+    told = {"event": "queued", "time": time.time(), "place": 2, "device": "cpu"}
+    waits = summary.Summary().after({**told, "wait": 182})
+    assert waits.line("queued")[0] == "Waiting for the CPU: place 2 in the queue, about 3 min"
+    for unknown in (told, {**told, "time": told["time"] - 500, "wait": 182}):
+        assert summary.Summary().after(unknown).line("queued")[0] == "Waiting for the CPU: place 2 in the queue"
 
 
 def test_a_verdict_comes_first_with_a_sign_and_its_words_escaped():

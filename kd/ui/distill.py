@@ -24,7 +24,7 @@ def start(config: DistillConfig, token: str) -> Run:
     """Create a run and start its process. Raises ``RunError`` where the visitor may not."""
     check_request(config, token)
     expected.give_way()
-    run = runs.create(config, runs.default_folder(), owner(token))
+    run = runs.create(config, runs.default_folder(), owner(token), **expected.known(config))
     launch.start(run)
     return run
 

@@ -93,6 +93,14 @@ def _answer(config: DistillConfig, asker: str) -> dict[str, Any]:
     return {"wait": "Measuring how long it takes here", "again": 1}
 
 
+def known(config: DistillConfig) -> dict[str, float]:
+    """``expected``, the seconds of a run with these settings, if they have been measured; else nothing."""
+    key = key_of(config)
+    with _lock:
+        until, found = _kept.get(key, (0.0, {}))
+    return {"expected": found["seconds"]} if until > time.monotonic() and "seconds" in found else {}
+
+
 def key_of(config: DistillConfig) -> str:
     """What an answer holds for: the settings that matter, and the newest run, since a run leaves pictures and targets."""
     values = {name: value for name, value in config.to_dict().items() if name not in NO_MATTER}
@@ -172,9 +180,10 @@ def _finish(one: Measurement, config: DistillConfig) -> None:
 
 
 def read(code: int, out: str, err: str, config: DistillConfig) -> dict[str, Any]:
-    """What the command said: ``line``, or its own words as a ``problem``."""
+    """What the command said: ``line`` and ``seconds``, or its own words as a ``problem``."""
     if code == 0 and out.strip():
-        return {"line": in_words(json.loads(out.splitlines()[-1]), config)}
+        found = json.loads(out.splitlines()[-1])
+        return {"line": in_words(found, config), "seconds": found["seconds"]}
     _, said, words = f"\n{err}".rpartition("\nkd: ")
     last = (err.strip().splitlines() or ["it ended without a word"])[-1]
     return {"problem": words.strip() if said else f"No time could be measured: {last}"}

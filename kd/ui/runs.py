@@ -68,7 +68,7 @@ def _row(run: Run) -> str:
 def status_words(status: str, summary: Any) -> str:
     """The status, and how far it is."""
     if status == "queued" and summary.place:
-        return f"queued, place {summary.place}"
+        return f"queued, {summary.in_queue()}".replace(" in the queue", "")
     if status == "running" and summary.epochs:
         return f"running, {summary.share():.0%}"
     return status
