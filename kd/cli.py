@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kd import launch, runs
+from kd import launch, limits, runs, visitors
 from kd import sweep as sweeps
 from kd.bench_rows import SCALES, Plan
 from kd.config import PRESETS, DistillConfig, public_name
@@ -87,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("name", metavar="NAME", help=f"at most {runs.LONGEST_NAME} characters")
 
     command("runs", list_runs, "list the runs, newest first").add_argument("--json", action="store_true")
+
+    one = command("clean", clean, "delete the runs and datasets of a shared server's visitors who have not come back")
+    one.add_argument("--days", metavar="DAYS", help="for so long (default: KD_IDLE_DAYS)")
+    one.add_argument("--yes", action="store_true", help="delete; without it they are only listed")
+
+    command("limits", show_limits, "list the limits of this server, and the environment variables that change them")
 
     one = command("compare", compare, "a run's teacher and student side by side on your pictures")
     one.add_argument("run", metavar="RUN", help="its id, the start of one, or last")
@@ -255,6 +261,32 @@ def list_runs(options: argparse.Namespace) -> int:
         print(table(list(ROW), [list(row.values()) for row in rows]))
     else:
         print(f"No runs in {options.runs_dir.resolve()} yet. `python -m kd distill` makes one.")
+    return 0
+
+
+def clean(options: argparse.Namespace) -> int:
+    """List what visitors left behind, and with ``--yes`` delete it."""
+    try:
+        days = limits.current().idle_days if options.days is None else limits.number("--days", options.days)
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+    if days is None:
+        raise BadUsage("For how many days has a visitor been away? Give --days, or set KD_IDLE_DAYS.")
+    found = visitors.idle(options.runs_dir, days, time.time())
+    megabytes = sum(one.size() for one in found) / 1e6  # before it is gone
+    gone = visitors.clean(options.runs_dir, days) if options.yes else found
+    for one in gone:
+        print(one.path)
+    what = "Deleted" if options.yes else "These would be deleted with --yes:"
+    print(f"{what} {len(gone)} runs, sweeps and datasets, {megabytes:,.1f} MB.")
+    return 0
+
+
+def show_limits(options: argparse.Namespace) -> int:
+    try:
+        print(limits.markdown())
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
     return 0
 
 

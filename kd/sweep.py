@@ -24,8 +24,8 @@ from kd import launch, runs
 from kd.config import METHODS, DistillConfig, checked, public_name, setting
 from kd.launch import StopAsked
 from kd.runs import LIFECYCLE, Run, RunError
+from kd.visitors import SWEEPS
 
-SWEEPS = ".sweeps"
 MOST_POINTS = 60
 MOST_EPOCHS = 1000
 """A budget, however large, buys no more."""

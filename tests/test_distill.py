@@ -310,6 +310,14 @@ def test_what_was_compared_stays_in_memory_until_its_files_change(finished):
     assert kept_student(run) is not student
 
 
+def test_more_steps_than_the_limit_are_refused_before_a_picture_is_decoded(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_STEPS", "3")
+    run = runs.create(settings(small), tmp_path, "t")
+    with pytest.raises(ValueError, match="training steps"):
+        execute(run)
+    assert "at most" in run.last("failed")["message"] and not run.last("data")
+
+
 def test_a_learning_rate_of_a_million_ends_in_words(small, tmp_path):
     run = runs.create(settings(small, learning_rate=1e30, epochs=3, temperature=1), tmp_path, "t")
     with pytest.raises(RunError, match="diverged"):

@@ -7,10 +7,12 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from kd import limits
 from kd.runs import default_folder
 from kd.ui import api, compare, distill, look, runs, sweep
-from kd.ui.owners import visitor
+from kd.ui.owners import keep_clean, visitor
 
+__all__ = ["build", "keep_clean", "launch_options"]
 CACHE_SECONDS = 3600
 """Pictures of visitors are deleted from the server after this time."""
 
@@ -85,7 +87,7 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "run_history": False,
         "enable_monitoring": False,
-        "max_file_size": "20mb",
+        "max_file_size": int(limits.current().upload_mb * 1e6),
         "mcp_server": has_mcp(),
         "footer_links": ["api"],
         "blocked_paths": blocked_paths(),

@@ -12,7 +12,20 @@ from kd.config import PRESETS, SAMPLE, STUDENT_NAMES, DistillConfig
 from kd.runs import CLOSED, Run, RunError
 from kd.ui import dark, expected, settings
 from kd.ui.analysis import analysis
-from kd.ui.owners import check_request, kind_errors, outcome, own, owner, place, readable, served, view_key, visitor
+from kd.ui.owners import (
+    admitted,
+    check_names,
+    house_rules,
+    kind_errors,
+    outcome,
+    own,
+    owner,
+    place,
+    readable,
+    served,
+    view_key,
+    visitor,
+)
 from kd.ui.summary import STAGES, result, short, status_of, summarize
 
 FILES = Path(__file__).parent
@@ -22,9 +35,10 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_pr
 
 def start(config: DistillConfig, token: str) -> Run:
     """Create a run and start its process. Raises ``RunError`` where the visitor may not."""
-    check_request(config, token)
+    check_names(config)
+    with admitted(token):
+        run = runs.create(config, runs.default_folder(), owner(token), **expected.known(config))
     expected.give_way()
-    run = runs.create(config, runs.default_folder(), owner(token), **expected.known(config))
     launch.start(run)
     return run
 
@@ -43,9 +57,9 @@ def resume(id: str, token: str) -> Run:
     run = own(id, token)
     if run.status() not in ("stopped", "failed", "died"):
         raise RunError(f"Run {run.id} is {run.status()}: there is nothing to resume.")
-    check_request(run.config(), token)
-    expected.give_way()
-    launch.start(run, resume=True)
+    with admitted(token, run.id):
+        expected.give_way()
+        launch.start(run, resume=True)
     return run
 
 
@@ -257,6 +271,7 @@ def empty_state() -> str:
         "from the labels, while the curves are drawn here.</p>"
         f"<p>It runs on {where}: for the sample, training and then measuring both on pictures that neither has seen "
         "takes about a minute and a half on two CPU cores.</p>"
+        + (f"<p>{rules}</p>" if (rules := house_rules()) else "")
     )
 
 

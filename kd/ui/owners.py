@@ -11,19 +11,23 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from kd import limits, runs
+from kd import limits, runs, visitors
 from kd import sweep as sweeps
 from kd.config import SAMPLE, DistillConfig
-from kd.runs import ID, Run, RunError
+from kd.runs import ID, START_SECONDS, Run, RunError
 from kd.sweep import Sweep
+from kd.ui.summary import status_of, summarize
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
 NAME = re.compile(r"(?!\.)[\w.:-]{1,200}(/[\w.-]{1,100})?")
@@ -68,6 +72,7 @@ def own(id: str, token: str) -> Run:
     run = _at(id)
     if run is None or not _owns(run, token):
         raise RunError(f"There is no run {str(id)[:40]!r} among yours.")
+    visitors.seen(runs.default_folder(), run.owner())
     return run
 
 
@@ -81,7 +86,10 @@ def readable(id: str, token: str, view: str = "") -> Run:
 
 def own_runs(token: str) -> list[Run]:
     """The visitor's runs, newest first."""
-    return [run for run in runs.list_runs(runs.default_folder()) if not shared() or _owns(run, token)]
+    mine = [run for run in runs.list_runs(runs.default_folder()) if not shared() or _owns(run, token)]
+    if shared() and mine:
+        visitors.seen(runs.default_folder(), runs.owner_hash(token))
+    return mine
 
 
 def own_sweep(id: str, token: str) -> Sweep:
@@ -105,16 +113,32 @@ def view_key(run: Run) -> str:
     return hmac.new(secret.encode(), f"view {run.id}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
-def check_request(config: DistillConfig, token: str) -> None:
-    """Raises ``RunError`` for what a visitor of a shared server may not ask for: its folders, or all of its time."""
+_beginning = Lock()
+_resumed: dict[str, float] = {}
+"""When runs and sweeps were resumed lately: it takes their processes a moment to say so."""
+
+
+@contextmanager
+def admitted(token: str, resumed: str = "") -> Iterator[None]:
+    """For the time in which a visitor's run or sweep is made, or ``resumed`` (its id): one at a time, or many that come at
+    once would all be the third. Raises ``RunError`` for one too many, and for one that there is no room for."""
     if not shared():
+        yield
         return
-    check_names(config)
+    with _beginning:
+        _check_load(token)
+        yield
+        if resumed:
+            _resumed[resumed] = time.monotonic()
+
+
+def _check_load(token: str) -> None:
     allowed, folder = limits.current(), runs.default_folder()
     if _at_work([*own_runs(token), *own_sweeps(token)]) >= _most(allowed.open_runs):
         raise RunError(f"You have {allowed.open_runs:g} runs waiting or running. Stop one, or wait until it is done.")
     if _at_work([*runs.list_runs(folder), *sweeps.list_sweeps(folder)]) >= _most(allowed.queue):
-        raise RunError("The queue is full. Try again in a while.")
+        raise RunError(f"The queue is full: {allowed.queue:g} runs wait or run. Try again in a while.")
+    visitors.check_room(folder, runs.owner_hash(token))
 
 
 def _most(limit: float | None) -> float:
@@ -123,7 +147,47 @@ def _most(limit: float | None) -> float:
 
 def _at_work(some: list[Run]) -> int:
     """How many wait or run; a sweep and the run that it is at are one."""
-    return len({one.settings().get("sweep", one.id) for one in some if one.status() in ("queued", "running")})
+    for id in [id for id, when in _resumed.items() if time.monotonic() - when > START_SECONDS]:
+        del _resumed[id]
+    return len({one.settings().get("sweep", one.id) for one in some if _works(one)})
+
+
+def _works(one: Run) -> bool:
+    try:
+        return one.id in _resumed or status_of(one, summarize(one)) in ("queued", "running")
+    except RunError:  # deleted meanwhile
+        return False
+
+
+def keep_clean() -> None:
+    """On a shared server, look every hour for the data of visitors who do not come back, in the background."""
+
+    def look() -> None:
+        while True:
+            try:
+                for one in visitors.clean_if_due(runs.default_folder()):
+                    print(f"Deleted {one.path.name}: its owner has not come back.", file=sys.stderr, flush=True)
+            except (OSError, RunError) as problem:
+                print(f"What visitors left behind could not be deleted: {problem}", file=sys.stderr, flush=True)
+            time.sleep(visitors.CLEAN_SECONDS)
+
+    if shared():
+        Thread(target=look, daemon=True).start()
+
+
+def house_rules() -> str:
+    """The limits that a visitor of a shared server should know beforehand, in a sentence each; nothing elsewhere."""
+    if not shared():
+        return ""
+    allowed = limits.current()
+    rules = (
+        (allowed.open_runs, f"you may have {allowed.open_runs or 0:g} runs waiting or running"),
+        (allowed.steps, f"a run may take {allowed.steps or 0:,.0f} training steps"),
+        (allowed.quota_mb, f"your runs and datasets may take {allowed.quota_mb or 0:,.0f} MB"),
+        (allowed.idle_days, f"they are deleted when you have not come back for {allowed.idle_days or 0:g} days"),
+    )
+    words = [text for limit, text in rules if limit is not None]
+    return f"This server is shared: {', '.join(words)}." if words else ""
 
 
 def check_names(config: DistillConfig) -> None:

@@ -15,7 +15,18 @@ from kd.config import SAMPLE, DistillConfig
 from kd.runs import CLOSED, RunError
 from kd.sweep import Grid, Point, Sweep
 from kd.ui import expected, settings
-from kd.ui.owners import check_request, kind_errors, outcome, own_sweep, own_sweeps, owner, place, served, visitor
+from kd.ui.owners import (
+    admitted,
+    check_names,
+    kind_errors,
+    outcome,
+    own_sweep,
+    own_sweeps,
+    owner,
+    place,
+    served,
+    visitor,
+)
 from kd.ui.summary import MARKS, roughly, short, summarize
 
 FILES = Path(__file__).parent
@@ -29,9 +40,10 @@ GRID = ("temperatures", "lambdas", "methods", "budget_minutes", "trials")
 
 def start(config: DistillConfig, grid: Grid, token: str) -> Sweep:
     """Create a sweep and start its process. Raises ``RunError`` where the visitor may not, ``ValueError`` for no sweep."""
-    check_request(config, token)
+    check_names(config)
+    with admitted(token):
+        sweep = sweeps.create(config, grid, runs.default_folder(), owner(token))
     expected.give_way()
-    sweep = sweeps.create(config, grid, runs.default_folder(), owner(token))
     sweeps.start(sweep)
     return sweep
 
@@ -49,9 +61,9 @@ def resume(id: str, token: str) -> None:
     sweep = own_sweep(id, token)
     if sweep.status() not in ("stopped", "failed", "died"):
         raise RunError(f"Sweep {sweep.id} is {sweep.status()}: there is nothing to resume.")
-    check_request(sweep.config(), token)
-    expected.give_way()
-    sweeps.start(sweep)
+    with admitted(token, sweep.id):
+        expected.give_way()
+        sweeps.start(sweep)
 
 
 # --- What is asked for
