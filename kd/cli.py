@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
     one.add_argument("folder", type=Path)
     one.add_argument("--resume", action="store_true", help="go on with a run that was closed, or died")
+    one.add_argument("--nice", type=int, default=0, metavar="N", help="lower the priority by so much (default: 0)")
 
     for name, call, help in (
         ("resume", resume, "go on with a run that was stopped, failed or died, from its last checkpoint"),
@@ -213,6 +215,7 @@ def run_folder(options: argparse.Namespace) -> int:
     """Work on a run here. Its own errors are events already, so they need no traceback."""
     from kd.distill import execute
 
+    os.nice(max(0, options.nice))
     run = Run(options.folder.resolve())
     if (run.path / "sweep.json").exists():
         return _work_on(Sweep(run.path))

@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 from kd.runs import CLOSED, LIFECYCLE, Run, RunDeleted, RunError, list_runs
 
 POLL_SECONDS = 0.25
+NICE = 10
+"""By so much a run that the page has started on a CPU lets others go first."""
 LOOK_SECONDS = 3
 """How often a run that waits for a taken device looks who is before it."""
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -29,17 +31,31 @@ class StopAsked(Exception):
     """The run was asked to stop."""
 
 
-def start(run: Run, resume: bool = False) -> subprocess.Popen:
-    """Work on ``run`` in a detached process, which outlives this one. Its output goes to ``stderr.txt``."""
+def start(run: Run, resume: bool = False, behind: bool = False) -> subprocess.Popen:
+    """Work on ``run`` in a detached process, which outlives this one. Its output goes to ``stderr.txt``. On a CPU it
+    trains with low priority if it is to stand ``behind`` whoever waits for an answer of the page."""
     environment = dict(os.environ)
     home = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH")]))
     environment |= gpu_of_its_own(device_name(run.config().device)) | KEEP_MEMORY
-    command = [sys.executable, "-m", "kd", "run", str(run.path), *(["--resume"] if resume else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "kd",
+        "run",
+        str(run.path),
+        *(["--resume"] if resume else []),
+        *niceness(run, behind),
+    ]
     with (run.path / "stderr.txt").open("ab") as log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
         )
+
+
+def niceness(run: Run, behind: bool) -> list[str]:
+    """The flag of ``kd run`` for the priority of a run (or a sweep: its runs inherit it) that is ``behind`` the page."""
+    return [f"--nice={NICE}"] if behind and device_name(run.config().device) == "cpu" else []
 
 
 @contextmanager

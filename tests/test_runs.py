@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -251,6 +252,18 @@ def test_a_gpu_run_sees_its_own_gpu_only(monkeypatch):
     assert launch.gpu_of_its_own("cuda:1") == {"CUDA_VISIBLE_DEVICES": "1", "KD_DEVICE": "cuda:0"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     assert launch.gpu_of_its_own("cuda:1")["CUDA_VISIBLE_DEVICES"] == "7"
+
+
+def test_a_run_of_the_page_stands_behind_it_on_a_cpu_and_no_other(tmp_path):
+    """The flag, and what the process that is given it does, before it finds that the run was begun already."""
+    on_cpu, on_gpu = (runs.create(DistillConfig(device=device), tmp_path, "t") for device in ("cpu", "cuda"))
+    assert launch.niceness(on_cpu, behind=True) == ["--nice=10"] and launch.niceness(on_cpu, behind=False) == []
+    assert launch.niceness(on_gpu, behind=True) == []
+    on_cpu.append("done")
+    code = "import os, sys; from kd import cli; cli.main(['run', *sys.argv[1:]]); print(os.nice(0))"
+    for flags, by in (([], 0), (["--nice=10"], 10)):
+        command = [sys.executable, "-c", code, str(on_cpu.path), *flags]
+        assert int(subprocess.run(command, capture_output=True, text=True).stdout) == min(19, os.nice(0) + by)
 
 
 def test_a_waiting_run_can_be_stopped(tmp_path):

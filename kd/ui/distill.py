@@ -39,7 +39,7 @@ def start(config: DistillConfig, token: str) -> Run:
     with admitted(token):
         run = runs.create(config, runs.default_folder(), owner(token), **expected.known(config))
     expected.give_way()
-    launch.start(run)
+    launch.start(run, behind=True)
     return run
 
 
@@ -59,7 +59,7 @@ def resume(id: str, token: str) -> Run:
         raise RunError(f"Run {run.id} is {run.status()}: there is nothing to resume.")
     with admitted(token, run.id):
         expected.give_way()
-        launch.start(run, resume=True)
+        launch.start(run, resume=True, behind=True)
     return run
 
 
