@@ -1,10 +1,11 @@
 """The page. ``python app.py``, then open the address it prints.
 
 ``KD_RUNS_DIR`` is where runs are kept (default: ``runs``); ``GRADIO_SERVER_NAME`` and ``GRADIO_SERVER_PORT`` are host
-and port; ``KD_SHARED=1`` keeps visitors apart as on a Space.
+and port; ``KD_SHARED=1`` keeps visitors apart as on a Space. ``python -m kd limits`` lists the variables that set limits.
 """
 
-from kd.ui import build, launch_options
+from kd.ui import build, keep_clean, launch_options
 
 if __name__ == "__main__":
+    keep_clean()
     build().launch(**launch_options())

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+import math
+import os
 import shlex
 import signal
 import sys
@@ -11,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kd import launch, runs
+from kd import launch, limits, runs, visitors
 from kd import sweep as sweeps
 from kd.bench_rows import SCALES, Plan
 from kd.config import CHECKED, NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, DistillConfig, public_name
@@ -43,7 +45,7 @@ OF_A_TEACHER = (
     *(public_name(field) for field in dataclasses.fields(DistillConfig) if "only" in field.metadata),
 )  # fmt: skip
 """The settings that a run without a teacher has no use for, and the base's name."""
-ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy")
+ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy", "name")
 
 
 class BadUsage(Exception):
@@ -110,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
     one.add_argument("folder", type=Path)
     one.add_argument("--resume", action="store_true", help="go on with a run that was closed, or died")
+    one.add_argument("--nice", type=int, default=0, metavar="N", help="lower the priority by so much (default: 0)")
 
     for name, call, help in (
         ("resume", resume, "go on with a run that was stopped, failed or died, from its last checkpoint"),
@@ -121,7 +124,17 @@ def parser() -> argparse.ArgumentParser:
         if name != "stop":
             one.add_argument("--json", action="store_true", help="print the report as the last line of standard output")
 
+    one = command("rename", rename, "give a run a name; an empty one takes it away")
+    one.add_argument("run", metavar="RUN", help="its id, the start of one, or last")
+    one.add_argument("name", metavar="NAME", help=f"at most {runs.LONGEST_NAME} characters")
+
     command("runs", list_runs, "list the runs, newest first").add_argument("--json", action="store_true")
+
+    one = command("clean", clean, "delete the runs and datasets of a shared server's visitors who have not come back")
+    one.add_argument("--days", metavar="DAYS", help="for so long (default: KD_IDLE_DAYS)")
+    one.add_argument("--yes", action="store_true", help="delete; without it they are only listed")
+
+    command("limits", show_limits, "list the limits of this server, and the environment variables that change them")
 
     one = command("compare", compare, "a run's teacher and student side by side on your pictures")
     one.add_argument("run", metavar="RUN", help="its id, the start of one, or last")
@@ -329,6 +342,7 @@ def run_folder(options: argparse.Namespace) -> int:
     """Work on a run here. Its own errors are events already, so they need no traceback."""
     from kd.distill import execute
 
+    os.nice(max(0, options.nice))
     run = Run(options.folder.resolve())
     if (run.path / "sweep.json").exists():
         return _work_on(Sweep(run.path))
@@ -362,6 +376,13 @@ def stop(options: argparse.Namespace) -> int:
     return 0
 
 
+def rename(options: argparse.Namespace) -> int:
+    run = _mine(options)
+    name = run.rename(options.name)
+    print(f"Run {run.id} is now called {name!r}." if name else f"Run {run.id} has no name any more.")
+    return 0
+
+
 def list_runs(options: argparse.Namespace) -> int:
     rows = [_row(run) for run in runs.list_runs(options.runs_dir)]
     if options.json:
@@ -370,6 +391,32 @@ def list_runs(options: argparse.Namespace) -> int:
         print(table(list(ROW), [list(row.values()) for row in rows]))
     else:
         print(f"No runs in {options.runs_dir.resolve()} yet. `python -m kd distill` makes one.")
+    return 0
+
+
+def clean(options: argparse.Namespace) -> int:
+    """List what visitors left behind, and with ``--yes`` delete it."""
+    try:
+        days = limits.current().idle_days if options.days is None else limits.number("--days", options.days)
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+    if days is None:
+        raise BadUsage("For how many days has a visitor been away? Give --days, or set KD_IDLE_DAYS.")
+    found = visitors.idle(options.runs_dir, days, time.time())
+    megabytes = sum(one.size() for one in found) / 1e6  # before it is gone
+    gone = visitors.clean(options.runs_dir, days) if options.yes else found
+    for one in gone:
+        print(one.path)
+    what = "Deleted" if options.yes else "These would be deleted with --yes:"
+    print(f"{what} {len(gone)} runs, sweeps and datasets, {megabytes:,.1f} MB.")
+    return 0
+
+
+def show_limits(options: argparse.Namespace) -> int:
+    try:
+        print(limits.markdown())
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
     return 0
 
 
@@ -580,6 +627,7 @@ def _row(run: Run) -> dict[str, Any]:
         config.temperature,
         config.lambda_,
         accuracy,
+        run.name(),
     ]
     return dict(zip(ROW, cells, strict=True))
 
@@ -675,7 +723,8 @@ class Screen:
         self.line(f"run {self.run.id}: {whom} -> {short(c.student)} on {short(c.dataset)}, {taught}{c.epochs} epochs")
 
     def show_queued(self, e: dict) -> None:
-        self.line(f"waiting for the {e['device']}: place {e['place']} in the queue")
+        wait = f", about {math.ceil(e['wait'] / 60)} min" if "wait" in e else ""
+        self.line(f"waiting for the {e['device']}: place {e['place']} in the queue{wait}")
 
     def show_progress(self, e: dict) -> None:
         self.progress(f"{e['phase']} {e['done']:,} of {e['of']:,}", e["done"] / e["of"])

@@ -1,5 +1,6 @@
 """One ruler for teacher, student and baseline: original files, each model's own processor, float32."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from kd import latency
+from kd import latency, limits
 from kd.config import NO_TEACHER
 from kd.data import pictures, some
 from kd.launch import busy
+from kd.lru import Cache, stamp
 from kd.metrics import Agreement, classification
 from kd.models import Pipeline, load_teacher, pipeline, run_processor
 from kd.pictures import BadPicture, open_picture, upright_rgb
@@ -21,6 +23,8 @@ from kd.runs import Run, RunError
 
 BATCH = 64
 TOP = 5
+_models = Cache()
+"""Teachers and students that were compared last: loading them takes longer than asking them."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,44 @@ def load_student_folder(folder: Path) -> tuple[Any, Any, Pipeline]:
     return model, processor, pipeline(processor)
 
 
+@dataclass(frozen=True)
+class Side:
+    """A model ready to be compared, and what it costs."""
+
+    model: Any
+    processor: Any
+    cost: dict[str, Any]
+
+    def megabytes(self) -> float:
+        """What its parameters and buffers take in memory, MB."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
+
+
+def kept_student(run: Run) -> Side:
+    """A run's student, from memory if it was compared before and is still the same. Raises ``RunError``."""
+
+    def load() -> Side:
+        model, processor, its = load_exported(run)
+        return Side(model, processor, cost(model, its.size))
+
+    return _kept(("student", run.path), run.path / "student", load)
+
+
+def kept_teacher(name: str, classes: list[str], label_map: str | None = None) -> Side:
+    """A teacher, its outputs in the order of ``classes``, from memory likewise. Raises ``RunError``."""
+
+    def load() -> Side:
+        teacher, _ = load_teacher(name, classes, label_map)
+        return Side(teacher, teacher.processor, cost(teacher.model, teacher.pipeline.size))
+
+    return _kept(("teacher", name, label_map, *classes), Path(os.path.expanduser(name)), load)
+
+
+def _kept(key: tuple, folder: Path, load: Callable[[], Side]) -> Side:
+    return _models.get(key, lambda: stamp(folder), load, Side.megabytes, limits.current().compare_mb)
+
+
 def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> dict[str, Any]:
     """A run's teacher and student side by side on pictures (paths, or ``PIL.Image``).
 
@@ -141,16 +183,17 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
             f"Run {run.id} learned from the labels alone: it has no teacher to be compared with. Distil from it with the "
             f"teacher run:{run.id}, and compare that."
         )
-    student, student_processor, student_pipeline = load_exported(run)
-    classes = [student.config.id2label[i] for i in range(len(student.config.id2label))]
-    teacher, _ = load_teacher(run.config().teacher, classes, run.config().label_map)
+    student = kept_student(run)
+    id2label = student.model.config.id2label
+    classes = [id2label[i] for i in range(len(id2label))]
+    teacher = kept_teacher(run.config().teacher, classes, run.config().label_map)
     where = torch.device(device)
 
     shown = [_opened(image, nth) for nth, image in enumerate(images)]
     opened = [picture for _, picture in shown if not isinstance(picture, BadPicture)]
     if not opened:
         raise RunError(" ".join(str(problem) for _, problem in shown) or "No pictures were given.")
-    both = {"teacher": (teacher, teacher.processor), "student": (student, student_processor)}
+    both = {"teacher": (teacher.model, teacher.processor), "student": (student.model, student.processor)}
     tops = {name: _top(model, processor, opened, classes, where) for name, (model, processor) in both.items()}
     answers = iter(zip(tops["teacher"], tops["student"], strict=True))
     rows = []
@@ -165,8 +208,8 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
     was_busy = busy(run.path.parent)
     timed = race(both, opened[0], where)
     sides = {
-        "teacher": {**cost(teacher.model, teacher.pipeline.size), **timed["teacher"]},
-        "student": {**cost(student, student_pipeline.size), **timed["student"]},
+        "teacher": {**teacher.cost, **timed["teacher"]},
+        "student": {**student.cost, **timed["student"]},
     }
     return {
         "run": run.id,

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd import runs
+from kd import limits, runs
 from kd.config import NO_TEACHER, DistillConfig
 from kd.launch import StopAsked, busy, device_name, slot
 from kd.runs import Run, RunDeleted, RunError
@@ -238,6 +238,7 @@ def prepare(run: Run, progress: Progress) -> Work:
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
         config = with_epochs(run, config, student, device, precision, len(splits.train))
+    limits.check_steps(config.epochs, len(splits.train), config.batch_size, len(arms_of(config)))
     if teacher:
         said += check_classes(config.method, len(splits.classes) if teacher.known is None else int(teacher.known.sum()))
 

@@ -48,7 +48,7 @@ class Limits:
         for field in dataclasses.fields(cls):
             text = environment.get(variable(field.name), "").strip()
             default = field.metadata["shared"] if strict else field.default
-            values[field.name] = _number(variable(field.name), text) if text else default
+            values[field.name] = number(variable(field.name), text) if text else default
         return cls(**values)
 
 
@@ -75,11 +75,31 @@ def table() -> list[tuple[str, str, str, str]]:
     ]
 
 
+def markdown() -> str:
+    """The same and what holds here, as a Markdown table."""
+    head = ("Variable", "One's own machine", "Shared server", "Here", "Limit")
+    here = [_words(value) for value in dataclasses.astuple(current())]
+    rows = [head, ("---",) * len(head), *((*row[:3], now, row[3]) for row, now in zip(table(), here, strict=True))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def check_steps(epochs: int, pictures: int, batch: int, trainings: int) -> None:
+    """Raises ``ValueError``, in words, for a run of more training steps than the limit."""
+    each, most = epochs * math.ceil(pictures / batch), current().steps
+    if most is not None and each * trainings > most:
+        several = f" in each of {trainings} trainings" if trainings > 1 else ""
+        raise ValueError(
+            f"The run would take {each * trainings:,} training steps: {epochs} epochs of {pictures:,} pictures, {batch} at a "
+            f"time{several}. This server takes {most:,.0f} at most. Choose fewer epochs or a larger batch."
+        )
+
+
 def _words(value: float | None) -> str:
-    return "none" if value is None else f"{value:,}"
+    return "none" if value is None else f"{value:,g}" if value < 1e6 else f"{value:,.0f}"
 
 
-def _number(name: str, text: str) -> float | None:
+def number(name: str, text: str) -> float | None:
+    """A limit as it is written: 0 or more, or ``none``. Raises ``ValueError``, in words with ``name``."""
     if text.lower() == "none":
         return None
     try:

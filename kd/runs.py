@@ -1,12 +1,14 @@
 """A run is a folder: what was asked, what happened, what came out. Everything shown anywhere is read from it.
 
 ``config.json`` (settings, owner's hash), ``events.jsonl`` (append-only), ``lock`` (held by the process that works on
-the run, for as long as it lives), ``STOP`` (an empty file that asks it to end), ``checkpoints/``, ``student/``,
+the run, for as long as it lives), ``STOP`` (an empty file that asks it to end), ``name`` (what its owner calls it), ``turn`` (touched when it gets its device),
+``checkpoints/``, ``student/``,
 ``report.json``, ``stderr.txt``, ``logs/`` (TensorBoard).
 """
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -15,7 +17,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ START_SECONDS = 20
 """A process that has been started needs this long at most to take the run's lock."""
 ID = re.compile(r"\d{8}-\d{12}-[0-9a-f]{4}")
 """The time of creation to the microsecond, so that names sort by age, and four random digits."""
+LONGEST_NAME = 80
 RESERVE_BYTES = 64 * 1024
 """Kept by a working run and given back when the disk is full, so that the last event can still be written."""
 
@@ -60,7 +63,7 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file beside its place and rename it, so that no reader ever sees half of it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -88,10 +91,41 @@ class Run:
     def config(self) -> DistillConfig:
         return DistillConfig.from_dict(self.settings()["config"])
 
+    def owner(self) -> str:
+        """The hash of the owner's token: read once, since a list of all runs asks for each one's, every two seconds."""
+        try:
+            now = (self.path / "config.json").stat()
+        except FileNotFoundError:
+            raise RunDeleted(f"The folder of run {self.id} is gone: {self.path}") from None
+        return _owner_of(self, now.st_mtime_ns, now.st_ino)
+
     def check_owner(self, token: str) -> None:
         """Raises ``PermissionError`` unless ``token`` is the one that the run was created with."""
-        if not secrets.compare_digest(self.settings()["owner"], _hash(token)):
+        if not secrets.compare_digest(self.owner(), owner_hash(token)):
             raise PermissionError(f"Run {self.id} belongs to somebody else.")
+
+    def name(self) -> str:
+        """What its owner calls it; nothing until it has been given a name."""
+        try:
+            return (self.path / "name").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+
+    def rename(self, name: str) -> str:
+        """Give the run a name of one line, or with an empty one take it away; return the name as it is kept.
+
+        Raises ``RunError`` for one that is too long or cannot be shown, ``RunDeleted`` where the folder is gone.
+        """
+        if not isinstance(name, str):
+            raise RunError(f"A name is text, not {type(name).__name__}.")
+        name = " ".join(name.split())
+        if len(name) > LONGEST_NAME:
+            raise RunError(f"The name has {len(name)} characters; the most is {LONGEST_NAME}. Give a shorter one.")
+        if not name.isprintable():
+            raise RunError("The name has characters that cannot be shown. Give one of letters, digits and signs.")
+        self.settings()
+        write_whole(self.path / "name", name)
+        return name
 
     def append(self, event: str, **data: Any) -> None:
         """Add an event. Only the process that holds the lock appends; ``create`` writes the first.
@@ -235,21 +269,22 @@ def by_arm(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str,
     return arms
 
 
-def create(config: DistillConfig, folder: Path, owner: str) -> Run:
-    """Make the folder of a new run, with its settings and its first event. Raises ``RunError`` where it cannot."""
+def create(config: DistillConfig, folder: Path, owner: str, **known: Any) -> Run:
+    """Make the folder of a new run, with its settings and its first event, which has what is ``known`` of it beforehand:
+    ``expected``, the seconds that it will take. Raises ``RunError`` where it cannot."""
     created = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1e6) % 1_000_000:06d}"
     run = Run(Path(folder).resolve() / f"{stamp}-{secrets.token_hex(2)}")
     settings = {
         "id": run.id,
         "created": created,
-        "owner": _hash(owner),
+        "owner": owner_hash(owner),
         "config": resolved(config, folder).to_dict(),
     }
     try:
         run.path.mkdir(parents=True)
         (run.path / "events.jsonl").touch()
-        run.append("created")
+        run.append("created", **known)
         write_whole(run.path / "config.json", json.dumps(settings, indent=2))
     except OSError as error:
         shutil.rmtree(run.path, ignore_errors=True)
@@ -322,6 +357,8 @@ def list_runs(folder: Path) -> list[Run]:
 def local_owner(folder: Path) -> str:
     """The one token that owns all runs made on this machine by hand; made when first asked for."""
     path = Path(folder) / ".owner"
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return path.read_text()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -330,10 +367,19 @@ def local_owner(folder: Path) -> str:
         ) from error
     with FileLock(path.with_name(".owner.lock")):
         if not path.exists():
-            path.touch(mode=0o600)
-            path.write_text(secrets.token_hex(16))
+            fresh = path.with_name(f".owner.{secrets.token_hex(4)}")
+            fresh.touch(mode=0o600)
+            fresh.write_text(secrets.token_hex(16))
+            fresh.replace(path)
         return path.read_text()
 
 
-def _hash(token: str) -> str:
+def owner_hash(token: str) -> str:
+    """What is kept of a token: it cannot be made from this again."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=4096)
+def _owner_of(run: Run, changed: int, file: int) -> str:
+    """The owner's hash in ``config.json`` as it was written at ``changed``, in ``file``."""
+    return run.settings()["owner"]

@@ -24,8 +24,8 @@ from kd import launch, runs
 from kd.config import METHODS, NO_TEACHER, DistillConfig, checked, public_name, setting
 from kd.launch import StopAsked
 from kd.runs import LIFECYCLE, Run, RunError
+from kd.visitors import SWEEPS
 
-SWEEPS = ".sweeps"
 MOST_POINTS = 60
 MOST_EPOCHS = 1000
 """A budget, however large, buys no more."""
@@ -281,12 +281,12 @@ def find(folder: Path, id: str) -> Sweep:
 
 
 def start(sweep: Sweep) -> subprocess.Popen:
-    """Work on a sweep, new or interrupted, in a detached process, which outlives this one."""
+    """Work on a sweep, new or interrupted, in a detached process, which outlives this one and stands behind the page."""
     home = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     with (sweep.path / "stderr.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "kd", "run", str(sweep.path)],
+            [sys.executable, "-m", "kd", "run", str(sweep.path), *launch.niceness(sweep, behind=True)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip

@@ -404,6 +404,25 @@ def test_compare_takes_pictures_from_memory_as_it_takes_files(finished, tmp_path
     assert found[0]["student"] == found[1]["student"]
 
 
+def test_what_was_compared_stays_in_memory_until_its_files_change(finished):
+    from kd.compare import kept_student, kept_teacher
+
+    run, weights = finished[0], finished[0].path / "student" / "model.safetensors"
+    student = kept_student(run)
+    teacher = kept_teacher(run.config().teacher, ["blue sky", "green leaf", "red brick"])
+    assert kept_student(run) is student and student.megabytes() > 1 > teacher.megabytes() > 0
+    os.utime(weights, (1, 1))
+    assert kept_student(run) is not student
+
+
+def test_more_steps_than_the_limit_are_refused_before_a_picture_is_decoded(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_STEPS", "3")
+    run = runs.create(settings(small), tmp_path, "t")
+    with pytest.raises(ValueError, match="training steps"):
+        execute(run)
+    assert "at most" in run.last("failed")["message"] and not run.last("data")
+
+
 def test_a_learning_rate_of_a_million_ends_in_words(small, tmp_path):
     run = runs.create(settings(small, learning_rate=1e30, epochs=3, temperature=1), tmp_path, "t")
     with pytest.raises(RunError, match="diverged"):

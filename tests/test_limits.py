@@ -2,7 +2,8 @@
 
 import pytest
 
-from kd.limits import Limits, table
+from kd import cli
+from kd.limits import Limits, check_steps, table
 
 
 def test_a_shared_server_is_stricter_than_one_s_own():
@@ -26,3 +27,24 @@ def test_what_is_no_number_is_refused_in_words(text):
 
 def test_every_limit_is_told_with_its_variable():
     assert ("KD_STEPS", "none", "50,000", "training steps of a run, over all its trainings") in table()
+
+
+def test_a_run_of_too_many_steps_is_refused_in_words(monkeypatch):
+    check_steps(1000, 10**6, 1, 10)  # no limit on one's own machine
+    monkeypatch.setenv("KD_STEPS", "120")
+    check_steps(epochs=10, pictures=65, batch=32, trainings=4)  # 3 steps an epoch
+    words = (
+        "would take 150 training steps: 10 epochs of 65 pictures, 32 at a time in each of 5 trainings. .* 120 at most"
+    )
+    with pytest.raises(ValueError, match=words):
+        check_steps(epochs=10, pictures=65, batch=32, trainings=5)
+
+
+def test_the_table_for_the_readme_has_what_holds_here(monkeypatch, capsys):
+    monkeypatch.setenv("KD_QUOTA_MB", "12.5")
+    assert cli.main(["limits"]) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == len(table()) and all(row.count("|") == head.count("|") for row in rows)
+    assert "| KD_QUOTA_MB | none | 3,000 | 12.5 | disk that one visitor's runs and datasets may take, MB |" in rows
+    monkeypatch.setenv("KD_QUOTA_MB", "much")
+    assert cli.main(["limits"]) == 2

@@ -135,7 +135,7 @@ def test_a_poll_is_small(page):
 
 def test_a_run_behind_it_says_its_place(page, small_run):
     second = visit(f"{site().url}/?run={small_run.id}", context=page.context)
-    expect(status(second)).to_have_text("Waiting for the CPU: place 1 in the queue")
+    expect(status(second)).to_have_text(re.compile("^Waiting for the CPU: place 1 in the queue"))
     second.close()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -56,6 +57,17 @@ def test_the_owner_is_kept_hashed_and_others_are_refused(run):
     run.check_owner("token")
     with pytest.raises(PermissionError):
         run.check_owner("another")
+
+
+def test_a_run_is_given_a_name_on_the_command_line_and_loses_it_again(run, capsys):
+    run = runs.create(DistillConfig(), run.path.parent, runs.local_owner(run.path.parent))
+    where = ["--runs-dir", str(run.path.parent)]
+    assert cli.main(["rename", run.id, "  Mäntel und\nHüte ", *where]) == 0
+    cli.main(["runs", *where])
+    assert run.name() == "Mäntel und Hüte" and "Mäntel und Hüte" in capsys.readouterr().out
+    assert cli.main(["rename", run.id, "x" * 81, *where]) == 1
+    assert "81 characters; the most is 80" in capsys.readouterr().err
+    assert cli.main(["rename", run.id, "", *where]) == 0 and run.name() == ""
 
 
 def test_one_token_owns_all_local_runs(tmp_path):
@@ -138,6 +150,74 @@ def test_the_device_goes_to_the_oldest_that_waits(tmp_path):
     assert order == [first, second, third]
 
 
+def test_whose_turn_it_is():
+    order = launch.order
+    assert order([("3", "a"), ("1", "a"), ("2", "a")], {"a": 9.0}) == ["1", "2", "3"]  # one's own machine: by age
+    assert order([("1", "a"), ("2", "a"), ("3", "b")], {}) == ["1", "3", "2"]  # a second goes behind another's first
+    assert order([("1", "a"), ("2", "b")], {"a": 5.0}) == ["2", "1"]  # a has had the device, or has it now
+    assert order([("1", "a"), ("2", "b")], {"a": 5.0, "b": 6.0}) == ["1", "2"]  # b has had it since
+    crowd = [("1", "a"), ("2", "a"), ("3", "a"), ("4", "b"), ("5", "b"), ("6", "c")]
+    assert order(crowd, {"b": 1.0}) == ["1", "6", "4", "2", "5", "3"]
+    assert order([], {"a": 1.0}) == []
+
+
+def test_nobody_waits_for_ever_however_many_runs_another_has():
+    """Taken one by one, each visitor has had a turn before anybody has a second."""
+    waiting = [(f"{nth:02}", "greedy") for nth in range(6)] + [("90", "late"), ("91", "later")]
+    turns, served = {"greedy": 1.0}, []
+    for now in range(2, 10):
+        first = launch.order(waiting, turns)[0]
+        owner = dict(waiting)[first]
+        waiting.remove((first, owner))
+        turns[owner] = now
+        served.append(owner)
+    assert served == ["late", "later", *["greedy"] * 6]
+
+
+def test_how_long_a_run_keeps_the_device_is_said_from_its_progress_or_not_at_all():
+    created = {"event": "created", "time": 100.0, "expected": 60.0}
+    started = {"event": "started", "time": 110.0}
+    training = {"event": "training", "time": 120.0, "steps": 100, "nth": 1, "of": 2}
+    step = {"event": "step", "time": 130.0, "step": 50, "seconds": 10.0}
+    left = launch.seconds_left
+    assert left([created], 500.0) == 60.0 and left([created, started], 130.0) == 40.0
+    assert left([created, started, training, step], 135.0) == 25.0  # 150 steps of 0.2 s, 5 s of which are over
+    assert left([created, started], 500.0) == 0.0
+    assert left([{"event": "created", "time": 1.0}, started, training], 130.0) is None
+    assert left([created, started, training], 130.0) is None
+
+
+def test_the_wait_is_known_if_it_is_of_all_before_it(tmp_path):
+    runs_ = [runs.create(DistillConfig(), tmp_path, "t", expected=expected) for expected in (60, 90)]
+    unknown = runs.create(DistillConfig(), tmp_path, "t")
+    runs_[0].append("started")
+    now = runs_[0].last("started")["time"]
+    assert launch.expected_wait(runs_[:1], runs_[1:], now) == 150
+    assert launch.expected_wait(runs_[:1], [unknown], now) is None
+    assert launch.expected_wait([], runs_[1:], now) is None  # who holds the device is no run of this folder
+
+
+def test_a_place_is_said_again_when_it_is_news():
+    def place(time: float, nth: int, wait: int | None) -> launch.Place:
+        return launch.Place(time, nth, wait)
+
+    said = place(0, 2, 100)
+    assert not place(50, 2, 50).differs(said) and not place(50, 2, 59).differs(said)
+    assert place(50, 2, 70).differs(said) and place(0, 1, 100).differs(said) and place(0, 2, None).differs(said)
+    assert not place(9, 2, None).differs(place(0, 2, None)) and place(9, 2, 5).differs(place(0, 2, None))
+
+
+def test_anothers_first_run_has_the_device_before_ones_second(tmp_path):
+    has_had, mine, theirs = (runs.create(DistillConfig(), tmp_path, owner) for owner in ("me", "me", "other"))
+    (has_had.path / "turn").touch()
+    with mine.work(), theirs.work():
+        for run in (mine, theirs):
+            run.append("queued", place=1, device="cpu")
+        assert launch.line_before(mine, "cpu") == ([theirs], []) and launch.line_before(theirs, "cpu") == ([], [])
+        theirs.append("started")
+        assert launch.line_before(mine, "cpu") == ([], [theirs])
+
+
 def test_a_run_of_another_version_does_not_hide_the_others(tmp_path, capsys):
     odd, fine = (runs.create(DistillConfig(), tmp_path, "t") for _ in range(2))
     settings = odd.settings()
@@ -172,6 +252,18 @@ def test_a_gpu_run_sees_its_own_gpu_only(monkeypatch):
     assert launch.gpu_of_its_own("cuda:1") == {"CUDA_VISIBLE_DEVICES": "1", "KD_DEVICE": "cuda:0"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     assert launch.gpu_of_its_own("cuda:1")["CUDA_VISIBLE_DEVICES"] == "7"
+
+
+def test_a_run_of_the_page_stands_behind_it_on_a_cpu_and_no_other(tmp_path):
+    """The flag, and what the process that is given it does, before it finds that the run was begun already."""
+    on_cpu, on_gpu = (runs.create(DistillConfig(device=device), tmp_path, "t") for device in ("cpu", "cuda"))
+    assert launch.niceness(on_cpu, behind=True) == ["--nice=10"] and launch.niceness(on_cpu, behind=False) == []
+    assert launch.niceness(on_gpu, behind=True) == []
+    on_cpu.append("done")
+    code = "import os, sys; from kd import cli; cli.main(['run', *sys.argv[1:]]); print(os.nice(0))"
+    for flags, by in (([], 0), (["--nice=10"], 10)):
+        command = [sys.executable, "-c", code, str(on_cpu.path), *flags]
+        assert int(subprocess.run(command, capture_output=True, text=True).stdout) == min(19, os.nice(0) + by)
 
 
 def test_a_waiting_run_can_be_stopped(tmp_path):

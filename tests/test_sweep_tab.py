@@ -206,9 +206,11 @@ def test_words_from_outside_are_text(folder):
 
 def test_on_a_shared_server_a_sweep_is_its_owners_and_counts_as_one_run(folder, monkeypatch):
     monkeypatch.setenv("KD_SHARED", "1")
+    monkeypatch.setenv("KD_OPEN_RUNS", "2")
     one = sweep.create(SAMPLE, Grid("1", "0.5"), folder, TOKEN)
     one.make_run(sweep.settings_of(one.config(), one.grid().points()[0], 1))
-    owners.check_request(SAMPLE, TOKEN)  # the sweep and its run are one
+    with owners.admitted(TOKEN):  # the sweep and its run are one
+        pass
     runs.create(SAMPLE, folder, TOKEN)
     with pytest.raises(RunError, match="You have 2 runs"):
         tab.start(SAMPLE, Grid("1", "0.5"), TOKEN)

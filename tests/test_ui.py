@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import gradio as gr
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from kd import runs
 from kd.config import METHODS, DistillConfig
 from kd.runs import RunError
-from kd.ui import analysis, dark, look, owners, settings, summary
+from kd.ui import analysis, blocked_paths, dark, look, owners, settings, summary
 from kd.ui.distill import on_method, on_preset, on_recipe, on_student
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -35,6 +36,13 @@ def report(seeds: int = 1, baseline: bool = True) -> dict:
 def test_the_page_is_built_without_torch_or_transformers():
     code = "import sys; from kd.ui import build; build(); print([m for m in ('torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_runs_that_are_kept_among_the_uploads_are_not_served(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    for folder, blocked in (("runs", False), ("uploads/runs", True), (".", False)):
+        monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path / folder))
+        assert blocked_paths() == ([str(tmp_path / folder)] if blocked else [])
 
 
 # --- Settings
@@ -96,6 +104,14 @@ def test_a_run_of_several_trainings_says_which_and_keeps_its_own_students_accura
         found = found.after(event)
     assert found.line("running")[0] == "Training 2 of 4, without the teacher, epoch 1 of 2"
     assert found.accuracy == 0.8
+
+
+def test_a_run_that_waits_says_its_place_and_how_long_where_that_is_known():
+    told = {"event": "queued", "time": time.time(), "place": 2, "device": "cpu"}
+    waits = summary.Summary().after({**told, "wait": 182})
+    assert waits.line("queued")[0] == "Waiting for the CPU: place 2 in the queue, about 3 min"
+    for unknown in (told, {**told, "time": told["time"] - 500, "wait": 182}):
+        assert summary.Summary().after(unknown).line("queued")[0] == "Waiting for the CPU: place 2 in the queue"
 
 
 def test_a_verdict_comes_first_with_a_sign_and_its_words_escaped():
@@ -217,6 +233,5 @@ def test_on_a_shared_server_only_an_own_run_can_teach(tmp_path, monkeypatch):
             owners.with_own_teacher(config, token)
     begun = DistillConfig(teacher=str(run.path / "student"))
     with pytest.raises(RunError, match="a path"):
-        owners.check_request(begun, mine)
-    owners.check_again(begun, mine)
+        owners.check_names(begun)
     assert "is not asked here" in dark.teacher_says({"teacher": asked.teacher, "example": 0})["problem"]

@@ -1,13 +1,18 @@
 """The page: four tabs over a folder of runs. It keeps nothing itself; a second tab or a restart shows the same."""
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
+from kd import limits
+from kd.runs import default_folder
 from kd.ui import api, compare, distill, look, runs, sweep
-from kd.ui.owners import visitor
+from kd.ui.owners import keep_clean, visitor
 
+__all__ = ["build", "keep_clean", "launch_options"]
 CACHE_SECONDS = 3600
 """Pictures of visitors are deleted from the server after this time."""
 
@@ -83,10 +88,17 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "run_history": False,
         "enable_monitoring": False,
-        "max_file_size": "20mb",
+        "max_file_size": int(limits.current().upload_mb * 1e6),
         "mcp_server": has_mcp(),
         "footer_links": ["api"],
+        "blocked_paths": blocked_paths(),
     }
+
+
+def blocked_paths() -> list[str]:
+    """gradio serves every file of its upload folder to whoever knows the path: not the runs, where they are kept there."""
+    runs_folder, uploads = default_folder().resolve(), Path(get_upload_folder()).resolve()
+    return [str(runs_folder)] if runs_folder.is_relative_to(uploads) else []
 
 
 def has_mcp() -> bool:

@@ -11,7 +11,7 @@ from kd import plots
 from kd.config import NO_TEACHER
 from kd.runs import Run, RunError
 from kd.ui.compare import bars
-from kd.ui.owners import readable
+from kd.ui.owners import readable, served
 
 PICTURE = re.compile(r"gallery/\d+\.webp")
 MOST_BYTES = 1_000_000
@@ -32,6 +32,7 @@ NONE_KEPT = (
 )
 
 
+@served
 def analysis(asked: dict[str, Any]) -> dict[str, Any]:
     """For ``owner`` or whoever has the key ``view``: ``html``, and ``figures`` for its charts, none where there was no
     teacher. ``problem`` where there is no such run for this visitor."""

@@ -7,7 +7,7 @@ import gradio as gr
 from kd.config import DistillConfig
 from kd.ui import compare as compare_tab
 from kd.ui import distill
-from kd.ui.owners import kind_errors, new_token, readable, uploaded
+from kd.ui.owners import kind_errors, new_token, place, readable, uploaded
 from kd.ui.summary import status_of, summarize
 
 MOST_EVENTS = 5000
@@ -47,7 +47,7 @@ def get_run(run: str, token: str = "", cursor: int = 0) -> dict[str, Any]:
         found = readable(run, token, token)
         summary = summarize(found)
         status = status_of(found, summary)
-        events, cursor = found.read(max(0, int(cursor)))
+        events, cursor = found.read(place(cursor))
         line = ", ".join(filter(None, summary.line(status)))
         return {
             "run": found.id, "status": status, "line": line, "events": events[-MOST_EVENTS:], "cursor": cursor,

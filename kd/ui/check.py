@@ -26,7 +26,7 @@ from kd import check_report, launch, runs
 from kd.config import CHECKED, SAMPLE, DistillConfig
 from kd.runs import RunError
 from kd.ui import settings
-from kd.ui.owners import check_names, is_token
+from kd.ui.owners import check_names, is_token, served, with_own_teacher
 
 FILES = Path(__file__).parent
 SECONDS, AWAY = 1800, 180
@@ -57,6 +57,7 @@ _kept: OrderedDict[str, dict[str, Any]] = OrderedDict()
 _lock = Lock()
 
 
+@served
 def checked(asked: dict[str, Any]) -> dict[str, Any]:
     """The check of the dataset that the widgets' ``values`` name, for ``owner``, on the open page ``asker``.
 
@@ -80,6 +81,7 @@ def _named(asked: dict[str, Any]) -> tuple[DistillConfig, str]:
     if not is_token(token):
         raise RunError("Reload the page: it has lost its key.")
     check_names(config)
+    config = with_own_teacher(config, token)
     values = {name: value for name, value in config.to_dict().items() if name in CHECKED}
     return config, json.dumps([token, bool(asked.get("teacher")), values])
 
@@ -102,6 +104,7 @@ def _answer(config: DistillConfig, key: str, asker: str, fresh: bool, teacher: b
         return {"wait": _now.progress}
 
 
+@served
 def cancel(asked: dict[str, Any]) -> dict[str, Any]:
     """End the check that the open page ``asker`` has begun; ``{}``."""
     with _lock:

@@ -18,7 +18,7 @@ from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
 from kd.runs import RunError
 from kd.ui import look
 from kd.ui.compare import png, warm_up
-from kd.ui.owners import check_names, shared, uploaded, with_own_teacher
+from kd.ui.owners import check_names, served, shared, uploaded, with_own_teacher
 from kd.verdict import dark_knowledge
 
 FILES = Path(__file__).parent
@@ -32,6 +32,7 @@ _asking, _waiting = Lock(), BoundedSemaphore(4)
 """One teacher is asked at a time, and few may wait for it: the polls of all visitors share the threads."""
 
 
+@served
 def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
     """What ``teacher`` says of the example number ``example`` or of the uploaded file ``path``.
 

@@ -13,13 +13,16 @@ from kd.runs import CLOSED, Run, RunError, short
 from kd.ui import check, dark, expected, settings
 from kd.ui.analysis import analysis
 from kd.ui.owners import (
-    check_again,
-    check_request,
+    admitted,
+    check_names,
+    house_rules,
     kind_errors,
     outcome,
     own,
     owner,
+    place,
     readable,
+    served,
     view_key,
     visitor,
     with_own_teacher,
@@ -33,11 +36,12 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_pr
 
 def start(config: DistillConfig, token: str) -> Run:
     """Create a run and start its process. Raises ``RunError`` where the visitor may not."""
-    check_request(config, token)
+    check_names(config)
     config = with_own_teacher(config, token)
+    with admitted(token):
+        run = runs.create(config, runs.default_folder(), owner(token), **expected.known(config))
     expected.give_way()
-    run = runs.create(config, runs.default_folder(), owner(token))
-    launch.start(run)
+    launch.start(run, behind=True)
     return run
 
 
@@ -55,15 +59,16 @@ def resume(id: str, token: str) -> Run:
     run = own(id, token)
     if run.status() not in ("stopped", "failed", "died"):
         raise RunError(f"Run {run.id} is {run.status()}: there is nothing to resume.")
-    check_again(run.config(), token)
-    expected.give_way()
-    launch.start(run, resume=True)
+    with admitted(token, run.id):
+        expected.give_way()
+        launch.start(run, resume=True, behind=True)
     return run
 
 
 # --- What the script asks for
 
 
+@served
 def poll(asked: dict[str, Any]) -> dict[str, Any]:
     """What has happened in ``run`` since ``cursor``, for ``owner`` or whoever has the key ``view``.
 
@@ -72,8 +77,7 @@ def poll(asked: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
-        cursor = asked.get("cursor")
-        return _news(run, cursor if isinstance(cursor, int) and cursor > 0 else 0, asked.get("owner", ""))
+        return _news(run, place(asked.get("cursor")), asked.get("owner", ""))
     except (RunError, PermissionError) as problem:
         return {"refused": str(problem)}
 
@@ -109,11 +113,12 @@ def _news(run: Run, since: int, token: str) -> dict[str, Any]:
 def _introduction(run: Run, token: str) -> dict[str, Any]:
     """What a run is, and for its owner the key of its read-only link."""
     config = run.config()
-    taught = config.teacher != NO_TEACHER
-    title = f"{short(config.teacher) if taught else 'Labels alone'} → {short(config.student)}"
+    taught, name = config.teacher != NO_TEACHER, run.name()
+    models = f"{short(config.teacher) if taught else 'Labels alone'} → {short(config.student)}"
     weights = [f"T {config.temperature:g}", f"lambda {config.lambda_:g}"]
     detail = ", ".join(
         [
+            *([models] if name else []),
             short(config.dataset),
             *([settings.METHOD_WORDS[config.method][0]] if config.method != "kd" else []),
             *(weights if taught else []),
@@ -127,15 +132,17 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
     try:
         own(run.id, token)
     except RunError:
-        return {"title": [title, detail], "taught": taught, "mine": False}
-    return {"title": [title, detail], "taught": taught, "mine": True, "view": view_key(run)}
+        return {"title": [name or models, detail], "taught": taught, "mine": False}
+    return {"title": [name or models, detail], "taught": taught, "mine": True, "view": view_key(run)}
 
 
+@served
 def stop_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Stop button: ``{}``, or ``problem``."""
     return outcome(stop, asked.get("run", ""), asked.get("owner", ""))
 
 
+@served
 def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Resume button: ``{}``, or ``problem``."""
     return outcome(resume, asked.get("run", ""), asked.get("owner", ""))
@@ -298,6 +305,7 @@ def empty_state() -> str:
         "from the labels, while the curves are drawn here.</p>"
         f"<p>It runs on {where}: for the sample, training and then measuring both on pictures that neither has seen "
         "takes about a minute and a half on two CPU cores.</p>"
+        + (f"<p>{rules}</p>" if (rules := house_rules()) else "")
     )
 
 

@@ -25,7 +25,7 @@ from kd import sweep as sweeps
 from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
 from kd.runs import Run, RunError
 from kd.ui import settings
-from kd.ui.owners import check_names, shared
+from kd.ui.owners import check_names, served, shared
 from kd.ui.summary import roughly, status_of, summarize
 
 SECONDS = 60
@@ -59,6 +59,7 @@ _kept: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
 _lock = Lock()
 
 
+@served
 def expected(asked: dict[str, Any]) -> dict[str, Any]:
     """The time of a run with the widgets' ``values``, for the open page ``asker``.
 
@@ -92,6 +93,14 @@ def _answer(config: DistillConfig, asker: str) -> dict[str, Any]:
         if _now.key != key:
             return {"wait": OTHERS, "again": 2}
     return {"wait": "Measuring how long it takes here", "again": 1}
+
+
+def known(config: DistillConfig) -> dict[str, float]:
+    """``expected``, the seconds of a run with these settings, if they have been measured; else nothing."""
+    key = key_of(config)
+    with _lock:
+        until, found = _kept.get(key, (0.0, {}))
+    return {"expected": found["seconds"]} if until > time.monotonic() and "seconds" in found else {}
 
 
 def key_of(config: DistillConfig) -> str:
@@ -173,9 +182,10 @@ def _finish(one: Measurement, config: DistillConfig) -> None:
 
 
 def read(code: int, out: str, err: str, config: DistillConfig) -> dict[str, Any]:
-    """What the command said: ``line``, or its own words as a ``problem``."""
+    """What the command said: ``line`` and ``seconds``, or its own words as a ``problem``."""
     if code == 0 and out.strip():
-        return {"line": in_words(json.loads(out.splitlines()[-1]), config)}
+        found = json.loads(out.splitlines()[-1])
+        return {"line": in_words(found, config), "seconds": found["seconds"]}
     _, said, words = f"\n{err}".rpartition("\nkd: ")
     last = (err.strip().splitlines() or ["it ended without a word"])[-1]
     return {"problem": words.strip() if said else f"No time could be measured: {last}"}

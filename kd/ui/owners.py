@@ -4,30 +4,35 @@ On one's own machine, one token owns all runs and nobody is asked for it. On a S
 ``KD_SHARED=1``, each browser has a random token; it is handed to every handler, and a run answers to its own only.
 """
 
-import dataclasses
+import functools
 import hashlib
 import hmac
 import math
 import os
 import re
 import secrets
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from kd import limits, runs
+from kd import limits, runs, visitors
 from kd import sweep as sweeps
-from kd.config import SAMPLE, STUDENT_NAMES, DistillConfig
-from kd.runs import ID, Run, RunError
+from kd.config import SAMPLE, DistillConfig
+from kd.runs import ID, START_SECONDS, Run, RunError
 from kd.sweep import Sweep
+from kd.ui.summary import status_of, summarize
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
-FOLDER = re.compile(r"[~./\\]|[A-Za-z]:\\")
-"""How a folder of the server begins, and a Hub id does not."""
+NAME = re.compile(r"(?!\.)[\w.:-]{1,200}(/[\w.-]{1,100})?")
+"""A Hub id, a name of ours, or one of these with a word and a colon before it; no path of more than two parts."""
+LAST_PLACE = 2**63 - 1
 
 
 def shared() -> bool:
@@ -63,24 +68,28 @@ def owner(token: str) -> str:
 def own(id: str, token: str) -> Run:
     """The run, if it is the visitor's. Whether it is another's or is not there at all, ``RunError`` says the same."""
     if not shared():
-        return runs.find(runs.default_folder(), id)
+        return runs.find(runs.default_folder(), id if isinstance(id, str) else "")
     run = _at(id)
     if run is None or not _owns(run, token):
         raise RunError(f"There is no run {str(id)[:40]!r} among yours.")
+    visitors.seen(runs.default_folder(), run.owner())
     return run
 
 
 def readable(id: str, token: str, view: str = "") -> Run:
     """The run, if it is the visitor's or ``view`` is its read-only key. Raises ``RunError``."""
     run = _at(id)
-    if run and isinstance(view, str) and hmac.compare_digest(view.encode(), view_key(run).encode()):
+    if run and isinstance(view, str) and TOKEN.fullmatch(view) and hmac.compare_digest(view, view_key(run)):
         return run
     return own(id, token)
 
 
 def own_runs(token: str) -> list[Run]:
     """The visitor's runs, newest first."""
-    return [run for run in runs.list_runs(runs.default_folder()) if not shared() or _owns(run, token)]
+    mine = [run for run in runs.list_runs(runs.default_folder()) if not shared() or _owns(run, token)]
+    if shared() and mine:
+        visitors.seen(runs.default_folder(), runs.owner_hash(token))
+    return mine
 
 
 def own_sweep(id: str, token: str) -> Sweep:
@@ -104,16 +113,32 @@ def view_key(run: Run) -> str:
     return hmac.new(secret.encode(), f"view {run.id}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
-def check_request(config: DistillConfig, token: str) -> None:
-    """Raises ``RunError`` for what a visitor of a shared server may not ask for: its folders, or all of its time."""
+_beginning = Lock()
+_resumed: dict[str, float] = {}
+"""When runs and sweeps were resumed lately: it takes their processes a moment to say so."""
+
+
+@contextmanager
+def admitted(token: str, resumed: str = "") -> Iterator[None]:
+    """For the time in which a visitor's run or sweep is made, or ``resumed`` (its id): one at a time, or many that come at
+    once would all be the third. Raises ``RunError`` for one too many, and for one that there is no room for."""
     if not shared():
+        yield
         return
-    check_names(config)
+    with _beginning:
+        _check_load(token)
+        yield
+        if resumed:
+            _resumed[resumed] = time.monotonic()
+
+
+def _check_load(token: str) -> None:
     allowed, folder = limits.current(), runs.default_folder()
     if _at_work([*own_runs(token), *own_sweeps(token)]) >= _most(allowed.open_runs):
         raise RunError(f"You have {allowed.open_runs:g} runs waiting or running. Stop one, or wait until it is done.")
     if _at_work([*runs.list_runs(folder), *sweeps.list_sweeps(folder)]) >= _most(allowed.queue):
-        raise RunError("The queue is full. Try again in a while.")
+        raise RunError(f"The queue is full: {allowed.queue:g} runs wait or run. Try again in a while.")
+    visitors.check_room(folder, runs.owner_hash(token))
 
 
 def with_own_teacher(config: DistillConfig, token: str) -> DistillConfig:
@@ -122,27 +147,63 @@ def with_own_teacher(config: DistillConfig, token: str) -> DistillConfig:
     return runs.with_run_as_teacher(config, lambda id: own(id, token))
 
 
-def check_again(config: DistillConfig, token: str) -> None:
-    """``check_request`` for what was begun before: its names were checked then, and may be paths of ours since."""
-    nameless = dataclasses.replace(config, teacher=SAMPLE, dataset=SAMPLE, student=STUDENT_NAMES[0])
-    check_request(nameless, token)
-
-
 def _most(limit: float | None) -> float:
     return math.inf if limit is None else limit
 
 
 def _at_work(some: list[Run]) -> int:
     """How many wait or run; a sweep and the run that it is at are one."""
-    return len({one.settings().get("sweep", one.id) for one in some if one.status() in ("queued", "running")})
+    for id in [id for id, when in _resumed.items() if time.monotonic() - when > START_SECONDS]:
+        del _resumed[id]
+    return len({one.settings().get("sweep", one.id) for one in some if _works(one)})
+
+
+def _works(one: Run) -> bool:
+    try:
+        return one.id in _resumed or status_of(one, summarize(one)) in ("queued", "running")
+    except RunError:  # deleted meanwhile
+        return False
+
+
+def keep_clean() -> None:
+    """On a shared server, look every hour for the data of visitors who do not come back, in the background."""
+
+    def look() -> None:
+        while True:
+            try:
+                for one in visitors.clean_if_due(runs.default_folder()):
+                    print(f"Deleted {one.path.name}: its owner has not come back.", file=sys.stderr, flush=True)
+            except (OSError, RunError) as problem:
+                print(f"What visitors left behind could not be deleted: {problem}", file=sys.stderr, flush=True)
+            time.sleep(visitors.CLEAN_SECONDS)
+
+    if shared():
+        Thread(target=look, daemon=True).start()
+
+
+def house_rules() -> str:
+    """The limits that a visitor of a shared server should know beforehand, in a sentence each; nothing elsewhere."""
+    if not shared():
+        return ""
+    allowed = limits.current()
+    rules = (
+        (allowed.open_runs, f"you may have {allowed.open_runs or 0:g} runs waiting or running"),
+        (allowed.steps, f"a run may take {allowed.steps or 0:,.0f} training steps"),
+        (allowed.quota_mb, f"your runs and datasets may take {allowed.quota_mb or 0:,.0f} MB"),
+        (allowed.idle_days, f"they are deleted when you have not come back for {allowed.idle_days or 0:g} days"),
+    )
+    words = [text for limit, text in rules if limit is not None]
+    return f"This server is shared: {', '.join(words)}." if words else ""
 
 
 def check_names(config: DistillConfig) -> None:
     """Raises ``RunError`` for a path, on a shared server: its folders are not the visitors'."""
     for name in ("teacher", "dataset", "student"):
         value = getattr(config, name)
-        if shared() and value != SAMPLE and (FOLDER.match(value) or ".." in value or Path(value).exists()):
-            raise RunError(f"{name} is {value!r}, a path. On a shared server it can only be a Hub id or a name.")
+        if shared() and value != SAMPLE and (not NAME.fullmatch(value) or ".." in value or os.path.exists(value)):
+            raise RunError(
+                f"{name} is {value[:80]!r}, a path or no name at all. On a shared server it can only be a Hub id or a name."
+            )
 
 
 def uploaded(image: Any) -> str:
@@ -155,10 +216,28 @@ def uploaded(image: Any) -> str:
     return path
 
 
-def outcome(action: Callable[[str, str], Any], id: str, token: str) -> dict[str, Any]:
+Answers = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def served(function: Answers) -> Answers:
+    """A function that the page's script calls. So can anybody, with anything: what is no object counts as an empty one."""
+
+    @functools.wraps(function)
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        return function(asked if isinstance(asked, dict) else {})
+
+    return answer
+
+
+def place(cursor: Any) -> int:
+    """A place in a run's events as a caller gives it; the beginning for what is none."""
+    return cursor if isinstance(cursor, int) and 0 < cursor <= LAST_PLACE else 0
+
+
+def outcome(action: Callable[..., Any], id: str, token: str, *more: Any) -> dict[str, Any]:
     """What a script is told of an action on a visitor's run or sweep: ``{}``, or ``problem``."""
     try:
-        action(id, token)
+        action(id, token, *more)
     except (RunError, PermissionError, ValueError) as problem:
         return {"problem": str(problem)}
     return {}
@@ -183,7 +262,6 @@ def _at(id: str) -> Run | None:
 
 def _owns(run: Run, token: str) -> bool:
     try:
-        run.check_owner(token if isinstance(token, str) else "")
-    except (PermissionError, RunError):
+        return is_token(token) and hmac.compare_digest(run.owner(), runs.owner_hash(token))
+    except RunError:
         return False
-    return True

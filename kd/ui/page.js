@@ -266,16 +266,19 @@ window.distillery = (() => {
     }
     const retell = () => refresh().catch(() => { say("Reconnecting"); $(".kd-message").dataset.away = "yes"; });
 
-    async function act(what, run) {
-      const { problem } = await answer(server.act({ owner: props.value.owner, run, do: what })).catch(() => ({ problem: "The server is away. Try again." }));
-      say(problem ?? (what === "stop" ? "Stopping: the student so far is kept." : "Deleted."));
+    const DONE = { stop: "Stopping: the student so far is kept.", rename: "Renamed.", delete: "Deleted." };
+    async function act(what, run, name) {
+      const { problem } = await answer(server.act({ owner: props.value.owner, run, do: what, name })).catch(() => ({ problem: "The server is away. Try again." }));
+      say(problem ?? DONE[what]);
       await retell();
     }
-    function sure(row) {
-      const dialog = $("dialog");
-      $(".kd-which").textContent = `${row.querySelector("b").textContent}, started ${row.querySelector("time").textContent}`;
+    // A question about a run, and what is done if it is answered with the button of that name.
+    function sure(what, row, kind) {
+      const dialog = $(kind), run = row.dataset.run, field = dialog.querySelector("input");
+      dialog.querySelector(".kd-which").textContent = `${row.querySelector("b").textContent}, started ${row.querySelector("time").textContent}`;
+      if (field) field.value = row.dataset.name;
       dialog.returnValue = "";
-      dialog.onclose = () => { if (dialog.returnValue === "delete") act("delete", row.dataset.run); };
+      dialog.onclose = () => { if (dialog.returnValue === what) act(what, run, field?.value); };
       dialog.showModal();
     }
     element.addEventListener("click", (event) => {
@@ -283,7 +286,9 @@ window.distillery = (() => {
       if (what === "open") open(row.dataset.run);
       if (what === "compare") compare(row.dataset.run);
       if (what === "stop") act("stop", row.dataset.run);
-      if (what === "delete") sure(row);
+      if (what === "rename") sure(what, row, ".kd-naming");
+      if (what === "delete") sure(what, row, ".kd-deleting");
+      if (what === "keep") $(".kd-naming").close();
     });
     element.addEventListener("change", () => overlay().catch(() => say("Reconnecting")));
     (async () => {
@@ -390,7 +395,7 @@ window.distillery = (() => {
         const { path, url } = await upload(file);
         choose({ asked: { path }, source: url, name: file.name });
       } catch {
-        words(".kd-asking", "The picture could not be uploaded: it is larger than 20 MB, or the server is away.");
+        words(".kd-asking", "The picture could not be uploaded: it is too large, or the server is away.");
       }
       input.value = "";
     }

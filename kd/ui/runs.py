@@ -1,4 +1,4 @@
-"""The third tab: all runs, newest first; their curves overlaid; stop and delete."""
+"""The third tab: all runs, newest first; their curves overlaid; rename, stop and delete."""
 
 import hashlib
 import html
@@ -10,9 +10,9 @@ import gradio as gr
 
 from kd import plots
 from kd.config import NO_TEACHER
-from kd.runs import CLOSED, Run, RunError, short
+from kd.runs import CLOSED, LONGEST_NAME, Run, RunError, short
 from kd.ui.distill import stop
-from kd.ui.owners import own, own_runs
+from kd.ui.owners import outcome, own, own_runs, served
 from kd.ui.summary import is_labelled, status_of, summarize, times
 
 FILES = Path(__file__).parent
@@ -21,6 +21,7 @@ MOST_CURVES = 16
 HEAD = ("", "Started", "Status", "Student and teacher", "T", "Lambda", "Accuracy", "Agreement", "Speed-up", "Actions")
 
 
+@served
 def rows(asked: dict[str, Any]) -> dict[str, Any]:
     """The table's body as ``html`` with its ``mark``, or ``{}`` where the page has it already (``seen``)."""
     mine = own_runs(asked.get("owner", ""))
@@ -41,17 +42,19 @@ def _row(run: Run) -> str:
     summary, config, report = summarize(run), run.config(), run.report()
     status = status_of(run, summary)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.settings()["created"]))
-    name = html.escape(f"{short(config.student)}, started {created}")
+    taught = config.teacher != NO_TEACHER
+    whom = f"from {short(config.teacher)}" if taught else "from the labels alone"
+    given, student, whom = (html.escape(text) for text in (run.name(), short(config.student), whom))
+    name = f"{given or student}, started {created}"
+    made = f"{student} {whom}" if given else whom
     accuracy = summary.accuracy
     if report:
         accuracy = report["student"]["accuracy"] if is_labelled(report) else None
     agreement = report["agreement"] if report else summary.agreement
-    taught = config.teacher != NO_TEACHER
-    whom = f"from {short(config.teacher)}" if taught else "from the labels alone"
     cells = {
         "Started": f'<time datetime="{created}">{created}</time>',
         "Status": f'<span class="kd-status kd-{status}">{status_words(status, summary)}</span>',
-        "Student and teacher": f"<b>{html.escape(short(config.student))}</b> <br><small>{html.escape(whom)}</small>",
+        "Student and teacher": f"<b>{given or student}</b> <br><small>{made}</small>",
         "T": f"{config.temperature:g}" if taught else "",
         "Lambda": f"{report['config']['lambda'] if report else config.lambda_:g}" if taught else "",
         "Accuracy": "" if accuracy is None else f"{accuracy:.1%} <br><small>{'test' if report else 'validation'}</small>",
@@ -61,14 +64,16 @@ def _row(run: Run) -> str:
     }  # fmt: skip
     box = f'<td><input type="checkbox" value="{run.id}" aria-label="Show the curves of {name}"></td>'
     return (
-        f'<tr data-run="{run.id}">{box}' + "".join(f'<td data-label="{k}">{v}</td>' for k, v in cells.items()) + "</tr>"
+        f'<tr data-run="{run.id}" data-name="{given}">{box}'
+        + "".join(f'<td data-label="{k}">{v}</td>' for k, v in cells.items())
+        + "</tr>"
     )
 
 
 def status_words(status: str, summary: Any) -> str:
     """The status, and how far it is."""
     if status == "queued" and summary.place:
-        return f"queued, place {summary.place}"
+        return f"queued, {summary.in_queue()}".replace(" in the queue", "")
     if status == "running" and summary.epochs:
         return f"running, {summary.share():.0%}"
     return status
@@ -76,7 +81,8 @@ def status_words(status: str, summary: Any) -> str:
 
 def actions(status: str, name: str, taught: bool) -> str:
     """The buttons of a row; without a teacher there is nothing to compare."""
-    wanted = ["open", *(["compare"] if status == "done" and taught else []), "delete" if status in CLOSED else "stop"]
+    compare = ["compare"] if status == "done" and taught else []
+    wanted = ["open", *compare, "rename", "delete" if status in CLOSED else "stop"]
     return "".join(
         f'<button type="button" class="kd-button{" kd-danger" if do == "delete" else ""}" data-do="{do}" '
         f'aria-label="{do.capitalize()} {name}">{do.capitalize()}</button>'
@@ -84,6 +90,7 @@ def actions(status: str, name: str, taught: bool) -> str:
     )
 
 
+@served
 def curves(asked: dict[str, Any]) -> dict[str, Any]:
     """The figures of the runs ``runs``, overlaid; or ``problem``."""
     ids = asked.get("runs")
@@ -96,16 +103,23 @@ def curves(asked: dict[str, Any]) -> dict[str, Any]:
         return {"problem": str(problem)}
 
 
+@served
 def act(asked: dict[str, Any]) -> dict[str, Any]:
-    """Stop or delete a run of the visitor's: ``{}``, or ``problem``."""
-    try:
-        if asked.get("do") == "stop":
-            stop(asked.get("run", ""), asked.get("owner", ""))
-        elif asked.get("do") == "delete":
-            delete(asked.get("run", ""), asked.get("owner", ""))
-    except RunError as problem:
-        return {"problem": str(problem)}
+    """Rename, stop or delete a run of the visitor's: ``{}``, or ``problem``."""
+    who = asked.get("run", ""), asked.get("owner", "")
+    match asked.get("do"):
+        case "rename":
+            return outcome(rename, *who, asked.get("name"))
+        case "stop":
+            return outcome(stop, *who)
+        case "delete":
+            return outcome(delete, *who)
     return {}
+
+
+def rename(id: str, token: str, name: str) -> None:
+    """Give a run of the visitor's a name. Raises ``RunError`` for what is none."""
+    own(id, token).rename(name)
 
 
 def delete(id: str, token: str) -> None:
@@ -121,7 +135,7 @@ def build() -> gr.HTML:
     head = "".join(f'<th scope="col">{name or "Curves"}</th>' for name in HEAD)
     return gr.HTML(
         value={},
-        html_template=(FILES / "runs.html").read_text().replace("@@head", head),
+        html_template=(FILES / "runs.html").read_text().replace("@@head", head).replace("@@longest", str(LONGEST_NAME)),
         js_on_load="distillery.runs(element, props, server, watch, run => trigger('open', {run}), run => trigger('compare', {run}))",
         server_functions=[rows, curves, act],
         apply_default_css=False,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -40,6 +41,7 @@ class Summary:
     done: int = 0
     of: int = 0
     place: int | None = None
+    ready: float | None = None
     device: str | None = None
     message: str | None = None
     epochs: int | None = None
@@ -61,6 +63,7 @@ class Summary:
         name, changes = event["event"], {}
         if name in LIFECYCLE:
             changes = {"lifecycle": name, "message": event.get("message"), "place": event.get("place")}
+            changes["ready"] = event["time"] + event["wait"] if "wait" in event else None
         if name in STAGE_OF:
             changes |= {"stage": STAGE_OF[name], "phase": None}
         if name == "progress":
@@ -95,14 +98,17 @@ class Summary:
         if status in CLOSED:
             return self._closing(status), ""
         if status == "queued":
-            return (
-                f"Waiting for the {self._where()}: place {self.place} in the queue" if self.place else "Starting"
-            ), ""
+            return f"Waiting for the {self._where()}: {self.in_queue()}" if self.place else "Starting", ""
         if self.stage == STAGE_OF["targets"] and self.epochs:
             return f"{self._training()}, epoch {self._epoch()} of {self.epochs}", self._pace()
         if self.phase and self.of:
             return DOING.get(self.phase, self.phase), f"{self.done:,} of {self.of:,}"
         return AT_STAGE[self.stage], ""
+
+    def in_queue(self) -> str:
+        """The place in the queue, and the time that is left to wait where it is known."""
+        left = self.ready - time.time() if self.ready else 0
+        return f"place {self.place} in the queue" + (f", about {roughly(left)}" if left >= 1 else "")
 
     def _closing(self, status: str) -> str:
         where = f" in epoch {self._epoch()} of {self.epochs}" if self.epochs else ""

@@ -16,13 +16,15 @@ from kd.runs import CLOSED, RunError, short
 from kd.sweep import Grid, Point, Sweep
 from kd.ui import expected, settings
 from kd.ui.owners import (
-    check_again,
-    check_request,
+    admitted,
+    check_names,
     kind_errors,
     outcome,
     own_sweep,
     own_sweeps,
     owner,
+    place,
+    served,
     visitor,
     with_own_teacher,
 )
@@ -39,10 +41,11 @@ GRID = ("temperatures", "lambdas", "methods", "budget_minutes", "trials")
 
 def start(config: DistillConfig, grid: Grid, token: str) -> Sweep:
     """Create a sweep and start its process. Raises ``RunError`` where the visitor may not, ``ValueError`` for no sweep."""
-    check_request(config, token)
+    check_names(config)
     config = with_own_teacher(config, token)
+    with admitted(token):
+        sweep = sweeps.create(config, grid, runs.default_folder(), owner(token))
     expected.give_way()
-    sweep = sweeps.create(config, grid, runs.default_folder(), owner(token))
     sweeps.start(sweep)
     return sweep
 
@@ -60,9 +63,9 @@ def resume(id: str, token: str) -> None:
     sweep = own_sweep(id, token)
     if sweep.status() not in ("stopped", "failed", "died"):
         raise RunError(f"Sweep {sweep.id} is {sweep.status()}: there is nothing to resume.")
-    check_again(sweep.config(), token)
-    expected.give_way()
-    sweeps.start(sweep)
+    with admitted(token, sweep.id):
+        expected.give_way()
+        sweeps.start(sweep)
 
 
 # --- What is asked for
@@ -76,6 +79,7 @@ def from_widgets(values: tuple) -> tuple[DistillConfig, Grid]:
     return DistillConfig.from_dict({**config.to_dict(), "trials": trials, "baseline": "no"}), Grid(**own)
 
 
+@served
 def preview(asked: dict[str, Any]) -> dict[str, Any]:
     """``rest``, what the sweep takes from the Distill tab, and ``plan``, what it would train; or ``problem``."""
     try:
@@ -106,6 +110,7 @@ def many(number: int, what: str) -> str:
 # --- What the script asks for
 
 
+@served
 def offered(asked: dict[str, Any]) -> dict[str, Any]:
     """The visitor's sweeps, newest first: ``sweeps``, each its id and words."""
     found = []
@@ -123,6 +128,7 @@ def in_words(sweep: Sweep) -> str:
     return f"{when}: {short(config.student)}, {short(config.dataset)}, {many(len(sweep.grid().points()), 'point')}"
 
 
+@served
 def poll(asked: dict[str, Any]) -> dict[str, Any]:
     """What has happened in ``sweep`` since ``cursor``, for ``owner``.
 
@@ -131,8 +137,7 @@ def poll(asked: dict[str, Any]) -> dict[str, Any]:
     ``refused`` where there is no such sweep for this visitor.
     """
     try:
-        sweep, cursor = own_sweep(asked.get("sweep", ""), asked.get("owner", "")), asked.get("cursor")
-        return _news(sweep, cursor if isinstance(cursor, int) and cursor > 0 else 0)
+        return _news(own_sweep(asked.get("sweep", ""), asked.get("owner", "")), place(asked.get("cursor")))
     except (RunError, PermissionError) as problem:
         return {"refused": str(problem)}
 
@@ -154,11 +159,13 @@ def _news(sweep: Sweep, since: int) -> dict[str, Any]:
     return news
 
 
+@served
 def stop_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Stop button: ``{}``, or ``problem``."""
     return outcome(stop, asked.get("sweep", ""), asked.get("owner", ""))
 
 
+@served
 def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
     """The Resume button: ``{}``, or ``problem``."""
     return outcome(resume, asked.get("sweep", ""), asked.get("owner", ""))
