@@ -14,7 +14,19 @@ from PIL import Image, ImageOps
 from kd import limits
 from kd.config import STUDENT_NAMES, DistillConfig
 from kd.data import Splits, fingerprint, load_splits, open_row, some
-from kd.duplicates import WORDS, Looks, Pair, Progress, class_counts, groups, joined, known_pairs, looks, one_side
+from kd.duplicates import (
+    NEAR_MOST,
+    WORDS,
+    Looks,
+    Pair,
+    Progress,
+    class_counts,
+    groups,
+    joined,
+    known_pairs,
+    looks,
+    one_side,
+)
 from kd.pictures import BadPicture
 from kd.runs import RunError
 
@@ -94,7 +106,7 @@ def check(
         "classes": seen.splits.classes,
         "counts": {name: class_counts(part, seen.splits.classes).tolist() for name, part in seen.parts.items()},
         "pictures_in_all": seen.splits.sizes(),
-        "notes": seen.splits.warnings,
+        "notes": [*seen.splits.warnings, *_limits(seen)],
         "sizes": _sizes(seen, config),
         "unreadable": [
             {**seen.about(index), "reason": reason} for index, reason in sorted(seen.looks.unreadable.items())
@@ -122,6 +134,12 @@ def look(config: DistillConfig, cache: Path, phase: Phase) -> Seen:
     labels = np.concatenate([np.asarray(part["label"], dtype=np.int64) for part in parts])
     split = np.repeat(range(len(parts)), [len(part) for part in parts])
     return Seen(splits, seen, labels, split, pairs, groups(len(labels), pairs))
+
+
+def _limits(seen: Seen) -> list[str]:
+    if len(seen.labels) <= NEAR_MOST:
+        return []
+    return [f"Of more than {NEAR_MOST:,} pictures only equal files are taken for duplicates."]
 
 
 # --- What is found

@@ -46,7 +46,7 @@ GAIN = (0.7, 1.4)
 FLAT = 2.0
 """Of a picture with less detail than this (of 255), near duplicates cannot be told."""
 NEAR_MOST = 100_000
-"""Of more pictures, only equal files are found: every pair is compared."""
+"""Of more pictures only equal files are looked for: near ones take a comparison of every pair."""
 Progress = Callable[[int, int], None]
 
 
@@ -75,12 +75,17 @@ class _Looked:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, tuple[int, int], bytes, str]:
         row = self.dataset[index]
-        digest = hashlib.blake2b(file_bytes(row), digest_size=16).digest()
+        digest = _digest(row)
         try:
             picture = open_row(row, least=2 * SIDE)
         except BadPicture as problem:
             return np.zeros((SIDE, SIDE, 3), np.uint8), (0, 0), digest, str(problem)
         return shrunk(picture), row_size(row) or picture.size, digest, ""
+
+
+def _digest(row: dict[str, Any]) -> bytes:
+    """A hash of a row's file, 16 bytes."""
+    return hashlib.blake2b(file_bytes(row), digest_size=16).digest()
 
 
 def shrunk(picture: Image.Image) -> np.ndarray:
@@ -160,14 +165,18 @@ class Pair:
 def find(seen: Looks, progress: Progress = lambda done, of: None) -> list[Pair]:
     """The duplicates among pictures, exact ones first. Of several that are equal, each is paired with the first; groups of
     near ones may be paired in part only, but hang together."""
-    _, first, place = np.unique(seen.digests, return_index=True, return_inverse=True)
-    others = np.setdiff1d(np.arange(len(seen.digests)), [*first, *seen.unreadable])
-    exact = [Pair(int(first[place[i]]), int(i), "exact", 0.0) for i in others]
-    if len(seen.digests) > NEAR_MOST:
-        return exact
+    exact = equal(seen.digests, list(seen.unreadable))
+    first = np.setdiff1d(np.arange(len(seen.digests)), [pair.other for pair in exact])
     subjects = np.setdiff1d(first, list(seen.unreadable))
     subjects = subjects[_detail(_blurred(seen.thumbs[subjects])) >= FLAT]
     return exact + list(_near(seen, subjects, progress))
+
+
+def equal(digests: np.ndarray, but: list[int]) -> list[Pair]:
+    """The pairs of equal files, from their digests ``[N]``; those at ``but`` are not pictures."""
+    _, first, place = np.unique(digests, return_index=True, return_inverse=True)
+    others = np.setdiff1d(np.arange(len(digests)), [*first, *but]).astype(int)
+    return [Pair(int(first[place[i]]), int(i), "exact", 0.0) for i in others]
 
 
 def _near(seen: Looks, subjects: np.ndarray, progress: Progress) -> Iterator[Pair]:
@@ -362,8 +371,12 @@ def known_pairs(
         pass
     except (ValueError, TypeError):
         path.unlink()
-    seen = joined([looks(part, cache, phase("looking for duplicates")) for part in parts])
-    pairs = find(seen, phase("comparing pictures"))
+    if sum(map(len, parts)) > NEAR_MOST:
+        pairs = equal(np.array([np.void(_digest(row)) for part in parts for row in part]), [])
+    else:
+        seen = joined([looks(part, cache, phase("looking for duplicates")) for part in parts])
+        pairs = find(seen, phase("comparing pictures"))
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps([[pair.one, pair.other, pair.kind, pair.difference] for pair in pairs]))
     return pairs
 

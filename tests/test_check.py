@@ -138,6 +138,13 @@ def test_pictures_are_looked_at_once_and_a_damaged_file_again(planted, tmp_path,
     assert duplicates.known_pairs(splits, tmp_path) == pairs
 
 
+def test_of_very_many_pictures_only_equal_files_are_found(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicates, "NEAR_MOST", 30)
+    monkeypatch.setattr(duplicates, "_look", lambda dataset, progress: pytest.fail("decoded"))
+    pairs = duplicates.known_pairs(load_splits(DistillConfig(dataset=str(planted))), tmp_path)
+    assert [(pair.one, pair.other, pair.kind) for pair in pairs] == [(26, 30, "exact")]
+
+
 def test_splits_that_we_cut_have_their_duplicates_on_one_side(tmp_path):
     for label, start in (("cat", 0), ("dog", 100)):
         (tmp_path / "data" / label).mkdir(parents=True)

@@ -14,6 +14,8 @@ STAGES = ("Queue", "Pictures", "Teacher", "Targets", "Training", "Test")
 STAGE_OF = {"created": 0, "queued": 0, "started": 1, "resumed": 1, "data": 2, "teacher": 3, "targets": 4, "exported": 5}
 """Event -> the stage that begins with it."""
 DOING = {
+    "looking for duplicates": "Looking for duplicates",
+    "comparing pictures": "Comparing the pictures with each other",
     "train pixels": "Reading the training pictures",
     "validation pixels": "Reading the validation pictures",
     "teacher check": "Checking the teacher on validation",
