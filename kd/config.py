@@ -53,7 +53,10 @@ class DistillConfig:
     """The settings of one distillation. Raises ``ValueError``, in words for a user, on a value out of range."""
 
     teacher: str = setting(SAMPLE, "teacher: a Hub id, a folder, or 'sample'")
-    dataset: str = setting(SAMPLE, "pictures: a Hub id, a folder of class folders, a parquet file, or 'sample'")
+    dataset: str = setting(
+        SAMPLE,
+        "pictures: a Hub id, a folder of class folders, an archive of one, upload:ID, a parquet file, or 'sample'",
+    )
     dataset_config: str | None = setting(None, "configuration of a Hub dataset that has several")
     train_split: str | None = setting(None, "name of the training split (default: found by name)")
     validation_split: str | None = setting(None, "name of the validation split (default: found, or cut from train)")

@@ -34,6 +34,8 @@ LIFECYCLE = {
 }
 """Lifecycle event -> status. *died* is derived: not closed, and nobody holds the lock."""
 CLOSED = ("done", "failed", "stopped", "died")
+SWEEPS = ".sweeps"
+"""The folder of the sweeps, beside the runs."""
 START_SECONDS = 20
 """A process that has been started needs this long at most to take the run's lock."""
 ID = re.compile(r"\d{8}-\d{12}-[0-9a-f]{4}")
@@ -89,7 +91,7 @@ class Run:
 
     def check_owner(self, token: str) -> None:
         """Raises ``PermissionError`` unless ``token`` is the one that the run was created with."""
-        if not secrets.compare_digest(self.settings()["owner"], _hash(token)):
+        if not secrets.compare_digest(self.settings()["owner"], hashed(token)):
             raise PermissionError(f"Run {self.id} belongs to somebody else.")
 
     def append(self, event: str, **data: Any) -> None:
@@ -233,12 +235,11 @@ def by_arm(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str,
 def create(config: DistillConfig, folder: Path, owner: str) -> Run:
     """Make the folder of a new run, with its settings and its first event. Raises ``RunError`` where it cannot."""
     created = time.time()
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1e6) % 1_000_000:06d}"
-    run = Run(Path(folder).resolve() / f"{stamp}-{secrets.token_hex(2)}")
+    run = Run(Path(folder).resolve() / new_id(created))
     settings = {
         "id": run.id,
         "created": created,
-        "owner": _hash(owner),
+        "owner": hashed(owner),
         "config": config.with_absolute_paths().to_dict(),
     }
     try:
@@ -252,6 +253,12 @@ def create(config: DistillConfig, folder: Path, owner: str) -> Run:
             f"Runs cannot be kept in {folder}: {error.strerror}. Name another place with --runs-dir."
         ) from error
     return run
+
+
+def new_id(created: float) -> str:
+    """A name for what was made at ``created`` (Unix seconds), as ``ID`` has it."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1e6) % 1_000_000:06d}"
+    return f"{stamp}-{secrets.token_hex(2)}"
 
 
 def find(folder: Path, id: str) -> Run:
@@ -299,5 +306,6 @@ def local_owner(folder: Path) -> str:
         return path.read_text()
 
 
-def _hash(token: str) -> str:
+def hashed(token: str) -> str:
+    """An owner's token as it is kept."""
     return hashlib.sha256(token.encode()).hexdigest()

@@ -23,9 +23,8 @@ from typing import Any, Self
 from kd import launch, runs
 from kd.config import METHODS, DistillConfig, checked, public_name, setting
 from kd.launch import StopAsked
-from kd.runs import LIFECYCLE, Run, RunError
+from kd.runs import LIFECYCLE, SWEEPS, Run, RunError
 
-SWEEPS = ".sweeps"
 MOST_POINTS = 60
 MOST_EPOCHS = 1000
 """A budget, however large, buys no more."""

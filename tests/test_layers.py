@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 ORDER = [
-    "config", "limits", "runs", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "pictures", "data", "models", "targets", "trainer",
+    "config", "limits", "runs", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "pictures", "archive", "layout", "decoder", "uploads", "intake", "data", "models", "targets", "trainer",
     "compare", "analysis", "export", "sample", "distill", "estimate", "study", "sweep", "bench_rows", "bench", "bench_page", "cli", "__main__",
 ]  # fmt: skip
 
