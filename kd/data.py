@@ -6,7 +6,6 @@ processor; every reported score comes from it. The *fast* way here is for traini
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from PIL import Image
 from kd import limits
 from kd.config import SAMPLE, DistillConfig
 from kd.layout import SPLIT_NAMES
-from kd.pictures import ENDINGS, BadPicture, open_picture
+from kd.pictures import ENDINGS, BadPicture, identified, open_picture
 from kd.runs import RunError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -386,9 +385,9 @@ def _size(row: dict[str, Any]) -> tuple[int, int] | None:
     """A picture's width and height from the first bytes of its file; ``None`` of what is no picture."""
     image = row["image"]
     try:
-        with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
+        with identified(image["bytes"] if image["bytes"] is not None else image["path"], "") as picture:
             return picture.size
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError):
+    except BadPicture:
         return None
 
 

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from kd import limits
 from kd.runs import RunError
@@ -26,7 +26,7 @@ EXPECTED = "Expected PNG, JPEG, WebP, GIF, BMP, TIFF, HEIC or AVIF."
 MIN_SIDE = 4
 DAMAGE = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError,
-    struct.error, zlib.error, Image.DecompressionBombError,
+    struct.error, zlib.error,
 )  # fmt: skip
 """What Pillow's decoders raise on damaged files: whatever they stumble over."""
 
@@ -48,13 +48,10 @@ def open_picture(source: Path | str | bytes, name: str = "", least: int | None =
     name = name or (Path(source).name if not isinstance(source, bytes) else "The picture")
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise BadPicture(f"{name}: there is no such file.")
-    with _identified(source, name) as picture:
+    with identified(source, name) as picture:
         width, height = picture.size
-        if width * height > limits.current().megapixels * 1e6:
-            raise BadPicture(
-                f"{name} is {width:,} x {height:,} pixels; at most {limits.current().megapixels:g} megapixels are read. "
-                "Make it smaller and try again."
-            )
+        if width * height > limits.most(limits.current().megapixels) * 1e6:
+            raise _too_large(f"{name} is {width:,} x {height:,} pixels")
         if min(width, height) < MIN_SIDE:
             raise BadPicture(f"{name} is {width} x {height} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}.")
         try:
@@ -68,15 +65,22 @@ def open_picture(source: Path | str | bytes, name: str = "", least: int | None =
             raise BadPicture(f"{name} is damaged or cut short ({error}). Export it anew and try again.") from None
 
 
-def _identified(source: Path | str | bytes, name: str) -> Image.Image:
-    """The picture, nothing of it decoded yet. Raises ``NoPicture``."""
+def identified(source: Path | str | bytes, name: str) -> Image.Image:
+    """The picture, nothing of it decoded yet. Raises ``BadPicture``, ``NoPicture`` for what does not begin like one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
             return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats(source))
-    except (UnidentifiedImageError, *DAMAGE):
+    except Image.DecompressionBombError:
+        raise _too_large(f"{name} has too many pixels") from None
+    except DAMAGE:  # UnidentifiedImageError among them
         what = "is empty" if _head(source) == b"" else f"is not a picture that can be read. {EXPECTED}"
         raise NoPicture(f"{name} {what.rstrip('.')}.") from None
+
+
+def _too_large(what: str) -> BadPicture:
+    most = limits.most(limits.current().megapixels)
+    return BadPicture(f"{what}; at most {most:g} megapixels are read. Make it smaller and try again.")
 
 
 def _formats(source: Path | str | bytes) -> tuple[str, ...]:
