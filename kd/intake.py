@@ -84,7 +84,7 @@ def take(job: dict[str, Any], judge: Judge, tell: Tell) -> str:
             "id": id, "created": created, "owner": job["owner"], "sha256": print_,
             "name": archive.shown(job["name"].strip()) or _own_name(source), **describe(survey, plan),
         }  # fmt: skip
-        runs.write_whole(half / "dataset.json", json.dumps(info, indent=2, ensure_ascii=False))
+        runs.write_whole(half / "dataset.json", json.dumps(info, indent=2))
         os.replace(half, place / id)
     return id
 

@@ -48,6 +48,9 @@ def open_picture(source: Path | str | bytes, name: str = "", least: int | None =
     name = name or (Path(source).name if not isinstance(source, bytes) else "The picture")
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise BadPicture(f"{name}: there is no such file.")
+    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+    if size > (most := limits.most(limits.current().picture_mb)) * 1e6:
+        raise BadPicture(f"{name} is a file of {size / 1e6:.0f} MB; at most {most:g} MB are read.")
     with identified(source, name) as picture:
         width, height = picture.size
         if width * height > limits.most(limits.current().megapixels) * 1e6:

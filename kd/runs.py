@@ -91,7 +91,7 @@ class Run:
 
     def check_owner(self, token: str) -> None:
         """Raises ``PermissionError`` unless ``token`` is the one that the run was created with."""
-        if not secrets.compare_digest(self.settings()["owner"], hashed(token)):
+        if not secrets.compare_digest(self.settings()["owner"], owner_hash(token)):
             raise PermissionError(f"Run {self.id} belongs to somebody else.")
 
     def append(self, event: str, **data: Any) -> None:
@@ -239,7 +239,7 @@ def create(config: DistillConfig, folder: Path, owner: str) -> Run:
     settings = {
         "id": run.id,
         "created": created,
-        "owner": hashed(owner),
+        "owner": owner_hash(owner),
         "config": config.with_absolute_paths().to_dict(),
     }
     try:
@@ -306,6 +306,6 @@ def local_owner(folder: Path) -> str:
         return path.read_text()
 
 
-def hashed(token: str) -> str:
+def owner_hash(token: str) -> str:
     """An owner's token as it is kept."""
     return hashlib.sha256(token.encode()).hexdigest()

@@ -24,7 +24,7 @@ from filelock import FileLock
 from kd import runs
 from kd.config import DistillConfig
 from kd.launch import taken
-from kd.runs import CLOSED, ID, SWEEPS, RunError, hashed
+from kd.runs import CLOSED, ID, SWEEPS, RunError, owner_hash
 
 PREFIX = "upload:"
 FOLDER = ".datasets"
@@ -63,9 +63,13 @@ class Upload:
         except ValueError as error:
             raise RunError(f"{self.path / 'dataset.json'} is damaged: {error}") from error
 
+    def owner(self) -> str:
+        """The hash of the owner's token."""
+        return self.info()["owner"]
+
     def check_owner(self, token: str) -> None:
         """Raises ``PermissionError`` unless ``token`` is the one that the dataset was brought with."""
-        if not secrets.compare_digest(self.info()["owner"], hashed(token)):
+        if not secrets.compare_digest(self.owner(), owner_hash(token)):
             raise PermissionError(f"The dataset {self.id} belongs to somebody else.")
 
     def bytes(self) -> int:
@@ -175,7 +179,7 @@ def bring(
         "source": str(source) if isinstance(source, str | Path) else [[one, str(file)] for one, file in source],
         "name": name,
         "folder": str(Path(folder).resolve()),
-        "owner": hashed(owner),
+        "owner": owner_hash(owner),
         "room": room,
     }
     home = str(Path(__file__).resolve().parent.parent)

@@ -258,7 +258,7 @@ def lenient(monkeypatch):
 def take(folder: Path, source, owner: str = "me", **job) -> uploads.Upload:
     """What the process does, in this one."""
     source = str(source) if isinstance(source, Path) else [[name, str(file)] for name, file in source]
-    asked = {"source": source, "name": "", "folder": str(folder), "owner": runs.hashed(owner), "room": None, **job}
+    asked = {"source": source, "name": "", "folder": str(folder), "owner": runs.owner_hash(owner), "room": None, **job}
     return uploads.find(folder, intake.take(asked, decoder.judge, lambda done, of: None))
 
 
@@ -270,7 +270,9 @@ def test_an_archive_becomes_a_dataset_with_the_pictures_own_bytes(tmp_path, leni
     upload = uploads.bring(source, "", tmp_path / "runs", "me", lambda *progress: told.append(progress))
     assert told[-1] == (9, 9)
     info = upload.info()
-    assert info["name"] == "My Zip" and info["classes"] == ["chat noir", "犬"] and info["owner"] == runs.hashed("me")
+    assert (
+        info["name"] == "My Zip" and info["classes"] == ["chat noir", "犬"] and info["owner"] == runs.owner_hash("me")
+    )
     assert info["pictures"] == {"train": {"chat noir": 2, "犬": 2}, "validation": {"chat noir": 1, "犬": 1}}
     assert [name.rsplit("/")[-1] for name, _ in info["examples"]] == ["notes.txt", "more.zip", "evil.png"]
     assert (upload.path / "skipped.txt").read_text().splitlines()[0] == "my photos/Train/犬/notes.txt: is no picture"
@@ -408,6 +410,26 @@ def test_a_dataset_answers_to_its_owner_and_is_deleted_when_no_run_needs_it(tmp_
     assert uploads.list_uploads(tmp_path) == [] and uploads.title(str(upload.path)) == "a deleted dataset"
     with pytest.raises(RunError, match="There is no dataset"):
         uploads.find(tmp_path, upload.id)
+
+
+def test_on_a_shared_server_a_run_takes_the_visitor_s_own_dataset_and_no_other_s(tmp_path, lenient, monkeypatch):
+    from kd.ui import owners
+
+    monkeypatch.setenv("KD_SHARED", "1")
+    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
+    mine, yours = "a" * 32, "b" * 32
+    upload = take(tmp_path, packed(tmp_path / "a.zip", PHOTOS), mine)
+    named, path = DistillConfig(dataset=f"upload:{upload.id}"), DistillConfig(dataset=str(upload.path))
+    assert owners.with_own_pictures(named, mine) == path
+    for config in (named, path):  # a run that goes on has the path
+        owners.check_request(config, mine)
+        with pytest.raises(RunError):
+            owners.check_request(config, yours)
+    for other in (f"upload:{upload.id}", "upload:20260101-000000000000-0000", "upload:last", "upload:../x"):
+        with pytest.raises(RunError, match=r"There is no dataset '.*' among yours"):
+            owners.with_own_pictures(DistillConfig(dataset=other), yours)
+    with pytest.raises(RunError, match="a path"):
+        owners.check_request(DistillConfig(dataset=str(tmp_path)), mine)
 
 
 @pytest.mark.parametrize("id", ["", "..", "../..", "/etc", ".lock", "upload:", "upload:../x"])

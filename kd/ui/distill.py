@@ -12,7 +12,7 @@ from kd.config import PRESETS, SAMPLE, STUDENT_NAMES, DistillConfig
 from kd.runs import CLOSED, Run, RunError
 from kd.ui import dark, expected, settings
 from kd.ui.analysis import analysis
-from kd.ui.owners import check_request, kind_errors, outcome, own, owner, readable, view_key, visitor
+from kd.ui.owners import check_request, kind_errors, outcome, own, owner, readable, view_key, visitor, with_own_pictures
 from kd.ui.summary import STAGES, result, short, status_of, summarize
 
 FILES = Path(__file__).parent
@@ -23,6 +23,7 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_pr
 def start(config: DistillConfig, token: str) -> Run:
     """Create a run and start its process. Raises ``RunError`` where the visitor may not."""
     check_request(config, token)
+    config = with_own_pictures(config, token)
     expected.give_way()
     run = runs.create(config, runs.default_folder(), owner(token))
     launch.start(run)
@@ -138,6 +139,8 @@ class DistillTab:
     live: gr.HTML
     button: gr.Button
     widgets: list[gr.components.Component]
+    chosen: list[gr.components.Component]
+    """The preset, all widgets, and the row of methods' own settings: what a choice of pictures fills in."""
 
 
 PRESET_HELP = "Sample is built in and works offline"
@@ -192,7 +195,7 @@ def build() -> DistillTab:
     every["recipe"].input(on_recipe, chosen, all_of(settings.SET_BY_RECIPE), **PRIVATE)
     follows = all_of(("recipe", *settings.SET_BY_RECIPE))
     every["student"].input(on_student, [every["student"], *chosen], follows, **PRIVATE)
-    return DistillTab(live, button, widgets)
+    return DistillTab(live, button, widgets, [preset, *widgets, own_row])
 
 
 def on_preset(preset: str) -> list[Any]:

@@ -4,6 +4,7 @@ On one's own machine, one token owns all runs and nobody is asked for it. On a S
 ``KD_SHARED=1``, each browser has a random token; it is handed to every handler, and a run answers to its own only.
 """
 
+import dataclasses
 import hashlib
 import hmac
 import math
@@ -18,11 +19,12 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from kd import limits, runs
+from kd import limits, runs, uploads
 from kd import sweep as sweeps
 from kd.config import SAMPLE, DistillConfig
 from kd.runs import ID, Run, RunError
 from kd.sweep import Sweep
+from kd.uploads import Upload
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
 FOLDER = re.compile(r"[~./\\]|[A-Za-z]:\\")
@@ -97,6 +99,29 @@ def own_sweeps(token: str) -> list[Sweep]:
     return [sweep for sweep in sweeps.list_sweeps(runs.default_folder()) if not shared() or _owns(sweep, token)]
 
 
+def own_upload(id: str, token: str) -> Upload:
+    """The dataset (``upload:<id>``, or its id), if it is the visitor's. ``RunError`` says the same of another's as of
+    one that is not there."""
+    wanted = id.removeprefix(uploads.PREFIX) if isinstance(id, str) else ""
+    found = next((one for one in own_uploads(token) if one.id == wanted), None)
+    if found is None:
+        raise RunError(f"There is no dataset {wanted[:40]!r} among yours. It may have been deleted.")
+    return found
+
+
+def own_uploads(token: str) -> list[Upload]:
+    """The visitor's datasets, newest first."""
+    return [one for one in uploads.list_uploads(runs.default_folder()) if not shared() or _owns(one, token)]
+
+
+def with_own_pictures(config: DistillConfig, token: str) -> DistillConfig:
+    """``config`` with the folder of the visitor's dataset in the place of ``upload:<id>``. Raises ``RunError``, also for
+    a dataset that is another's."""
+    if not config.dataset.startswith(uploads.PREFIX):
+        return config
+    return dataclasses.replace(config, dataset=str(own_upload(config.dataset, token).path))
+
+
 def view_key(run: Run) -> str:
     """What lets anyone who has it read ``run``, and no more: made from the folder's secret, so it cannot be guessed."""
     secret = runs.local_owner(run.path.parent)
@@ -107,7 +132,7 @@ def check_request(config: DistillConfig, token: str) -> None:
     """Raises ``RunError`` for what a visitor of a shared server may not ask for: its folders, or all of its time."""
     if not shared():
         return
-    check_names(config)
+    check_names(config, token)
     allowed, folder = limits.current(), runs.default_folder()
     if _at_work([*own_runs(token), *own_sweeps(token)]) >= _most(allowed.open_runs):
         raise RunError(f"You have {allowed.open_runs:g} runs waiting or running. Stop one, or wait until it is done.")
@@ -124,10 +149,15 @@ def _at_work(some: list[Run]) -> int:
     return len({one.settings().get("sweep", one.id) for one in some if one.status() in ("queued", "running")})
 
 
-def check_names(config: DistillConfig) -> None:
-    """Raises ``RunError`` for a path, on a shared server: its folders are not the visitors'."""
+def check_names(config: DistillConfig, token: str = "") -> None:
+    """Raises ``RunError`` for a path, on a shared server: its folders are not the visitors'; but a dataset may be one
+    that the visitor has brought, ``upload:<id>``, or its folder in a run's own settings."""
+    brought = {str(one.path) for one in own_uploads(token)} if shared() else ()
+    with_own_pictures(config, token)
     for name in ("teacher", "dataset", "student"):
         value = getattr(config, name)
+        if name == "dataset" and value in brought:
+            continue
         if shared() and value != SAMPLE and (FOLDER.match(value) or ".." in value or Path(value).exists()):
             raise RunError(f"{name} is {value!r}, a path. On a shared server it can only be a Hub id or a name.")
 
@@ -168,7 +198,7 @@ def _at(id: str) -> Run | None:
     return run if (run.path / "config.json").exists() else None
 
 
-def _owns(run: Run, token: str) -> bool:
+def _owns(run: Run | Upload, token: str) -> bool:
     try:
         run.check_owner(token if isinstance(token, str) else "")
     except (PermissionError, RunError):

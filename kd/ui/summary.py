@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from kd import uploads
 from kd.runs import CLOSED, LIFECYCLE, Run
 
 STAGES = ("Queue", "Pictures", "Teacher", "Targets", "Training", "Test")
@@ -185,8 +186,8 @@ def against(ratio: float, less: str, more: str) -> str:
 
 
 def short(name: str) -> str:
-    """A Hub id as it is, a folder by its last part."""
-    return Path(name).name if Path(name).is_absolute() else name
+    """A Hub id as it is, a folder by its last part, somebody's dataset by its name."""
+    return uploads.title(name) or Path(name).name if Path(name).is_absolute() else name
 
 
 def table(head: list[str], rows: list[list[str]], caption: str, classes: str = "") -> str:

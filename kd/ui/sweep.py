@@ -15,7 +15,7 @@ from kd.config import SAMPLE, DistillConfig
 from kd.runs import CLOSED, RunError
 from kd.sweep import Grid, Point, Sweep
 from kd.ui import expected, settings
-from kd.ui.owners import check_request, kind_errors, outcome, own_sweep, own_sweeps, owner, visitor
+from kd.ui.owners import check_request, kind_errors, outcome, own_sweep, own_sweeps, owner, visitor, with_own_pictures
 from kd.ui.summary import MARKS, roughly, short, summarize
 
 FILES = Path(__file__).parent
@@ -30,6 +30,7 @@ GRID = ("temperatures", "lambdas", "methods", "budget_minutes", "trials")
 def start(config: DistillConfig, grid: Grid, token: str) -> Sweep:
     """Create a sweep and start its process. Raises ``RunError`` where the visitor may not, ``ValueError`` for no sweep."""
     check_request(config, token)
+    config = with_own_pictures(config, token)
     expected.give_way()
     sweep = sweeps.create(config, grid, runs.default_folder(), owner(token))
     sweeps.start(sweep)
