@@ -383,7 +383,7 @@ window.distillery = (() => {
         const { path, url } = await upload(file);
         choose({ asked: { path }, source: url, name: file.name });
       } catch {
-        words(".kd-asking", "The picture could not be uploaded: it is larger than 20 MB, or the server is away.");
+        words(".kd-asking", "The picture could not be uploaded: it is too large, or the server is away.");
       }
       input.value = "";
     }
