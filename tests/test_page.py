@@ -326,7 +326,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_or_serious_to_axe(small_run
     expect(phone.locator("#dark .kd-bars li")).to_have_count(10)
     phone.locator("#live .kd-analysis").scroll_into_view_if_needed()
     expect(phone.locator("#live [data-figure=reliability] .gtitle")).to_be_visible()
-    for name in ("Distill", "Your pictures", "Sweep", "Compare", "Runs"):
+    for name in ("Distill", "Pictures", "Sweep", "Compare", "Runs"):
         tab(phone, name)
         phone.wait_for_timeout(700)
         assert phone.evaluate("document.documentElement.scrollWidth") == 390, name
@@ -417,7 +417,7 @@ def test_a_zip_of_class_folders_is_brought_used_and_deleted(page, colours, tmp_p
         for path in sorted(colours.glob("*/00*.png")):
             file.write(path, f"photos/train/{path.relative_to(colours)}")
         file.writestr("photos/train/notes.txt", "x")
-    tab(page, "Your pictures")
+    tab(page, "Pictures")
     page.locator("#data [data-file=archive]").set_input_files(tmp_path / "photos.zip")
     page.get_by_label("Name of the dataset").fill(name)
     page.get_by_role("button", name="Import", exact=True).click()
@@ -433,7 +433,7 @@ def test_a_zip_of_class_folders_is_brought_used_and_deleted(page, colours, tmp_p
     expect(page.get_by_label("Dataset", exact=True)).to_have_value(name)
     assert page.locator("#set-preset input:checked").get_attribute("value") == "custom"
     assert upload.info()["skipped"] == 1
-    tab(page, "Your pictures")
+    tab(page, "Pictures")
     found.get_by_role("button", name="Delete").click()
     page.locator("#data dialog").get_by_role("button", name="Delete").click()
     expect(page.locator("#data .kd-none")).to_be_visible()

@@ -24,7 +24,7 @@ def build() -> gr.Blocks:
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Distill", id="distill"):
                 first = distill.build()
-            with gr.Tab("Your pictures", id="data"):
+            with gr.Tab("Pictures", id="data"):
                 brought = data.build()
             with gr.Tab("Sweep", id="sweep"):
                 swept = sweep.build(first.widgets)
