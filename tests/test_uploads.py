@@ -457,3 +457,55 @@ def test_the_command_line_imports_lists_and_deletes(tmp_path, capsys, monkeypatc
     assert cli.main(["datasets", "delete", *folder]) == 2 and cli.main(["import", *folder]) == 2
     assert cli.main(["import", str(tmp_path / "nothing.zip"), *folder]) == 1
     assert "There is no archive" in capsys.readouterr().err
+
+
+# --- The page's handlers, without a page
+
+
+@pytest.fixture
+def tab(tmp_path, monkeypatch):
+    """The tab's module on a shared server, its uploads in a folder of their own."""
+    from kd.ui import data
+
+    monkeypatch.setenv("KD_SHARED", "1")
+    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setattr(data, "_imports", {})
+    (tmp_path / "gradio").mkdir()
+    return data
+
+
+def test_a_visitor_s_upload_is_imported_listed_and_deleted_by_nobody_else(tab, tmp_path):
+    mine, yours = "a" * 32, "b" * 32
+    evil = {f"{name}/1.png": PNG for name in ("<img src=x onerror=alert(1)>", "b")}
+    file = packed(tmp_path / "gradio" / "a.zip", evil)
+    assert tab.begin({"owner": mine, "way": "archive", "classes": [["", [str(file)]]]}) == {}
+    end = time.monotonic() + 60
+    while not (news := tab.offered({"owner": mine}))["now"]["over"] and time.monotonic() < end:
+        time.sleep(0.05)
+    assert news["now"]["found"] in news["html"] and "<img" not in news["html"] and "&lt;img" in news["html"]
+    assert not file.exists()
+    assert tab.offered({"owner": mine, "seen": news["mark"]}).keys() == {"now"}
+    assert tab.offered({"owner": yours})["html"] == "" and "now" not in tab.offered({"owner": yours})
+    assert "among yours" in tab.act({"owner": yours, "do": "delete", "id": news["now"]["found"]})["problem"]
+    assert tab.act({"owner": mine, "do": "delete", "id": news["now"]["found"]}) == {}
+    assert tab.offered({"owner": mine})["html"] == ""
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"way": "archive", "classes": [["", []]]},
+        {"way": "archive", "classes": [["", ["/etc/passwd"]]]},
+        {"way": "archive", "classes": [["", ["../../etc/passwd"]]]},
+        {"way": "heap", "classes": "x"},
+        {"way": "heap", "classes": [[1, 2]]},
+        {"way": "heap", "classes": [["", [{"path": 7}]]]},
+        {"way": ["heap"], "classes": 5},
+        {"owner": "no token", "way": "archive", "classes": [["", ["a.zip"]]]},
+    ],
+)
+def test_what_was_not_uploaded_is_not_imported(asked, tab):
+    said = tab.begin({"owner": "a" * 32, **asked})
+    assert said.keys() == {"problem"} and not tab._imports
