@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from kd import limits
-from kd.config import STUDENT_NAMES, DistillConfig
+from kd.config import NO_TEACHER, STUDENT_NAMES, DistillConfig
 from kd.data import Splits, fingerprint, load_splits, open_row, some
 from kd.duplicates import (
     NEAR_MOST,
@@ -39,7 +39,6 @@ EACH, TILE, PAIR_TILE = 8, 72, 112
 MOST_CLASSES, MOST_PAIRS, MOST_NAMED = 60, 24, 200
 """What is shown at most of each kind; the figures count all."""
 GREY = "#8a8f98"
-NO_TEACHER = "none"
 Phase = Callable[[str], Progress]
 
 
@@ -203,7 +202,7 @@ def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> di
         from kd.verdict import confusion
 
         part = one_side(seen.splits, config, cache, phase).validation
-        teacher, said = models.load_teacher(config.teacher, seen.splits.classes or None)
+        teacher, said = models.load_teacher(config.teacher, seen.splits.classes or None, config.label_map)
         if not seen.splits.classes:
             return {"name": _short(config.teacher), "problem": None, "said": said, "accuracy": None, "confused": []}
         keep = np.setdiff1d(np.arange(len(part)), list(looks(part, cache).unreadable))

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kd import launch, limits, runs, visitors
+from kd import launch, limits, runs, uploads, visitors
 from kd import sweep as sweeps
 from kd.bench_rows import SCALES, Plan
-from kd.config import CHECKED, NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, DistillConfig, public_name
-from kd.runs import Run, RunError, short
+from kd.config import CHECKED, NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, SAMPLE, DistillConfig, public_name
+from kd.runs import Run, RunError
 from kd.sweep import SWEPT, Grid, Sweep
+from kd.uploads import short
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -135,6 +136,16 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--yes", action="store_true", help="delete; without it they are only listed")
 
     command("limits", show_limits, "list the limits of this server, and the environment variables that change them")
+    one = command("import", bring, "store the pictures of an archive or a folder as a dataset, for many runs")
+    one.add_argument("source", nargs="?", type=Path, metavar="SOURCE", help="a zip, a tar (.gz, .bz2, .xz) or a folder")
+    one.add_argument("--name", default="", help="what to call it (default: as the source is called)")
+    one.add_argument("--json", action="store_true", help="print what was found as the last line of standard output")
+    one.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+
+    one = command("datasets", datasets, "list the datasets that were imported, with their sizes, or delete one")
+    one.add_argument("action", nargs="?", choices=["delete"])
+    one.add_argument("dataset", nargs="?", metavar="ID", help="its id, the start of one, or last")
+    one.add_argument("--json", action="store_true")
 
     one = command("compare", compare, "a run's teacher and student side by side on your pictures")
     one.add_argument("run", metavar="RUN", help="its id, the start of one, or last")
@@ -203,7 +214,21 @@ def _config(options: argparse.Namespace) -> DistillConfig:
         config = DistillConfig.preset(options.preset, **_asked(options))
     except ValueError as error:
         raise BadUsage(str(error)) from error
-    return runs.with_run_as_teacher(config, lambda id: runs.find(options.runs_dir, id))
+    config = runs.with_run_as_teacher(config, lambda id: runs.find(options.runs_dir, id))
+    return _with_pictures(config, options.runs_dir)
+
+
+def _with_pictures(config: DistillConfig, folder: Path) -> DistillConfig:
+    """``config`` with the folder of the dataset that it names: an imported one, or an archive, which is imported now
+    (once)."""
+    path = Path(config.dataset).expanduser()
+    if config.dataset != SAMPLE and path.is_file() and path.suffix != ".parquet":
+        upload = _import(path, "", folder)
+        print(f"{path.name} is dataset upload:{upload.id}", file=sys.stderr)
+        return dataclasses.replace(config, dataset=str(upload.path))
+    if not config.dataset.startswith(uploads.PREFIX):
+        return config
+    return uploads.resolved(config, folder, runs.local_owner(folder))
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
@@ -420,6 +445,95 @@ def show_limits(options: argparse.Namespace) -> int:
     return 0
 
 
+def bring(options: argparse.Namespace) -> int:
+    """Import, then say what was found."""
+    if options.child:
+        from kd.intake import child
+
+        return child()
+    if options.source is None:
+        raise BadUsage("Name an archive or a folder: python -m kd import photos.zip")
+    upload = _import(options.source, options.name, options.runs_dir)
+    info = upload.info()
+    print(found_table(info))
+    for note in info["notes"]:
+        print(note)
+    if info["skipped"]:
+        print(
+            f"{info['skipped']:,} skipped, all in {upload.path / 'skipped.txt'}:",
+            *_lines(info["examples"][:10]),
+            sep="\n",
+        )
+    print(
+        f"upload:{upload.id}\n`python -m kd distill --preset custom --teacher TEACHER --dataset upload:{upload.id}` distils."
+    )
+    if options.json:
+        print(json.dumps({**{k: v for k, v in info.items() if k != "owner"}, "bytes": upload.bytes()}))
+    return 0
+
+
+def _import(source: Path, name: str, folder: Path) -> uploads.Upload:
+    """Bring a dataset, its progress on standard error; what was skipped is told with a refusal."""
+    screen = Screen()
+    try:
+        return uploads.bring(
+            source, name, folder, runs.local_owner(folder),
+            lambda done, of: screen.progress(f"file {done:,} of {of:,}", done / max(1, of)),
+        )  # fmt: skip
+    except uploads.ImportRefused as problem:
+        screen.clear()
+        print(*_lines(problem.skipped), sep="\n", file=sys.stderr)
+        raise
+    finally:
+        screen.clear()
+
+
+def _lines(skipped: list[tuple[str, str]]) -> list[str]:
+    return [f"  {name}: {reason}" for name, reason in skipped]
+
+
+def found_table(info: dict[str, Any]) -> str:
+    """The pictures of an imported dataset, a class and a split each."""
+    splits = list(info["pictures"])
+    rows = [[name, *(info["pictures"][split].get(name, 0) for split in splits)] for name in info["classes"] or [""]]
+    every = [
+        "all" if info["classes"] else "without labels",
+        *(sum(info["pictures"][split].values()) for split in splits),
+    ]
+    return table(["class", *splits], [*(rows if info["classes"] else []), every])
+
+
+def datasets(options: argparse.Namespace) -> int:
+    """List what was imported, or delete one."""
+    if options.action:
+        if not options.dataset:
+            raise BadUsage("Say which: python -m kd datasets delete ID")
+        upload = uploads.find(options.runs_dir, options.dataset)
+        upload.check_owner(runs.local_owner(options.runs_dir))
+        size, name = upload.bytes(), upload.info()["name"]
+        upload.delete()
+        print(f"Deleted {name} ({upload.id}), {size / 1e6:,.1f} MB.")
+        return 0
+    rows = [_dataset_row(upload) for upload in uploads.list_uploads(options.runs_dir)]
+    if options.json:
+        print(json.dumps(rows))
+    elif rows:
+        print(table([*rows[0]], [[*row.values()] for row in rows]))
+    else:
+        print("No datasets yet. `python -m kd import photos.zip` makes one.")
+    return 0
+
+
+def _dataset_row(upload: uploads.Upload) -> dict[str, Any]:
+    info = upload.info()
+    return {
+        "dataset": f"upload:{upload.id}", "name": info["name"], "classes": len(info["classes"]),
+        **{split: sum(info["pictures"].get(split, {}).values()) for split in ("train", "validation", "test")},
+        "MB": round(upload.bytes() / 1e6, 1), "skipped": info["skipped"],
+        "imported": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(info["created"])),
+    }  # fmt: skip
+
+
 def compare(options: argparse.Namespace) -> int:
     run = _mine(options)
     _quiet()
@@ -515,6 +629,7 @@ def _new_sweep(options: argparse.Namespace) -> Sweep:
     try:
         grid = Grid(**{name: value for name, value in asked.items() if value is not None})
         config = DistillConfig.preset(options.preset, **{"trials": 3, **_asked(options)})
+        config = _with_pictures(config, options.runs_dir)
         return sweeps.create(config, grid, options.runs_dir, runs.local_owner(options.runs_dir))
     except ValueError as error:
         raise BadUsage(str(error)) from error
@@ -687,7 +802,7 @@ def distil_from(run: Run) -> str:
 class Screen:
     """A run's events as lines and one progress bar, on standard error: standard output is for the report."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run | None = None) -> None:
         self.run, self.bar, self.total, self.labels = run, "", 0, "dataset"
 
     def clear(self) -> None:

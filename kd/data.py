@@ -6,7 +6,6 @@ processor; every reported score comes from it. The *fast* way here is for traini
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -23,17 +22,13 @@ from PIL import Image
 
 from kd import limits
 from kd.config import SAMPLE, DistillConfig
-from kd.pictures import ENDINGS, BadPicture, open_picture
+from kd.layout import SPLIT_NAMES
+from kd.pictures import ENDINGS, BadPicture, identified, open_picture
 from kd.runs import RunError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SPLIT_SEED = 0
 """Splits are cut with this seed, never the run's: two runs on the same pictures share their test split."""
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
 SMALL_SIDE = 64
@@ -218,8 +213,10 @@ def _load_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
 
 
 def _load_folder(path: Path) -> dict[str, Any]:
-    """A folder of class folders, or of split folders that hold class folders."""
+    """A folder of class folders, or of split folders that hold class folders; or of one folder that is such a one."""
     folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith((".", "_"))]
+    if len(folders) == 1 and any(entry.is_dir() for entry in folders[0].iterdir()):
+        return _load_folder(folders[0])
     known = {name for names in SPLIT_NAMES.values() for name in names}
     if not any(folder.name.lower() in known for folder in folders):
         return {"train": _class_folders(path, folders)}
@@ -448,9 +445,9 @@ def row_size(row: dict[str, Any]) -> tuple[int, int] | None:
     """A picture's width and height from the first bytes of its file; ``None`` of what is no picture."""
     image = row["image"]
     try:
-        with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
+        with identified(image["bytes"] if image["bytes"] is not None else image["path"], "") as picture:
             return picture.size
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError):
+    except BadPicture:
         return None
 
 

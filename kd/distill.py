@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd import limits, runs
+from kd import limits, runs, uploads
 from kd.config import NO_TEACHER, DistillConfig
 from kd.launch import StopAsked, busy, device_name, slot
 from kd.runs import Run, RunDeleted, RunError
@@ -46,7 +46,8 @@ def distill(config: DistillConfig | None = None, runs_dir: Path | str | None = N
     """
     folder = Path(runs_dir) if runs_dir else runs.default_folder()
     config = config or DistillConfig.preset("sample")
-    run = runs.create(config, folder, runs.local_owner(folder))
+    owner = runs.local_owner(folder)
+    run = runs.create(uploads.resolved(config, folder, owner), folder, owner)
     execute(run)
     report = run.report()
     if report is None:

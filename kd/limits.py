@@ -52,6 +52,11 @@ class Limits:
         return cls(**values)
 
 
+def most(limit: float | None) -> float:
+    """A limit as a number: infinity where there is none."""
+    return math.inf if limit is None else limit
+
+
 def variable(name: str) -> str:
     """The environment variable of a limit."""
     return f"KD_{name.upper()}"

@@ -37,6 +37,8 @@ LIFECYCLE = {
 }
 """Lifecycle event -> status. *died* is derived: not closed, and nobody holds the lock."""
 CLOSED = ("done", "failed", "stopped", "died")
+SWEEPS = ".sweeps"
+"""The folder of the sweeps, beside the runs."""
 START_SECONDS = 20
 """A process that has been started needs this long at most to take the run's lock."""
 ID = re.compile(r"\d{8}-\d{12}-[0-9a-f]{4}")
@@ -273,8 +275,7 @@ def create(config: DistillConfig, folder: Path, owner: str, **known: Any) -> Run
     """Make the folder of a new run, with its settings and its first event, which has what is ``known`` of it beforehand:
     ``expected``, the seconds that it will take. Raises ``RunError`` where it cannot."""
     created = time.time()
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1e6) % 1_000_000:06d}"
-    run = Run(Path(folder).resolve() / f"{stamp}-{secrets.token_hex(2)}")
+    run = Run(Path(folder).resolve() / new_id(created))
     settings = {
         "id": run.id,
         "created": created,
@@ -316,13 +317,10 @@ def with_run_as_teacher(config: DistillConfig, find: Callable[[str], Run]) -> Di
     return dataclasses.replace(config, teacher=str(run.path / "student"))
 
 
-def short(name: str) -> str:
-    """A teacher, dataset or student as it is shown: a Hub id as it is, a folder by its last part, a run's student by the
-    run."""
-    path = Path(name)
-    if not path.is_absolute():
-        return name
-    return f"{RUN_TEACHER}{path.parent.name}" if ID.fullmatch(path.parent.name) else path.name
+def new_id(created: float) -> str:
+    """A name for what was made at ``created`` (Unix seconds), as ``ID`` has it."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1e6) % 1_000_000:06d}"
+    return f"{stamp}-{secrets.token_hex(2)}"
 
 
 def find(folder: Path, id: str) -> Run:

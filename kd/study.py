@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kd import launch, runs
+from kd import launch, runs, uploads
 from kd.config import DistillConfig
 from kd.runs import Run, RunError
 from kd.verdict import verdict
@@ -114,12 +114,12 @@ def go_on(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
 def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) -> Run:
     """A run of ``config`` that is done: an earlier one, one that is under way, one that was interrupted and goes on, or
     a new one."""
-    wanted = runs.resolved(config, folder)
+    wanted = runs.resolved(uploads.resolved(config, folder, runs.local_owner(folder)), folder)
     same = {run.status(): run for run in runs.list_runs(folder) if run.config() == wanted}
     if "done" in same:
         return same["done"]
     old = next((same[status] for status in ("running", "queued", "stopped", "died") if status in same), None)
-    run = old or runs.create(config, folder, runs.local_owner(folder))
+    run = old or runs.create(wanted, folder, runs.local_owner(folder))
     tell(f"run {run.id}")
     try:
         status = launch.finish(run, lambda event: _tell_epoch(event, tell), new=old is None)

@@ -22,6 +22,7 @@ from kd.runs import Run, RunDeleted, RunError
 from kd.ui import analysis, summary
 from kd.ui.compare import choices
 from kd.ui.runs import row
+from kd.uploads import short
 
 REPRINT = """
 import json, sys
@@ -259,7 +260,7 @@ def test_what_a_run_has_made_teaches_the_classes_that_it_is_said_to_know(made, c
     run = runs.create(asked, made.path.parent, "t")
     with pytest.raises(RunError, match="cannot teach: it has no finished student"):
         runs.resolved(DistillConfig(teacher=f"run:{run.id}"), made.path.parent)
-    assert run.config().teacher == str(made.path / "student") and runs.short(run.config().teacher) == f"run:{made.id}"
+    assert run.config().teacher == str(made.path / "student") and short(run.config().teacher) == f"run:{made.id}"
     execute(run)
     report = run.report()
     assert "does not know 1 of 3 classes (green leaf: as told). Their 32 of 96" in run.last("models")["warnings"][0]

@@ -2,6 +2,7 @@
 survives the server and is stopped; a small one waits behind it, ends, is compared, overlaid and deleted."""
 
 import re
+import zipfile
 import zlib
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from pages import AXE, points, serious, shared_site, site, until, visit
 from playwright.sync_api import expect
 
-from kd import launch, runs, sweep
+from kd import launch, runs, sweep, uploads
 from kd.config import DistillConfig
 from kd.models import load_teacher, run_processor
 from kd.pictures import open_picture
@@ -325,7 +326,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_or_serious_to_axe(small_run
     expect(phone.locator("#dark .kd-bars li")).to_have_count(10)
     phone.locator("#live .kd-analysis").scroll_into_view_if_needed()
     expect(phone.locator("#live [data-figure=reliability] .gtitle")).to_be_visible()
-    for name in ("Distill", "Sweep", "Compare", "Runs"):
+    for name in ("Distill", "Pictures", "Sweep", "Compare", "Runs"):
         tab(phone, name)
         phone.wait_for_timeout(700)
         assert phone.evaluate("document.documentElement.scrollWidth") == 390, name
@@ -408,6 +409,35 @@ def test_the_link_to_share_is_copied(page, small_run):
 
 
 # --- The end
+
+
+def test_a_zip_of_class_folders_is_brought_used_and_deleted(page, colours, tmp_path):
+    name = "<b>pets</b> & co"
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        for path in sorted(colours.glob("*/00*.png")):
+            file.write(path, f"photos/train/{path.relative_to(colours)}")
+        file.writestr("photos/train/notes.txt", "x")
+    tab(page, "Pictures")
+    page.locator("#data [data-file=archive]").set_input_files(tmp_path / "photos.zip")
+    page.get_by_label("Name of the dataset").fill(name)
+    page.get_by_role("button", name="Import", exact=True).click()
+    found = page.locator("#data .kd-datasets > li")
+    expect(found.get_by_role("heading")).to_have_text(name)
+    expect(found.locator("details").first).to_have_attribute("open", "")
+    expect(found.get_by_role("row", name="red brick")).to_contain_text("10")
+    expect(found).to_contain_text("30 pictures, 3 classes")
+    assert "notes.txt" in found.text_content() and "is no picture" in found.text_content()
+    assert serious(page) == []
+    found.get_by_role("button", name="Use").click()
+    (upload,) = uploads.list_uploads(site().folder)
+    expect(page.get_by_label("Dataset", exact=True)).to_have_value(name)
+    assert page.locator("#set-preset input:checked").get_attribute("value") == "custom"
+    assert upload.info()["skipped"] == 1
+    tab(page, "Pictures")
+    found.get_by_role("button", name="Delete").click()
+    page.locator("#data dialog").get_by_role("button", name="Delete").click()
+    expect(page.locator("#data .kd-none")).to_be_visible()
+    assert uploads.list_uploads(site().folder) == []
 
 
 def test_a_run_is_deleted_when_the_question_is_answered(page):

@@ -227,10 +227,10 @@ def test_on_a_shared_server_only_an_own_run_can_teach(tmp_path, monkeypatch):
     (run.path / "student" / "config.json").touch()
     run.close("done")
     asked = DistillConfig(teacher=f"run:{run.id}")
-    assert owners.with_own_teacher(asked, mine).teacher == str(run.path / "student")
+    assert owners.with_own(asked, mine).teacher == str(run.path / "student")
     for config, token in ((asked, theirs), (asked, ""), (DistillConfig(teacher="run:last"), mine)):
         with pytest.raises(RunError, match="among yours"):
-            owners.with_own_teacher(config, token)
+            owners.with_own(config, token)
     begun = DistillConfig(teacher=str(run.path / "student"))
     with pytest.raises(RunError, match="a path"):
         owners.check_names(begun)

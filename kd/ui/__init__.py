@@ -1,4 +1,4 @@
-"""The page: four tabs over a folder of runs. It keeps nothing itself; a second tab or a restart shows the same."""
+"""The page: five tabs over a folder of runs. It keeps nothing itself; a second tab or a restart shows the same."""
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,8 +9,9 @@ from gradio.utils import get_upload_folder
 
 from kd import limits
 from kd.runs import default_folder
-from kd.ui import api, compare, distill, look, runs, sweep
-from kd.ui.owners import keep_clean, visitor
+from kd.ui import api, compare, data, distill, look, runs, settings, sweep
+from kd.ui.owners import keep_clean, kind_errors, own_upload, visitor
+from kd.uploads import PREFIX
 
 __all__ = ["build", "keep_clean", "launch_options"]
 CACHE_SECONDS = 3600
@@ -27,6 +28,8 @@ def build() -> gr.Blocks:
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Distill", id="distill"):
                 first = distill.build()
+            with gr.Tab("Pictures", id="data"):
+                brought = data.build()
             with gr.Tab("Sweep", id="sweep"):
                 swept = sweep.build(first.widgets)
             with gr.Tab("Compare", id="compare") as second_tab:
@@ -45,11 +48,12 @@ def build() -> gr.Blocks:
             source.compare(to_compare, [saved, first.live], [tabs, second.run], **quick)
         for source in (swept.board, third):
             source.open(to_run, saved, [tabs, saved, first.live], **quick)
-        page.load(arrive, saved, [saved, first.live, swept.board, third, tabs], **quick)
+        brought.use(to_dataset, saved, [tabs, *first.chosen], **quick)
+        page.load(arrive, saved, [saved, first.live, swept.board, third, brought, tabs], **quick)
     return page
 
 
-def arrive(saved: dict | None, request: gr.Request) -> tuple[dict, dict, dict, dict, Any]:
+def arrive(saved: dict | None, request: gr.Request) -> tuple[dict, dict, dict, dict, dict, Any]:
     """A page is opened: its browser's token (a new one for a new visitor), and the run to show, the one in the
     address or else the browser's last; with a sweep in the address, its tab."""
     saved, asked = visitor(saved), request.query_params
@@ -58,6 +62,7 @@ def arrive(saved: dict | None, request: gr.Request) -> tuple[dict, dict, dict, d
         saved,
         {"run": run, "owner": owner, "view": asked.get("view", "")},
         {"sweep": swept, "owner": owner},
+        {"owner": owner},
         {"owner": owner},
         gr.Tabs(selected="sweep") if swept else gr.skip(),
     )
@@ -78,6 +83,18 @@ def to_run(saved: dict | None, event: gr.EventData) -> tuple[gr.Tabs, dict, dict
     )
 
 
+def to_dataset(saved: dict | None, event: gr.EventData) -> list[Any]:
+    """From a dataset of the visitor's to the Distill tab, its preset for one's own things, with the dataset chosen."""
+    with kind_errors():
+        upload = own_upload(event.dataset, visitor(saved)["owner"])
+        name = upload.info()["name"]
+    *updates, own_row = distill.on_preset("custom")
+    value = f"{PREFIX}{upload.id}"
+    choices = [*((one, one) for one in settings.suggestions("dataset")), (name, value)]
+    updates[list(settings.FIELDS).index("dataset")] = gr.update(choices=choices, value=value)
+    return [gr.Tabs(selected="distill"), "custom", *updates, own_row]
+
+
 def launch_options() -> dict[str, Any]:
     """What ``launch`` takes beside host and port, which are in gradio's own environment variables."""
     return {
@@ -88,7 +105,7 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "run_history": False,
         "enable_monitoring": False,
-        "max_file_size": int(limits.current().upload_mb * 1e6),
+        "max_file_size": None if limits.current().upload_mb is None else int(limits.current().upload_mb * 1e6),
         "mcp_server": has_mcp(),
         "footer_links": ["api"],
         "blocked_paths": blocked_paths(),

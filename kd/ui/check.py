@@ -26,7 +26,7 @@ from kd import check_report, launch, runs
 from kd.config import CHECKED, SAMPLE, DistillConfig
 from kd.runs import RunError
 from kd.ui import settings
-from kd.ui.owners import check_names, is_token, served, with_own_teacher
+from kd.ui.owners import check_names, is_token, served, with_own
 
 FILES = Path(__file__).parent
 SECONDS, AWAY = 1800, 180
@@ -81,7 +81,7 @@ def _named(asked: dict[str, Any]) -> tuple[DistillConfig, str]:
     if not is_token(token):
         raise RunError("Reload the page: it has lost its key.")
     check_names(config)
-    config = with_own_teacher(config, token)
+    config = with_own(config, token)
     values = {name: value for name, value in config.to_dict().items() if name in CHECKED}
     return config, json.dumps([token, bool(asked.get("teacher")), values])
 

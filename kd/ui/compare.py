@@ -15,10 +15,11 @@ from typing import Any
 import gradio as gr
 
 from kd.config import NO_TEACHER
-from kd.runs import Run, RunError, short
+from kd.runs import Run, RunError
 from kd.ui import look
 from kd.ui.owners import kind_errors, own_runs, readable
 from kd.ui.summary import costs, how_timed, status_of, summarize, table, times
+from kd.uploads import short
 
 MOST_PICTURES = 64
 CARDS = 4

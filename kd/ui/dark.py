@@ -18,7 +18,7 @@ from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
 from kd.runs import RunError
 from kd.ui import look
 from kd.ui.compare import png, warm_up
-from kd.ui.owners import check_names, served, shared, uploaded, with_own_teacher
+from kd.ui.owners import check_names, served, shared, uploaded, with_own
 from kd.verdict import dark_knowledge
 
 FILES = Path(__file__).parent
@@ -46,7 +46,7 @@ def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
             raise RunError(
                 "A teacher that a run has made is not asked here. Its answers are in Compare, once it has taught."
             )
-        name = with_own_teacher(config, "").teacher
+        name = with_own(config, "").teacher
         path, class_name = chosen(asked)
         names, logits = answer(name, path)
     except (RunError, ValueError, OSError, RuntimeError) as problem:  # torch's are RuntimeErrors

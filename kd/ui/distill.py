@@ -9,7 +9,7 @@ import gradio as gr
 
 from kd import launch, plots, runs
 from kd.config import NO_TEACHER, PRESETS, RUN_TEACHER, SAMPLE, STUDENT_NAMES, DistillConfig
-from kd.runs import CLOSED, Run, RunError, short
+from kd.runs import CLOSED, Run, RunError
 from kd.ui import check, dark, expected, settings
 from kd.ui.analysis import analysis
 from kd.ui.owners import (
@@ -25,9 +25,10 @@ from kd.ui.owners import (
     served,
     view_key,
     visitor,
-    with_own_teacher,
+    with_own,
 )
 from kd.ui.summary import STAGES, result, status_of, summarize
+from kd.uploads import short
 
 FILES = Path(__file__).parent
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -37,7 +38,7 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_pr
 def start(config: DistillConfig, token: str) -> Run:
     """Create a run and start its process. Raises ``RunError`` where the visitor may not."""
     check_names(config)
-    config = with_own_teacher(config, token)
+    config = with_own(config, token)
     with admitted(token):
         run = runs.create(config, runs.default_folder(), owner(token), **expected.known(config))
     expected.give_way()
@@ -159,6 +160,8 @@ class DistillTab:
     button: gr.Button
     make: gr.Button
     widgets: list[gr.components.Component]
+    chosen: list[gr.components.Component]
+    """The preset, all widgets, and the row of methods' own settings: what a choice of pictures fills in."""
 
 
 PRESET_HELP = "Sample is built in and works offline"
@@ -220,7 +223,7 @@ def build() -> DistillTab:
     follows = all_of(("recipe", *settings.SET_BY_RECIPE))
     every["student"].input(on_student, [every["student"], *chosen], follows, **PRIVATE)
     live.teach(to_teacher, None, every["teacher"], **PRIVATE)
-    return DistillTab(live, button, make, widgets)
+    return DistillTab(live, button, make, widgets, [preset, *widgets, own_row])
 
 
 def on_preset(preset: str) -> list[Any]:

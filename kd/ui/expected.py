@@ -20,7 +20,7 @@ from typing import Any
 
 import gradio as gr
 
-from kd import launch, runs
+from kd import launch, runs, uploads
 from kd import sweep as sweeps
 from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
 from kd.runs import Run, RunError
@@ -67,6 +67,8 @@ def expected(asked: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         config = settings.from_widgets(tuple(asked.get("values") or ()))
+        if shared() and config.dataset.startswith(uploads.PREFIX):  # whose it is is not known here
+            raise RunError("On a shared server no time is measured for pictures of one's own.")
         check_names(config)
         if shared() and config.teacher.startswith(RUN_TEACHER):  # whose it is is not known here
             raise RunError("No time is measured for a teacher that a run has made.")

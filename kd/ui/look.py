@@ -80,8 +80,7 @@ def head() -> str:
     gr.set_static_paths([PLOTLY, *EXAMPLES])
     return (
         f'<script defer src="gradio_api/file={PLOTLY}"></script>'
-        f"<script>{(FILES / 'page.js').read_text()}{(FILES / 'sweep.js').read_text()}"
-        f"{(FILES / 'check.js').read_text()}</script>"
+        f"<script>{''.join((FILES / f'{name}.js').read_text() for name in ('page', 'sweep', 'check', 'data'))}</script>"
         '<meta name="description" content="Turn a big image classifier into a small, fast one, and prove it.">'
     )
 

@@ -4,6 +4,7 @@ On one's own machine, one token owns all runs and nobody is asked for it. On a S
 ``KD_SHARED=1``, each browser has a random token; it is handed to every handler, and a run answers to its own only.
 """
 
+import dataclasses
 import functools
 import hashlib
 import hmac
@@ -22,12 +23,13 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from kd import limits, runs, visitors
+from kd import limits, runs, uploads, visitors
 from kd import sweep as sweeps
 from kd.config import SAMPLE, DistillConfig
 from kd.runs import ID, START_SECONDS, Run, RunError
 from kd.sweep import Sweep
 from kd.ui.summary import status_of, summarize
+from kd.uploads import Upload
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
 NAME = re.compile(r"(?!\.)[\w.:-]{1,200}(/[\w.-]{1,100})?")
@@ -107,6 +109,29 @@ def own_sweeps(token: str) -> list[Sweep]:
     return [sweep for sweep in sweeps.list_sweeps(runs.default_folder()) if not shared() or _owns(sweep, token)]
 
 
+def own_upload(id: str, token: str) -> Upload:
+    """The dataset (``upload:<id>``, or its id), if it is the visitor's. ``RunError`` says the same of another's as of
+    one that is not there."""
+    wanted = id.removeprefix(uploads.PREFIX) if isinstance(id, str) else ""
+    found = next((one for one in own_uploads(token) if one.id == wanted), None)
+    if found is None:
+        raise RunError(f"There is no dataset {wanted[:40]!r} among yours. It may have been deleted.")
+    return found
+
+
+def own_uploads(token: str) -> list[Upload]:
+    """The visitor's datasets, newest first."""
+    return [one for one in uploads.list_uploads(runs.default_folder()) if not shared() or _owns(one, token)]
+
+
+def with_own(config: DistillConfig, token: str) -> DistillConfig:
+    """``config`` with the folders of what is the visitor's: the pictures of ``upload:ID``, and the student of a run in the
+    place of the teacher ``run:ID``. Raises ``RunError``, also for what is another's."""
+    if config.dataset.startswith(uploads.PREFIX):
+        config = dataclasses.replace(config, dataset=str(own_upload(config.dataset, token).path))
+    return runs.with_run_as_teacher(config, lambda id: own(id, token))
+
+
 def view_key(run: Run) -> str:
     """What lets anyone who has it read ``run``, and no more: made from the folder's secret, so it cannot be guessed."""
     secret = runs.local_owner(run.path.parent)
@@ -139,12 +164,6 @@ def _check_load(token: str) -> None:
     if _at_work([*runs.list_runs(folder), *sweeps.list_sweeps(folder)]) >= _most(allowed.queue):
         raise RunError(f"The queue is full: {allowed.queue:g} runs wait or run. Try again in a while.")
     visitors.check_room(folder, runs.owner_hash(token))
-
-
-def with_own_teacher(config: DistillConfig, token: str) -> DistillConfig:
-    """``config`` with the student of a run of the visitor's in the place of ``run:ID``. Raises ``RunError``, also for a
-    run that is not the visitor's."""
-    return runs.with_run_as_teacher(config, lambda id: own(id, token))
 
 
 def _most(limit: float | None) -> float:
@@ -260,7 +279,7 @@ def _at(id: str) -> Run | None:
     return run if (run.path / "config.json").exists() else None
 
 
-def _owns(run: Run, token: str) -> bool:
+def _owns(run: Run | Upload, token: str) -> bool:
     try:
         return is_token(token) and hmac.compare_digest(run.owner(), runs.owner_hash(token))
     except RunError:

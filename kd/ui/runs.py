@@ -10,10 +10,11 @@ import gradio as gr
 
 from kd import plots
 from kd.config import NO_TEACHER
-from kd.runs import CLOSED, LONGEST_NAME, Run, RunError, short
+from kd.runs import CLOSED, LONGEST_NAME, Run, RunError
 from kd.ui.distill import stop
 from kd.ui.owners import outcome, own, own_runs, served
 from kd.ui.summary import is_labelled, status_of, summarize, times
+from kd.uploads import short
 
 FILES = Path(__file__).parent
 MOST_ROWS = 200

@@ -12,7 +12,7 @@ import gradio as gr
 from kd import runs
 from kd import sweep as sweeps
 from kd.config import SAMPLE, DistillConfig
-from kd.runs import CLOSED, RunError, short
+from kd.runs import CLOSED, RunError
 from kd.sweep import Grid, Point, Sweep
 from kd.ui import expected, settings
 from kd.ui.owners import (
@@ -26,9 +26,10 @@ from kd.ui.owners import (
     place,
     served,
     visitor,
-    with_own_teacher,
+    with_own,
 )
 from kd.ui.summary import MARKS, roughly, summarize
+from kd.uploads import short
 
 FILES = Path(__file__).parent
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -42,7 +43,7 @@ GRID = ("temperatures", "lambdas", "methods", "budget_minutes", "trials")
 def start(config: DistillConfig, grid: Grid, token: str) -> Sweep:
     """Create a sweep and start its process. Raises ``RunError`` where the visitor may not, ``ValueError`` for no sweep."""
     check_names(config)
-    config = with_own_teacher(config, token)
+    config = with_own(config, token)
     with admitted(token):
         sweep = sweeps.create(config, grid, runs.default_folder(), owner(token))
     expected.give_way()

@@ -1,0 +1,70 @@
+"""What the folders of somebody's pictures mean: splits, classes, or a heap without labels. Pure functions of names."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+USUAL = {usual: split for split, names in SPLIT_NAMES.items() for usual in names}
+Parts = tuple[str, ...]
+"""The folders that lead to a picture, and its own name."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``places``: the index of a picture -> its split and class (``None`` where nothing is labelled); ``skipped``: the
+    index of one that has no place among the others -> why."""
+
+    places: dict[int, tuple[str, str | None]] = field(default_factory=dict)
+    skipped: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str]:
+        return sorted({name for _, name in self.places.values() if name is not None})
+
+
+def layout(names: Iterable[Parts]) -> Layout:
+    """Understand class folders, with or without split folders above them, in one folder or in several nested ones.
+
+    Where there is only one class folder, or none, there are no labels: everything is a heap, splits are kept.
+    """
+    every = dict(enumerate(names))
+    rest, loose = _inside(every)
+    if not _are_splits(rest):
+        if len(_folders(rest)) < 2:
+            return Layout({index: ("train", None) for index in every})
+        beside = "lies beside the class folders, so its class is not known"
+        return Layout({i: ("train", parts[0]) for i, parts in rest.items()}, dict.fromkeys(loose, beside))
+    splits = {i: USUAL[parts[0].lower()] for i, parts in rest.items() if parts[0].lower() in USUAL}
+    skipped = dict.fromkeys(every.keys() - splits.keys(), "lies beside the folders train, validation and test")
+    inner, unlabelled = _inside({i: rest[i][1:] for i in splits})
+    if len(_folders(inner)) < 2:
+        return Layout({i: (split, None) for i, split in splits.items()}, skipped)
+    beside = "lies beside class folders, or in a split that has none, so its class is not known"
+    return Layout({i: (splits[i], parts[0]) for i, parts in inner.items()}, skipped | dict.fromkeys(unlabelled, beside))
+
+
+def _inside(names: dict[int, Parts]) -> tuple[dict[int, Parts], list[int]]:
+    """``names`` without the folders that hold all the others, and those that lie loose beside a folder."""
+    loose: list[int] = []
+    while True:
+        loose += [index for index, parts in names.items() if len(parts) == 1]
+        names = {index: parts for index, parts in names.items() if len(parts) > 1}
+        if len(_folders(names)) != 1:
+            return names, loose
+        names = {index: parts[1:] for index, parts in names.items()}
+
+
+def _folders(names: dict[int, Parts]) -> set[str]:
+    return {parts[0] for parts in names.values()}
+
+
+def _are_splits(names: dict[int, Parts]) -> bool:
+    """Whether folders are splits: all are called so, or what is called train holds folders. (A class may be called
+    train, beside car and plane.)"""
+    called = [parts for parts in names.values() if parts[0].lower() in USUAL]
+    nested = any(USUAL[parts[0].lower()] == "train" and len(parts) > 2 for parts in called)
+    return bool(called) and (nested or len(called) == len(names))

@@ -1,0 +1,237 @@
+"""Datasets that somebody brought: a folder of parquet files each, beside the runs, until its owner deletes it.
+
+``<runs>/.datasets/<id>/`` holds ``dataset.json`` (name, owner's hash, classes, counts, what was skipped), ``train.parquet``
+and, if there are any, ``validation.parquet`` and ``test.parquet`` (columns ``image`` and ``label``; no ``label`` where
+nothing is labelled), and ``skipped.txt`` (every skipped file with its reason). For the rest of the program that is a
+folder of parquet files. People write ``upload:<id>``.
+"""
+
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kd import runs
+from kd.config import RUN_TEACHER, DistillConfig
+from kd.launch import taken
+from kd.runs import CLOSED, ID, SWEEPS, RunError, owner_hash
+
+PREFIX = "upload:"
+FOLDER = ".datasets"
+HALF, GONE = ".half-", ".gone-"
+"""How folders begin that are being filled, and that are being deleted."""
+Source = Path | str | Sequence[tuple[str, Path | str]]
+"""An archive, a folder, or (class name, file) pairs, the class name '' for pictures without labels."""
+
+
+class ImportRefused(RunError):
+    """Nothing was stored; ``skipped`` are the files that could not be read, each with its reason."""
+
+    def __init__(self, message: str, skipped: list[tuple[str, str]]) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One dataset's folder. Cheap: holds nothing but the path."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    def info(self) -> dict[str, Any]:
+        """``dataset.json``: ``id, name, created`` (Unix seconds), ``owner`` (hash), ``classes``, ``pictures`` (split ->
+        class -> count; the class '' where nothing is labelled), ``notes``, ``skipped`` (how many), ``examples`` (the
+        first of those, each name and reason), ``sha256`` of an archive or ``None``."""
+        try:
+            return json.loads((self.path / "dataset.json").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(f"The dataset {self.id} is gone. Bring it again, or choose another.") from None
+        except ValueError as error:
+            raise RunError(f"{self.path / 'dataset.json'} is damaged: {error}") from error
+
+    def owner(self) -> str:
+        """The hash of the owner's token."""
+        return self.info()["owner"]
+
+    def check_owner(self, token: str) -> None:
+        """Raises ``PermissionError`` unless ``token`` is the one that the dataset was brought with."""
+        if not secrets.compare_digest(self.owner(), owner_hash(token)):
+            raise PermissionError(f"The dataset {self.id} belongs to somebody else.")
+
+    def bytes(self) -> int:
+        """What it takes on the disk."""
+        return sum(file.stat().st_size for file in self.path.iterdir())
+
+    def used_by(self) -> str | None:
+        """The id of a run or a sweep that waits or works with it."""
+        folder = self.path.parent.parent
+        for run in [*runs.list_runs(folder), *runs.list_runs(folder / SWEEPS)]:
+            try:
+                if run.config().dataset == str(self.path) and run.status() not in CLOSED:
+                    return run.id
+            except (RunError, ValueError):  # deleted meanwhile, damaged, or of another version
+                continue
+        return None
+
+    def delete(self) -> None:
+        """Remove it. Raises ``RunError`` while a run needs it, naming the run."""
+        if run := self.used_by():
+            raise RunError(f"The dataset {self.info()['name']!r} is in use by run {run}. Stop that first.")
+        gone = self.path.with_name(GONE + self.id)
+        os.replace(self.path, gone)  # at once: nobody finds half of it
+        shutil.rmtree(gone)
+
+
+def list_uploads(folder: Path) -> list[Upload]:
+    """The datasets beside the runs in ``folder``, newest first."""
+    place = place_of(folder)
+    if not place.is_dir():
+        return []
+    names = sorted((path.name for path in place.iterdir() if ID.fullmatch(path.name)), reverse=True)
+    return [Upload(place / name) for name in names if (place / name / "dataset.json").exists()]
+
+
+def find(folder: Path, id: str) -> Upload:
+    """The dataset with this id (with ``upload:`` or without), the start of one, or ``last``. Raises ``RunError``.
+
+    An id from outside never becomes a path: it is only compared with the names that are there.
+    """
+    id, every = id.removeprefix(PREFIX), list_uploads(folder)
+    if id == "last" and every:
+        return every[0]
+    exact = [upload for upload in every if upload.id == id]
+    matches = exact or [upload for upload in every if id and upload.id.startswith(id)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise RunError(f"{len(matches)} datasets start with {id!r}: {', '.join(one.id for one in matches[:5])}.")
+    raise RunError(f"There is no dataset {id!r}. `python -m kd datasets` lists those that there are.")
+
+
+def resolved(config: DistillConfig, folder: Path, token: str) -> DistillConfig:
+    """``config`` with the folder of the dataset that ``upload:<id>`` names. Raises ``RunError`` where there is none,
+    ``PermissionError`` where it is not of ``token``."""
+    if not config.dataset.startswith(PREFIX):
+        return config
+    upload = find(folder, config.dataset)
+    upload.check_owner(token)
+    return dataclasses.replace(config, dataset=str(upload.path))
+
+
+def title(dataset: str) -> str | None:
+    """The name that somebody gave the dataset in this folder; ``None`` for what is not one of these."""
+    path = Path(dataset)
+    if path.parent.name != FOLDER or not ID.fullmatch(path.name):
+        return None
+    try:
+        return Upload(path).info()["name"]
+    except RunError:
+        return "a deleted dataset"
+
+
+def short(name: str) -> str:
+    """A teacher, dataset or student as it is shown: a Hub id as it is, a folder by its last part, a run's student by the
+    run, somebody's dataset by the name that it was given."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    return title(name) or (f"{RUN_TEACHER}{path.parent.name}" if ID.fullmatch(path.parent.name) else path.name)
+
+
+def place_of(folder: Path) -> Path:
+    """Where the datasets are kept, beside the runs in ``folder``."""
+    return Path(folder).resolve() / FOLDER
+
+
+def sweep_up(place: Path) -> None:
+    """Remove what killed imports, and deletions that were cut short, have left. To be called with its lock held."""
+    for gone in place.glob(GONE + "*"):
+        shutil.rmtree(gone, ignore_errors=True)
+    for path in place.glob(HALF + "*.lock"):
+        lock = FileLock(path)
+        if taken(lock):
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink(missing_ok=True)
+            lock.release()
+
+
+def bring(
+    source: Source,
+    name: str,
+    folder: Path,
+    owner: str,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    room: float | None = None,
+) -> Upload:
+    """Store somebody's pictures, under ``name`` ('' for the source's own), as a dataset of ``owner`` (a token).
+
+    It is done by a process of its own, of low priority and bounded memory; ``progress`` hears how many files are read,
+    and may raise to call it off. ``room``: bytes that it may take, the rest of a quota. The owner's dataset from the
+    same archive, if there is one, is returned as it is. Raises ``RunError``, ``ImportRefused`` where too much is
+    unreadable; then nothing is stored.
+    """
+    job = {
+        "source": str(source) if isinstance(source, str | Path) else [[one, str(file)] for one, file in source],
+        "name": name,
+        "folder": str(Path(folder).resolve()),
+        "owner": owner_hash(owner),
+        "room": room,
+    }
+    home = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    # A thread for each core, or Arrow's own memory pool, would take a large part of what the process may have.
+    sparing = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kd", "import", "--child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+            env={**os.environ, **sparing, "PYTHONPATH": path},
+        )
+        try:
+            answer = _follow(process, job, progress)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        if "id" in answer:
+            return Upload(place_of(folder) / answer["id"])
+        if "problem" not in answer:
+            errors.seek(0)
+            words = errors.read().decode(errors="replace").strip().splitlines()
+            raise RunError(
+                f"The import ended before its time ({words[-1] if words else f'code {process.returncode}'}); nothing "
+                "was stored. Try again, or with fewer pictures."
+            )
+        raise ImportRefused(answer["problem"], [tuple(pair) for pair in answer["skipped"]])
+
+
+def _follow(process: subprocess.Popen, job: dict[str, Any], progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Give the process its job, pass on its progress; its last words, or ``{}``."""
+    try:
+        with process.stdin as pipe:
+            pipe.write(json.dumps(job).encode())
+    except BrokenPipeError:
+        return {}
+    for line in process.stdout:
+        said = json.loads(line)
+        if "done" not in said:
+            return said
+        progress(said["done"], said["of"])
+    return {}
