@@ -6,7 +6,7 @@ from conftest import ROOT
 
 ORDER = [
     "config", "limits", "runs", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "pictures", "data", "labels", "models", "targets", "trainer",
-    "compare", "analysis", "export", "sample", "distill", "estimate", "study", "sweep", "bench_rows", "bench", "bench_page", "cli", "__main__",
+    "compare", "taught", "analysis", "export", "sample", "distill", "estimate", "study", "sweep", "bench_rows", "bench", "bench_page", "cli", "__main__",
 ]  # fmt: skip
 
 

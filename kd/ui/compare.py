@@ -298,7 +298,7 @@ def in_words(run: Run) -> str:
     config = run.config()
     when = time.strftime("%d %b %H:%M UTC", time.gmtime(run.settings()["created"]))
     return (
-        f"{when}: {short(config.student)}, T {config.temperature:g}, lambda {config.lambda_:g}, {short(config.dataset)}"
+        f"{when}: {short(config.student)}, T {config.temperature:g}, lambda {run.lambda_():g}, {short(config.dataset)}"
     )
 
 
