@@ -60,7 +60,10 @@ class DistillConfig:
     teacher: str = setting(
         SAMPLE, "teacher: a Hub id, a folder, 'sample', run:ID for what a run has trained, or none for the labels alone"
     )
-    dataset: str = setting(SAMPLE, "pictures: a Hub id, a folder of class folders, a parquet file, or 'sample'")
+    dataset: str = setting(
+        SAMPLE,
+        "pictures: a Hub id, a folder of class folders or of pictures without labels, a parquet file, or 'sample'",
+    )
     dataset_config: str | None = setting(None, "configuration of a Hub dataset that has several")
     train_split: str | None = setting(None, "name of the training split (default: found by name)")
     validation_split: str | None = setting(None, "name of the validation split (default: found, or cut from train)")
