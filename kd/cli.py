@@ -740,7 +740,7 @@ def _row(run: Run) -> dict[str, Any]:
         short(config.teacher),
         short(config.student),
         config.temperature,
-        config.lambda_,
+        run.lambda_(),
         accuracy,
         run.name(),
     ]

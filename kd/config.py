@@ -62,7 +62,8 @@ class DistillConfig:
     )
     dataset: str = setting(
         SAMPLE,
-        "pictures: a Hub id, a folder of class folders, an archive of one, upload:ID, a parquet file, or 'sample'",
+        "pictures: a Hub id, a folder of class folders or of pictures without labels, an archive of one, upload:ID, a parquet "
+        "file, or 'sample'",
     )
     dataset_config: str | None = setting(None, "configuration of a Hub dataset that has several")
     train_split: str | None = setting(None, "name of the training split (default: found by name)")

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from kd.trainer import ImageDistilTrainer, RunCallback
 
 PROGRESS_SECONDS = 0.5
-NEARLY_ALL = 0.95
 GROWTH = 16
 """An input that grows does so in steps of so many pixels."""
 PACKAGES = ("torch", "transformers", "datasets", "accelerate")
@@ -219,6 +218,7 @@ def prepare(run: Run, progress: Progress) -> Work:
     """Pictures, models (their labels checked before a second is spent) and targets; an event for each."""
     from kd import data, duplicates, models
     from kd.losses import check_classes
+    from kd.taught import check_known, labelled_by, taught_alone
 
     config = run.config()
     device = models.pick_device(os.environ.get("KD_DEVICE", config.device))  # see launch.gpu_of_its_own
@@ -258,60 +258,6 @@ def prepare(run: Run, progress: Progress) -> Work:
         config, arm, device, precision, progress, splits, teacher, student, train, validation, validation_logits, views,
         targets,
     )  # fmt: skip
-
-
-def taught_alone(config: DistillConfig, splits: "Splits", teacher: "Teacher | None") -> tuple["Splits", DistillConfig]:
-    """Splits and settings of pictures without labels: the classes are the teacher's, and its answers take the labels'
-    place. Raises ``RunError`` for a run that needs labels."""
-    if teacher is None:
-        raise RunError(
-            "The pictures have no labels and there is no teacher, so there is nothing to learn. Put each class's pictures "
-            "into a folder of its own, or choose a teacher."
-        )
-    if config.baseline == "yes" or config.lambda_ == 0:
-        raise RunError(
-            "The pictures have no labels, so nothing can be learned from them without the teacher: there can be no "
-            "baseline, and lambda cannot be 0. Leave out the baseline and choose lambda 1, or put each class's pictures "
-            "into a folder of its own."
-        )
-    if config.label_map:
-        raise RunError("The pictures have no labels, so there are no classes to map. Leave out the label map.")
-    if len(teacher.classes) < 2:
-        raise RunError(f"The teacher {config.teacher!r} knows one class only: there is nothing to learn from it.")
-    said = (
-        f"The pictures have no labels: the student learns the teacher's {len(teacher.classes)} classes from the teacher "
-        "alone, and agreement with the teacher on held-out pictures takes the place of accuracy. It says how well the "
-        "student copies, not how often either is right."
-    )
-    if config.lambda_ < 1:
-        said += f" Lambda is 1, not {config.lambda_:g}."
-    splits = dataclasses.replace(splits, classes=teacher.classes, warnings=[said, *splits.warnings])
-    return splits, dataclasses.replace(config, lambda_=1.0)
-
-
-def check_known(splits: "Splits", teacher: "Teacher") -> None:
-    """Raises ``RunError`` where validation or test has no picture of a class that the teacher knows."""
-    for name in ("validation", "test"):
-        labels = getattr(splits, name)["label"]
-        if splits.labelled and not taught(teacher, labels).any():
-            raise RunError(
-                f"The {name} split has no picture of a class that the teacher knows, so whether the student agrees with it "
-                "cannot be measured. Add some, or match more classes with --label-map."
-            )
-
-
-def taught(teacher: "Teacher", labels: "np.ndarray | list[int]") -> "np.ndarray":
-    """Which pictures, bool ``[N]``, are of classes that the teacher knows, from their ``labels`` ``[N]``."""
-    import numpy as np
-
-    return np.ones(len(labels), bool) if teacher.known is None else teacher.known.cpu().numpy()[np.asarray(labels)]
-
-
-def labelled_by(logits: "np.ndarray", pixels: "Pixels") -> "Pixels":
-    """The same pictures, each with the first choice of the teacher, whose ``logits`` ``[N, C]`` these are, as its label."""
-    import numpy as np
-
-    return dataclasses.replace(pixels, labels=np.asarray(logits).argmax(-1))
 
 
 def at_arm(work: Work, arm: Arm) -> Work:
@@ -409,6 +355,7 @@ def check_teacher(
 
     from kd.compare import quality, score
     from kd.targets import load_scores
+    from kd.taught import check_variety, taught
 
     def ask() -> np.ndarray:
         return score(teacher, teacher.processor, splits.validation, device, progress.phase("teacher check")).logits
@@ -429,19 +376,6 @@ def check_teacher(
         )
     run.append("teacher", **rounded(quality(logits, validation.labels)), warnings=warnings)
     return logits
-
-
-def check_variety(logits: "np.ndarray", classes: list[str]) -> list[str]:
-    """A warning where the teacher's answers ``[N, C]`` to pictures without labels are nearly all the same."""
-    import numpy as np
-
-    counts = np.bincount(logits.argmax(-1), minlength=len(classes))
-    if counts.max() < NEARLY_ALL * len(logits):
-        return []
-    return [
-        f"The teacher says {classes[counts.argmax()]} of {counts.max() / len(logits):.0%} of the validation pictures: there "
-        "is little to learn, and to agree is easy. Does it know pictures like these?"
-    ]
 
 
 def load_all_targets(
@@ -493,6 +427,7 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
 
     from kd.compare import agreement, quality
     from kd.data import Views
+    from kd.taught import taught
     from kd.trainer import Diverged, ImageDistilTrainer, RunCallback, ViewBatches
 
     config, arm, student = work.config, work.arm, work.student.pipeline
@@ -665,6 +600,7 @@ def score_student(run: Run, work: Work) -> dict[str, float]:
     import numpy as np
 
     from kd.compare import agreement, load_student_folder, quality, score
+    from kd.taught import taught
 
     folder = student_folder(run, work.arm)
     model, processor, _ = load_student_folder(folder)
@@ -756,6 +692,7 @@ def verdict_of(run: Run, work: Work, arms: list[Arm]) -> dict[str, Any] | None:
     """Whether the teacher helped on the test pictures of the classes that it knows; ``None`` without a baseline."""
     import numpy as np
 
+    from kd.taught import taught
     from kd.verdict import verdict
 
     right: dict[str, list[np.ndarray]] = {"distilled": [], "baseline": []}
@@ -782,6 +719,7 @@ def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], list[str]]
     from kd.compare import BUSY_NOTE, cost, load_exported, quality, race
     from kd.data import pictures
     from kd.pictures import BadPicture
+    from kd.taught import on_known
 
     model, processor, pipeline = load_exported(run)
     answers = answers_of(run, work.arm)
@@ -805,26 +743,11 @@ def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], list[str]]
     if not work.splits.labelled:  # it agrees with itself
         del sides["teacher"]["accuracy"], sides["teacher"]["f1"]
     said = [
-        *on_known(work, logits, answers["labels"]),
+        *on_known(work.splits, work.teacher, logits, answers["labels"]),
         *answers["unreadable"].tolist(),
         *([BUSY_NOTE] if busy(run.path.parent, but=run) else []),
     ]
     return sides, said
-
-
-def on_known(work: Work, logits: dict[str, "np.ndarray"], labels: "np.ndarray") -> list[str]:
-    """Both models' accuracy on the test pictures of the classes that the teacher knows, in words, if it does not know all:
-    elsewhere it cannot be right."""
-    from kd.compare import quality
-
-    if not work.splits.labelled or work.teacher is None or work.teacher.known is None:
-        return []
-    rows = taught(work.teacher, labels)
-    right = {name: quality(answers[rows], labels[rows])["accuracy"] for name, answers in logits.items()}
-    return [
-        f"On the {rows.sum():,} of {len(rows):,} test pictures whose classes the teacher knows it is right on "
-        f"{right['teacher']:.1%}, the student on {right['student']:.1%}. Their accuracies are over all test pictures."
-    ]
 
 
 def rounded(metrics: dict[str, float]) -> dict[str, float]:

@@ -131,7 +131,7 @@ def name_of(run: Run) -> str:
     student = plain(config.student.rstrip("/").rsplit("/", 1)[-1])
     if config.teacher == NO_TEACHER:
         return f"{student}, labels alone ({run.id[-4:]})"
-    return f"{student} T {config.temperature:g} λ {config.lambda_:g} ({run.id[-4:]})"
+    return f"{student} T {config.temperature:g} λ {run.lambda_():g} ({run.id[-4:]})"
 
 
 def thin(x: list[float], y: list[float]) -> dict[str, list[float]]:

@@ -241,6 +241,10 @@ class Run:
         """Whose the labels are: the ``dataset``'s, or the ``teacher``'s, whose answers stand for those that are not there."""
         return (self.last("data") or {}).get("labels", "dataset")
 
+    def lambda_(self) -> float:
+        """The teacher's weight as it is used: without labels 1, whatever was asked for."""
+        return 1.0 if self.labels() == "teacher" else self.config().lambda_
+
     def report(self) -> dict[str, Any] | None:
         """``report.json``, or ``None`` until the run is done."""
         try:

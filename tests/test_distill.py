@@ -200,7 +200,7 @@ def test_without_labels_the_student_learns_the_teacher_s_classes_from_it_alone(s
     assert "epoch 1: agrees with the teacher on" in said and "on validation" not in said
     shown = result_table(report, report["agreement"])
     assert "accuracy" not in shown and "who is right is not known" in shown
-    assert cli._row(run)["accuracy"].endswith("test, agreement")
+    assert cli._row(run)["accuracy"].endswith("test, agreement") and cli._row(run)["lambda"] == 1
     assert "Accuracy" not in summary.result(report) and "how often either is right" in summary.result(report)
     drawn = plots.figures(events)["accuracy"]
     assert drawn.layout.title.text.startswith("Agreement") and [t.name for t in drawn.data if t.visible] == [

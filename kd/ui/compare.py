@@ -299,7 +299,7 @@ def in_words(run: Run) -> str:
     config = run.config()
     when = time.strftime("%d %b %H:%M UTC", time.gmtime(run.settings()["created"]))
     name = f"{run.name()}, " if run.name() else ""
-    return f"{when}: {name}{short(config.student)}, T {config.temperature:g}, lambda {config.lambda_:g}, {short(config.dataset)}"
+    return f"{when}: {name}{short(config.student)}, T {config.temperature:g}, lambda {run.lambda_():g}, {short(config.dataset)}"
 
 
 def offer(saved: dict | None, live: dict | None, chosen: str | None) -> gr.Dropdown:

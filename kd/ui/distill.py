@@ -116,7 +116,7 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
     config = run.config()
     taught, name = config.teacher != NO_TEACHER, run.name()
     models = f"{short(config.teacher) if taught else 'Labels alone'} → {short(config.student)}"
-    weights = [f"T {config.temperature:g}", f"lambda {config.lambda_:g}"]
+    weights = [f"T {config.temperature:g}", f"lambda {run.lambda_():g}"]
     detail = ", ".join(
         [
             *([models] if name else []),

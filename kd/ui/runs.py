@@ -57,7 +57,7 @@ def _row(run: Run) -> str:
         "Status": f'<span class="kd-status kd-{status}">{status_words(status, summary)}</span>',
         "Student and teacher": f"<b>{given or student}</b> <br><small>{made}</small>",
         "T": f"{config.temperature:g}" if taught else "",
-        "Lambda": f"{report['config']['lambda'] if report else config.lambda_:g}" if taught else "",
+        "Lambda": f"{1 if summary.labels == 'teacher' else config.lambda_:g}" if taught else "",
         "Accuracy": "" if accuracy is None else f"{accuracy:.1%} <br><small>{'test' if report else 'validation'}</small>",
         "Agreement": "" if agreement is None else f"{agreement:.1%}",
         "Speed-up": times(report["speedup"]) if report and taught else "",
