@@ -24,7 +24,7 @@ from PIL import Image
 from kd import limits
 from kd.config import SAMPLE, DistillConfig
 from kd.pictures import ENDINGS, BadPicture, open_picture
-from kd.runs import RunError
+from kd.runs import RunError, write_whole
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SPLIT_SEED = 0
@@ -449,18 +449,29 @@ def load_pixels(
     folder = pixels_folder(print_, side, cache)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        values = mapped(folder / "pixels.npy")
-        known = (folder / "unreadable.json").exists()
-        warnings = [] if values is not None and known else _too_large(len(dataset), side, folder)
-        cached = known and (values is not None or bool(warnings))
+        unreadable, values = _unreadable(folder), mapped(folder / "pixels.npy")
+        if unreadable is None or (values is not None and len(values) != len(dataset) - len(unreadable)):
+            values = None
+        warnings = [] if values is not None else _too_large(len(dataset), side, folder)
+        cached = unreadable is not None and (values is not None or bool(warnings))
         if not cached:
-            _decode(dataset, side, folder, progress, keep=not warnings)
-            values = mapped(folder / "pixels.npy")
-        unreadable = json.loads((folder / "unreadable.json").read_text())
+            try:
+                _decode(dataset, side, folder, progress, keep=not warnings)
+            finally:  # what was not finished cannot be gone on with, and on a full disk it is in the way
+                (folder / "pixels.part").unlink(missing_ok=True)
+            unreadable, values = _unreadable(folder), mapped(folder / "pixels.npy")
     keep = np.setdiff1d(np.arange(len(labels)), [entry["index"] for entry in unreadable])
     if values is None:
         values = Undecoded(dataset.select(keep), side)
     return Pixels(values, labels[keep], print_, [entry["reason"] for entry in unreadable], cached, warnings)
+
+
+def _unreadable(folder: Path) -> list[dict[str, Any]] | None:
+    """What ``_decode`` has left out (``index``, ``reason``), or ``None`` where it has not ended."""
+    try:
+        return json.loads((folder / "unreadable.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _too_large(count: int, side: int, folder: Path) -> list[str]:
@@ -493,11 +504,9 @@ def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int]
                 write(np.stack(read))
             done += len(answers)
             progress(done, len(dataset))
-    (folder / "unreadable.json").write_text(json.dumps(unreadable))
+    write_whole(folder / "unreadable.json", json.dumps(unreadable))
     if keep:
         os.replace(temporary, folder / "pixels.npy")
-    else:
-        temporary.unlink()
 
 
 def _squeezed(row: dict[str, Any], side: int) -> np.ndarray:

@@ -24,13 +24,20 @@ class StopAsked(Exception):
 
 
 def start(run: Run, resume: bool = False) -> subprocess.Popen:
-    """Work on ``run`` in a detached process, which outlives this one. Its output goes to ``stderr.txt``."""
+    """Work on ``run`` in a detached process, which outlives this one. Its output goes to ``stderr.txt``.
+
+    Raises ``RunError`` where nothing can be written to the run's folder.
+    """
     environment = dict(os.environ)
     home = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH")]))
     environment |= gpu_of_its_own(device_name(run.config().device)) | KEEP_MEMORY
     command = [sys.executable, "-m", "kd", "run", str(run.path), *(["--resume"] if resume else [])]
-    with (run.path / "stderr.txt").open("ab") as log:
+    try:
+        log = (run.path / "stderr.txt").open("ab")
+    except OSError as error:
+        raise RunError(run.not_writable(error)) from error
+    with log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
         )

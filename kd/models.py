@@ -35,6 +35,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from kd import memory
 from kd.config import SAMPLE
 from kd.data import ASSETS, SMALL_SIDE, explained, some
 from kd.depthwise import quicken
@@ -412,6 +413,8 @@ def check_size(name: str, student: Student, size: tuple[int, int]) -> None:
     try:
         student.model.eval()(pixel_values=torch.zeros(1, 3, height, width))
     except (RuntimeError, ValueError) as error:
+        if memory.ran_out(error):
+            raise
         raise RunError(f"The student {name!r} does not take pictures of {height} x {width} pixels: {error}") from error
 
 

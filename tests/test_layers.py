@@ -5,8 +5,8 @@ import ast
 from conftest import ROOT
 
 ORDER = [
-    "config", "limits", "runs", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "pictures", "data", "models", "targets", "trainer",
-    "compare", "analysis", "export", "sample", "distill", "estimate", "study", "sweep", "bench_rows", "bench", "bench_page", "cli", "__main__",
+    "config", "limits", "memory", "runs", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "pictures", "data", "models", "targets", "trainer",
+    "compare", "analysis", "export", "sample", "distill", "estimate", "study", "sweep", "bench_rows", "bench", "bench_page", "chaos", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from kd import memory
 from kd.runs import CLOSED, LIFECYCLE, Run
 
 STAGES = ("Queue", "Pictures", "Teacher", "Targets", "Training", "Test")
@@ -42,6 +43,7 @@ class Summary:
     place: int | None = None
     device: str | None = None
     message: str | None = None
+    oom_kills: int | None = None
     epochs: int | None = None
     epoch: float = 0.0
     steps: int = 0
@@ -60,6 +62,8 @@ class Summary:
         name, changes = event["event"], {}
         if name in LIFECYCLE:
             changes = {"lifecycle": name, "message": event.get("message"), "place": event.get("place")}
+        if name in ("started", "resumed"):
+            changes["oom_kills"] = event.get("oom_kills")
         if name in STAGE_OF:
             changes |= {"stage": STAGE_OF[name], "phase": None}
         if name == "progress":
@@ -106,7 +110,8 @@ class Summary:
             "done": "Done",
             "failed": self.message or "Failed",
             "stopped": f"Stopped{where}. Resume goes on from the last checkpoint.",
-            "died": f"The run's process is gone: it ended{where} without a word. Resume goes on from the last checkpoint.",
+            "died": f"The run's process is gone: it ended{where} without a word. {memory.epitaph(self.oom_kills)} "
+            "Resume goes on from the last checkpoint.",
         }[status]
 
     def _training(self) -> str:
