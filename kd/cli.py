@@ -575,6 +575,9 @@ class Screen:
     def show_progress(self, e: dict) -> None:
         self.progress(f"{e['phase']} {e['done']:,} of {e['of']:,}", e["done"] / e["of"])
 
+    def show_hub(self, e: dict) -> None:
+        self.line(e["message"])
+
     def show_data(self, e: dict) -> None:
         self.line(
             f"pictures: {e['train']:,} train, {e['validation']:,} validation, {e['test']:,} test, "

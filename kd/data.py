@@ -23,6 +23,7 @@ from PIL import Image
 
 from kd import limits
 from kd.config import SAMPLE, DistillConfig
+from kd.hub import from_hub
 from kd.pictures import ENDINGS, BadPicture, open_picture
 from kd.runs import RunError, write_whole
 
@@ -199,80 +200,7 @@ def _class_folders(path: Path, folders: list[Path]) -> Any:
 def _load_hub(config: DistillConfig) -> dict[str, Any]:
     from datasets import load_dataset
 
-    with explained("dataset", config.dataset):
-        return dict(load_dataset(config.dataset, config.dataset_config))
-
-
-@contextmanager
-def explained(kind: str, name: str) -> Iterator[None]:
-    """Turn the Hub libraries' errors into a ``RunError`` that says which of the possible reasons it was."""
-    try:
-        _ask_hub(kind, name)
-        yield
-    except RunError:
-        raise
-    except Exception as error:
-        reason = _hub_reason(error)
-        if reason is None:
-            raise
-        raise RunError(reason.format(kind=kind, name=name)) from error
-
-
-def _ask_hub(kind: str, name: str) -> None:
-    """Ask the Hub for a repository of which nothing is in the cache. Where the Hub cannot be reached this fails at
-    once; the libraries would try six times, which takes 23 s, or 7 minutes where nothing answers at all."""
-    from huggingface_hub import HfApi, constants, is_offline_mode
-    from huggingface_hub.file_download import repo_folder_name
-
-    if name == SAMPLE or Path(os.path.expanduser(name)).exists() or is_offline_mode():
-        return
-    repo_type = "dataset" if kind == "dataset" else "model"
-    if not (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=repo_type)).exists():
-        HfApi().repo_info(name, repo_type=repo_type, timeout=10)
-
-
-def _hub_reason(error: BaseException) -> str | None:
-    """Which of the usual reasons an error of the Hub's libraries has, as a message with ``kind`` and ``name`` left
-    open; ``None`` for what is not the Hub's."""
-    from huggingface_hub import is_offline_mode
-
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    names = {base.__name__ for link in chain for base in type(link).__mro__}
-    text = " ".join(str(link) for link in chain)
-    unreachable = names & {"ConnectError", "LocalEntryNotFoundError", "ConnectionError", "TimeoutException"}
-    unknown = names & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}
-    if "GatedRepoError" in names or "is a gated dataset" in text:
-        return "The {kind} {name!r} is gated: accept its terms on the Hub, then log in with `hf auth login`."
-    if is_offline_mode() and (unreachable or "OfflineModeIsEnabled" in names):
-        return (
-            "The {kind} {name!r} is not on this machine, and offline mode is on (HF_HUB_OFFLINE). Unset it, or name a "
-            "folder."
-        )
-    if unreachable:
-        return (
-            "The {kind} {name!r} is not a folder here, and the Hub cannot be reached. Check the network, or name a "
-            "folder. The embedded sample needs no network."
-        )
-    if unknown or "not a valid model identifier" in text:
-        return (
-            "There is no {kind} {name!r}: no such folder here, no such id on the Hub (or it is private). Check the "
-            "spelling; ids look like owner/name."
-        )
-    if "Config name is missing" in text or "BuilderConfig" in text:
-        return "The {kind} {name!r} has several configurations; choose one with --dataset-config. " + _plain(str(error))
-    if names & {"EmptyDatasetError", "DataFilesNotFoundError"}:
-        return "The {kind} {name!r} has no data files that can be read."
-    if "scripts are no longer supported" in text:
-        return "The {kind} {name!r} is a loading script, which current `datasets` refuses. Use a copy of it in parquet."
-    return None
-
-
-def _plain(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+    return from_hub("dataset", config.dataset, lambda: dict(load_dataset(config.dataset, config.dataset_config)))
 
 
 def _pick_splits(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:

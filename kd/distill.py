@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd import memory, runs
 from kd.config import DistillConfig
+from kd.hub import listening
 from kd.launch import StopAsked, busy, device_name, slot
 from kd.runs import Run, RunDeleted, RunError, RunTaken
 
@@ -120,7 +121,8 @@ def recipe(run: Run) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    work = prepare(run, Progress(run))
+    with listening(run):
+        work = prepare(run, Progress(run))
     arms = arms_of(work.config)
     for arm in arms:
         if not (arm.folder(run) / "scores.json").exists():  # what a resumed run has left to do

@@ -3,8 +3,12 @@
 import re
 from pathlib import Path
 
-WORDS = (" out of memory", "can't allocate memory", "Cannot allocate memory", "bad_alloc", "signal: Killed")
-"""In the messages of CUDA, of torch's CPU allocator, of the system, of C++, and of a data loader whose process is gone."""
+WORDS = re.compile(
+    r" out of memory|can't allocate memory|Cannot allocate memory|bad_alloc|signal: Killed"
+    r"|could not create a (memory object|primitive$)"
+)
+"""In the messages of CUDA, of torch's CPU allocator, of the system, of C++, of a data loader whose process is gone, and of
+oneDNN, which says no more than this."""
 
 
 def ran_out(error: BaseException) -> bool:
@@ -14,7 +18,7 @@ def ran_out(error: BaseException) -> bool:
     return any(
         isinstance(link, MemoryError)
         or type(link).__name__ == "OutOfMemoryError"
-        or (isinstance(link, RuntimeError | OSError) and any(words in str(link) for words in WORDS))
+        or (isinstance(link, RuntimeError | OSError) and WORDS.search(str(link)) is not None)
         for link in chain
     )
 

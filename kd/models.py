@@ -37,8 +37,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from kd import memory
 from kd.config import SAMPLE
-from kd.data import ASSETS, SMALL_SIDE, explained, some
+from kd.data import ASSETS, SMALL_SIDE, some
 from kd.depthwise import quicken
+from kd.hub import from_hub
 from kd.runs import RunError, write_whole
 
 BIG_SIDE = 224
@@ -136,11 +137,13 @@ def load_teacher(name: str, classes: list[str] | None) -> tuple[Teacher, list[st
     Raises ``RunError`` if it is not there, cannot be reached, has an untrained head, or other classes.
     """
     source = str(ASSETS / "sample-teacher") if name == SAMPLE else name
-    with explained("teacher", name):
-        config = _config("teacher", source)
-        _check_is_classifier(config, name)
+
+    def load() -> tuple[Any, dict[str, Any], Any]:
+        _check_is_classifier(_config("teacher", source), name)
         model, info = _from_pretrained("teacher", source, output_loading_info=True)
-        processor = load_processor(source, "teacher", name)
+        return model, info, load_processor(source, "teacher", name)
+
+    model, info, processor = from_hub("teacher", name, load)
     fresh = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if fresh:
         raise RunError(
@@ -375,10 +378,13 @@ def _pretrained_student(name: str, classes: list[str], asked_size: int | None) -
         raise RunError(
             f"There is no student {name!r}. The students are {', '.join(STUDENTS)}; or give a Hub id or a folder."
         )
-    with explained("student", name):
+
+    def load() -> tuple[PreTrainedModel, Any]:
         _check_is_classifier(_config("student", name), name)
         model = renew_head(_from_pretrained("student", name, ignore_mismatched_sizes=True, **_names(classes)))
-        processor = load_processor(name, "student", name)
+        return model, load_processor(name, "student", name)
+
+    model, processor = from_hub("student", name, load)
     if asked_size is not None:
         processor = resized(processor, asked_size)
     return Student(model, processor, pipeline(processor), pretrained=True)

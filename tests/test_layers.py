@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 ORDER = [
-    "config", "limits", "memory", "runs", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "pictures", "data", "models", "targets", "trainer",
+    "config", "limits", "memory", "runs", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "pictures", "hub", "data", "models", "targets", "trainer",
     "compare", "analysis", "export", "sample", "distill", "estimate", "study", "sweep", "bench_rows", "bench", "bench_page", "chaos", "cli", "__main__",
 ]  # fmt: skip
 

@@ -68,6 +68,8 @@ class Summary:
             changes |= {"stage": STAGE_OF[name], "phase": None}
         if name == "progress":
             changes = {key: event[key] for key in ("phase", "done", "of")}
+        if name == "hub":
+            changes = {"phase": event["message"], "done": 0, "of": 0}
         if name in ("queued", "models"):
             changes["device"] = event["device"]
         if name == "training":
@@ -100,8 +102,8 @@ class Summary:
             ), ""
         if self.stage == STAGE_OF["targets"] and self.epochs:
             return f"{self._training()}, epoch {self._epoch()} of {self.epochs}", self._pace()
-        if self.phase and self.of:
-            return DOING.get(self.phase, self.phase), f"{self.done:,} of {self.of:,}"
+        if self.phase:
+            return DOING.get(self.phase, self.phase), f"{self.done:,} of {self.of:,}" if self.of else ""
         return AT_STAGE[self.stage], ""
 
     def _closing(self, status: str) -> str:
