@@ -175,7 +175,7 @@ def train_arm(run: Run, work: "Work") -> None:
 
 
 def train_within_memory(run: Run, work: "Work") -> tuple["Work", "ImageDistilTrainer", "RunCallback"]:
-    """Train; where memory runs out, on from the last checkpoint with batches in smaller parts, whose gradients are
+    """Train; where a GPU's memory runs out, on from the last checkpoint with batches in smaller parts, whose gradients are
     summed. (`Trainer`'s ``auto_find_batch_size`` would begin again, with other batches and another schedule.)"""
     while True:
         trainer, callback = build_trainer(run, work)
@@ -183,8 +183,8 @@ def train_within_memory(run: Run, work: "Work") -> tuple["Work", "ImageDistilTra
             with threads(work.device, work.student):
                 train_student(run, work, trainer)
             return work, trainer, callback
-        except (RuntimeError, MemoryError) as error:
-            if not memory.ran_out(error):
+        except RuntimeError as error:
+            if not memory.ran_out_on_gpu(error):
                 raise
         # Outside of the handler: the error holds on to all that was computed when it came.
         use_smaller_parts(run, work)
@@ -200,10 +200,12 @@ def use_smaller_parts(run: Run, work: "Work") -> None:
     size = work.config.batch_size
     now = parts(run)
     if now == size:
-        raise RunError("Out of memory, even with one picture at a time. Choose a smaller image size or student.")
+        raise RunError(
+            "Out of the GPU's memory, even with one picture at a time. Choose a smaller image size or student."
+        )
     wanted = next(count for count in range(2 * now, size + 1) if size % count == 0)
     said = (
-        f"Out of memory with {size // now} pictures at a time. Each batch of {size} is now computed in {wanted} parts of "
+        f"The GPU is out of memory with {size // now} pictures at a time. Each batch of {size} is now computed in {wanted} parts of "
         f"{size // wanted}, their gradients summed: steps and learning rates stay as they were; BatchNorm sees a part."
     )
     run.append("memory", parts=wanted, batch_size=size, warnings=[said])
@@ -220,8 +222,7 @@ def free_memory() -> None:
     import torch
 
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 @contextmanager

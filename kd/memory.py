@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 WORDS = re.compile(
-    r" out of memory|can't allocate memory|Cannot allocate memory|bad_alloc|signal: Killed"
+    r" out of memory|can't allocate memory|Cannot allocate memory|bad_alloc|signal: Killed|STATUS_ALLOC_FAILED"
     r"|could not create a (memory object|primitive$)"
 )
-"""In the messages of CUDA, of torch's CPU allocator, of the system, of C++, of a data loader whose process is gone, and of
-oneDNN, which says no more than this."""
+"""In the messages of CUDA, of torch's CPU allocator, of the system, of C++, of a data loader whose process is gone, of
+cuDNN and cuBLAS, and of oneDNN, which says no more than this."""
 
 
 def ran_out(error: BaseException) -> bool:
@@ -21,6 +21,12 @@ def ran_out(error: BaseException) -> bool:
         or (isinstance(link, RuntimeError | OSError) and WORDS.search(str(link)) is not None)
         for link in chain
     )
+
+
+def ran_out_on_gpu(error: BaseException) -> bool:
+    """Whether it is a GPU's memory that ran out. Then this process is well, and can go on with less; where its own
+    memory has, not even a thread can be relied on to start (`threading` may wait for one for ever)."""
+    return type(error).__name__ == "OutOfMemoryError" or "STATUS_ALLOC_FAILED" in str(error)
 
 
 def go_first() -> None:

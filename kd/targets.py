@@ -93,17 +93,16 @@ def _compute_within_memory(
     device: torch.device,
     *rest: Any,
 ) -> None:
-    """``_compute``, in batches of half the size each time that memory runs out."""
+    """``_compute``, in batches of half the size each time that a GPU's memory runs out."""
     size = GPU_BATCH if device.type == "cuda" else BATCH
     while True:
         try:
             return _compute(teacher, pixels, views, missing, paths, device, *rest, size)
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or not memory.ran_out(error):
+        except RuntimeError as error:
+            if size == 1 or not memory.ran_out_on_gpu(error):
                 raise
         size //= 2
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
 
 @torch.inference_mode()
