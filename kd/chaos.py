@@ -151,12 +151,14 @@ def empty_disk(scene: Scene) -> None:
 
 def limit_memory(scene: Scene) -> None:
     """Let the trainer have what it has, and not a page more."""
-    size = int(Path(f"/proc/{scene.pid}/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.prlimit(scene.pid, resource.RLIMIT_AS, (size, size))
+    with suppress(FileNotFoundError, ProcessLookupError):  # the run was faster
+        size = int(Path(f"/proc/{scene.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(scene.pid, resource.RLIMIT_AS, (size, size))
 
 
 def limit_files(scene: Scene) -> None:
-    resource.prlimit(scene.pid, resource.RLIMIT_FSIZE, (SMALL_FILE, SMALL_FILE))
+    with suppress(ProcessLookupError):
+        resource.prlimit(scene.pid, resource.RLIMIT_FSIZE, (SMALL_FILE, SMALL_FILE))
 
 
 def start_another(scene: Scene) -> None:
@@ -382,7 +384,10 @@ def chaos(kills: int, seed: int, tell: Callable[[Outcome], None]) -> list[Outcom
         for nth, fault in enumerate(faults(kills, rng)):
             folder = Path(top) / f"{nth:02}"
             folder.mkdir()
-            outcome = play(fault, folder, config, unbroken, rng)
+            try:
+                outcome = play(fault, folder, config, unbroken, rng)
+            except (RunError, OSError) as error:
+                outcome = Outcome(fault.name, fault.stage, "", "", "", (str(error),))
             tell(outcome)
             outcomes.append(outcome)
             shutil.rmtree(folder, ignore_errors=True)
@@ -416,6 +421,8 @@ def play(fault: Fault, folder: Path, config: DistillConfig, unbroken: Run, rng: 
         status = settle(scene, fault)
         said = (run.last("failed") or {}).get("message", "") if status == "failed" else status
         problems = [*scene.notes, *wrong(status, said, fault)]
+        if status not in CLOSED and not fault.goes_on:
+            kill_trainer(scene)  # it hangs, and a resume would wait for it
         if scene.page:
             problems += page_problems(scene)
         fault.mend(scene)
