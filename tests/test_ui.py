@@ -199,3 +199,13 @@ def test_what_cannot_be_asked_is_refused_in_words(asked, words):
 def test_on_a_shared_server_a_teacher_is_no_path(monkeypatch, teacher):
     monkeypatch.setenv("KD_SHARED", "1")
     assert "a path" in dark.teacher_says({"teacher": str(teacher), "example": 0})["problem"]
+
+
+def test_a_wait_for_the_hub_and_a_death_are_said_in_the_run_s_line():
+    found = summary.Summary().after({"event": "started", "oom_kills": 0})
+    found = found.after({"event": "hub", "message": "The Hub is busy; trying again in 8 s."})
+    assert found.line("running") == ("The Hub is busy; trying again in 8 s.", "") and found.share() == 0.0
+    assert (
+        "It was killed, or the machine went down" in found.line("died")[0] or "want of memory" in found.line("died")[0]
+    )
+    assert "reading" in found.after({"event": "progress", "phase": "reading", "done": 1, "of": 4}).line("running")
