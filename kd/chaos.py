@@ -179,8 +179,9 @@ def take_lock(scene: Scene) -> None:
 def make_read_only(scene: Scene) -> None:
     """Make the disk read-only under a run that died: it can be looked at, and says why it cannot go on."""
     kill_trainer(scene)
-    until(lambda: not is_alive(scene.pid), LEAVE_SECONDS)
-    mount("-o", "remount,ro", scene.folder)
+    until(lambda: not scene.run.is_locked(), LEAVE_SECONDS)  # a zombie's threads may still have files open
+    if not until(lambda: mount("-o", "remount,ro", scene.folder), LEAVE_SECONDS):
+        raise Skipped("the disk cannot be made read-only")
     if scene.run.status() != "died" or runs.list_runs(scene.run.path.parent) != [scene.run]:
         scene.notes.append("the run cannot be looked at")
     try:
@@ -215,7 +216,9 @@ def faults(kills: int, rng: Random) -> Iterator[Fault]:
     for stage in ("start", "save"):
         yield Fault("limit on files", stage, limit_files, ("lets a file be", "could not be written"))
     for nth, stage in enumerate(("start", "targets", "step")):
-        yield Fault("limit on memory", stage, limit_memory, ("Out of memory",), through_page=nth == 2)
+        yield Fault(
+            "limit on memory", stage, limit_memory, ("Out of memory", "no further thread"), through_page=nth == 2
+        )
 
 
 # --- Where
@@ -412,12 +415,12 @@ def play(fault: Fault, folder: Path, config: DistillConfig, unbroken: Run, rng: 
             if fault.small_disk:
                 stack.enter_context(small_disk(folder))
             scene = begin(fault, folder, config, rng, stack)
+            run = scene.run
+            wait_for(fault.stage, run, unbroken, rng)
+            last = run.events()[-1]["event"]
+            fault.strike(scene)
         except Skipped as why:
             return Outcome(fault.name, fault.stage, "", str(why), "", skipped=True)
-        run = scene.run
-        wait_for(fault.stage, run, unbroken, rng)
-        last = run.events()[-1]["event"]
-        fault.strike(scene)
         status = settle(scene, fault)
         said = (run.last("failed") or {}).get("message", "") if status == "failed" else status
         problems = [*scene.notes, *wrong(status, said, fault)]

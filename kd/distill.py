@@ -108,6 +108,8 @@ def in_words(error: BaseException, run: Run) -> str:
         return DISK[errno.ENOSPC].format(place=run.path) + again
     if memory.ran_out(error):
         return f"Out of memory. Choose a smaller batch size, image size or student; or free some memory{again}"
+    if "can't start new thread" in str(error):
+        return f"The system allows no further thread: memory or processes (`ulimit -u`) are at their limit. Raise it{again}"
     if any(words in str(error) for words in ("PytorchStreamWriter", "iostream error", "unexpected pos")):
         return f"A file in {run.path} could not be written to its end. Is there room, and no limit (`ulimit -f`)? Mend it{again}"
     if isinstance(error, RunError | ValueError) and not isinstance(error, UnicodeError):

@@ -88,6 +88,7 @@ def test_a_batch_is_cut_into_equal_parts_down_to_one_picture(run):
         (MemoryError(), "Out of memory"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "Out of memory"),
         (RuntimeError("could not create a primitive"), "Out of memory"),
+        (RuntimeError("can't start new thread"), "allows no further thread"),
         (RuntimeError("could not create a primitive descriptor for a convolution"), "our mistake"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "Out of memory"),
     ],
