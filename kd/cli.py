@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kd import launch, limits, runs, uploads, visitors
+from kd import launch, limits, memory, runs, uploads, visitors
 from kd import sweep as sweeps
 from kd.bench_rows import SCALES, Plan
 from kd.config import CHECKED, NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, SAMPLE, DistillConfig, public_name
@@ -183,6 +183,11 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--scale", action="store_true", help=f"cached on {', '.join(map(str, SCALES))} times the images")
     what.add_argument("--page", action="store_true", help="the page, in a browser: start, first point, poll, watching")
     one.add_argument("--json", action="store_true", help="print the figures as the last line of standard output")
+
+    one = command("chaos", chaos, "bad days: kill, fill, starve and cut small runs, and see whether each is survived")
+    one.add_argument("--kills", type=int, default=20, help="how many times to kill -9 (default: 20)")
+    one.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    one.add_argument("--json", action="store_true", help="print all of it as the last line of standard output")
 
     sample = commands.add_parser("sample", help="the embedded sample and its teacher").add_subparsers(
         required=True, metavar="COMMAND"
@@ -372,6 +377,7 @@ def run_folder(options: argparse.Namespace) -> int:
     if (run.path / "sweep.json").exists():
         return _work_on(Sweep(run.path))
     signal.signal(signal.SIGTERM, lambda *_: run.ask_to_stop())
+    memory.go_first()
     execute(run, resume=options.resume)
     return 0 if run.status() == "done" else 1
 
@@ -698,6 +704,31 @@ def _bench_rows(plan: Plan, options: argparse.Namespace, tell: Callable[[str], N
     return found
 
 
+def chaos(options: argparse.Namespace) -> int:
+    """Play the faults, a line for each as it comes, then the count of those survived."""
+    from kd.chaos import Outcome
+    from kd.chaos import chaos as play
+
+    if options.kills < 0:
+        raise BadUsage(f"kills is {options.kills}; expected 0 or more.")
+    form = "{:20} {:8} {:10} {:40} {:14} {}"
+    print(form.format("fault", "stage", "after", "what the run said", "resumed", "survived"), flush=True)
+
+    def tell(one: Outcome) -> None:
+        print(form.format(one.fault, one.stage, one.last, one.said[:40], one.end, one.verdict), flush=True)
+
+    found = play(options.kills, options.seed, tell)
+    played = [one for one in found if not one.skipped]
+    survived = sum(not one.problems for one in played)
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    print(
+        f"{survived} of {len(played)} faults survived, {len(found) - len(played)} skipped ({day}, seed {options.seed})"
+    )
+    if options.json:
+        print(json.dumps([dataclasses.asdict(one) for one in found]))
+    return 0 if survived == len(played) else 1
+
+
 def build_sample(options: argparse.Namespace) -> int:
     from kd import sample
     from kd.data import ASSETS
@@ -772,7 +803,9 @@ def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> in
         return 1
     screen.clear()
     if status == "died":
-        screen.line(f"Run {run.id} died: its process is gone. `python -m kd resume {run.id}` goes on with it.")
+        screen.line(
+            f"Run {run.id} died: its process is gone. {run.epitaph()} `python -m kd resume {run.id}` goes on with it."
+        )
     report = run.report()
     if status != "done" or report is None:
         return 1
@@ -843,6 +876,9 @@ class Screen:
 
     def show_progress(self, e: dict) -> None:
         self.progress(f"{e['phase']} {e['done']:,} of {e['of']:,}", e["done"] / e["of"])
+
+    def show_hub(self, e: dict) -> None:
+        self.line(e["message"])
 
     def show_data(self, e: dict) -> None:
         self.labels = e.get("labels", "dataset")

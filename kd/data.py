@@ -22,9 +22,10 @@ from PIL import Image
 
 from kd import limits
 from kd.config import SAMPLE, DistillConfig
+from kd.hub import from_hub
 from kd.layout import SPLIT_NAMES
 from kd.pictures import ENDINGS, BadPicture, identified, open_picture
-from kd.runs import RunError
+from kd.runs import RunError, write_whole
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SPLIT_SEED = 0
@@ -252,80 +253,7 @@ def _class_folders(path: Path, folders: list[Path]) -> Any:
 def _load_hub(config: DistillConfig) -> dict[str, Any]:
     from datasets import load_dataset
 
-    with explained("dataset", config.dataset):
-        return dict(load_dataset(config.dataset, config.dataset_config))
-
-
-@contextmanager
-def explained(kind: str, name: str) -> Iterator[None]:
-    """Turn the Hub libraries' errors into a ``RunError`` that says which of the possible reasons it was."""
-    try:
-        _ask_hub(kind, name)
-        yield
-    except RunError:
-        raise
-    except Exception as error:
-        reason = _hub_reason(error)
-        if reason is None:
-            raise
-        raise RunError(reason.format(kind=kind, name=name)) from error
-
-
-def _ask_hub(kind: str, name: str) -> None:
-    """Ask the Hub for a repository of which nothing is in the cache. Where the Hub cannot be reached this fails at
-    once; the libraries would try six times, which takes 23 s, or 7 minutes where nothing answers at all."""
-    from huggingface_hub import HfApi, constants, is_offline_mode
-    from huggingface_hub.file_download import repo_folder_name
-
-    if name == SAMPLE or Path(os.path.expanduser(name)).exists() or is_offline_mode():
-        return
-    repo_type = "dataset" if kind == "dataset" else "model"
-    if not (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=repo_type)).exists():
-        HfApi().repo_info(name, repo_type=repo_type, timeout=10)
-
-
-def _hub_reason(error: BaseException) -> str | None:
-    """Which of the usual reasons an error of the Hub's libraries has, as a message with ``kind`` and ``name`` left
-    open; ``None`` for what is not the Hub's."""
-    from huggingface_hub import is_offline_mode
-
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    names = {base.__name__ for link in chain for base in type(link).__mro__}
-    text = " ".join(str(link) for link in chain)
-    unreachable = names & {"ConnectError", "LocalEntryNotFoundError", "ConnectionError", "TimeoutException"}
-    unknown = names & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}
-    if "GatedRepoError" in names or "is a gated dataset" in text:
-        return "The {kind} {name!r} is gated: accept its terms on the Hub, then log in with `hf auth login`."
-    if is_offline_mode() and (unreachable or "OfflineModeIsEnabled" in names):
-        return (
-            "The {kind} {name!r} is not on this machine, and offline mode is on (HF_HUB_OFFLINE). Unset it, or name a "
-            "folder."
-        )
-    if unreachable:
-        return (
-            "The {kind} {name!r} is not a folder here, and the Hub cannot be reached. Check the network, or name a "
-            "folder. The embedded sample needs no network."
-        )
-    if unknown or "not a valid model identifier" in text:
-        return (
-            "There is no {kind} {name!r}: no such folder here, no such id on the Hub (or it is private). Check the "
-            "spelling; ids look like owner/name."
-        )
-    if "Config name is missing" in text or "BuilderConfig" in text:
-        return "The {kind} {name!r} has several configurations; choose one with --dataset-config. " + _plain(str(error))
-    if names & {"EmptyDatasetError", "DataFilesNotFoundError"}:
-        return "The {kind} {name!r} has no data files that can be read."
-    if "scripts are no longer supported" in text:
-        return "The {kind} {name!r} is a loading script, which current `datasets` refuses. Use a copy of it in parquet."
-    return None
-
-
-def _plain(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+    return from_hub("dataset", config.dataset, lambda: dict(load_dataset(config.dataset, config.dataset_config)))
 
 
 def _pick_splits(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:
@@ -506,18 +434,29 @@ def load_pixels(
     folder = pixels_folder(print_, side, cache)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        values = mapped(folder / "pixels.npy")
-        known = (folder / "unreadable.json").exists()
-        warnings = [] if values is not None and known else _too_large(len(dataset), side, folder)
-        cached = known and (values is not None or bool(warnings))
+        unreadable, values = _unreadable(folder), mapped(folder / "pixels.npy")
+        if unreadable is None or (values is not None and len(values) != len(dataset) - len(unreadable)):
+            values = None
+        warnings = [] if values is not None else _too_large(len(dataset), side, folder)
+        cached = unreadable is not None and (values is not None or bool(warnings))
         if not cached:
-            _decode(dataset, side, folder, progress, keep=not warnings)
-            values = mapped(folder / "pixels.npy")
-        unreadable = json.loads((folder / "unreadable.json").read_text())
+            try:
+                _decode(dataset, side, folder, progress, keep=not warnings)
+            finally:  # what was not finished cannot be gone on with, and on a full disk it is in the way
+                (folder / "pixels.part").unlink(missing_ok=True)
+            unreadable, values = _unreadable(folder), mapped(folder / "pixels.npy")
     keep = np.setdiff1d(np.arange(len(labels)), [entry["index"] for entry in unreadable])
     if values is None:
         values = Undecoded(dataset.select(keep), side)
     return Pixels(values, labels[keep], print_, [entry["reason"] for entry in unreadable], cached, warnings)
+
+
+def _unreadable(folder: Path) -> list[dict[str, Any]] | None:
+    """What ``_decode`` has left out (``index``, ``reason``), or ``None`` where it has not ended."""
+    try:
+        return json.loads((folder / "unreadable.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _too_large(count: int, side: int, folder: Path) -> list[str]:
@@ -550,11 +489,9 @@ def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int]
                 write(np.stack(read))
             done += len(answers)
             progress(done, len(dataset))
-    (folder / "unreadable.json").write_text(json.dumps(unreadable))
+    write_whole(folder / "unreadable.json", json.dumps(unreadable))
     if keep:
         os.replace(temporary, folder / "pixels.npy")
-    else:
-        temporary.unlink()
 
 
 def _squeezed(row: dict[str, Any], side: int) -> np.ndarray:

@@ -4,6 +4,8 @@ Nothing heavy is imported until a run has its device: one that waits for its tur
 """
 
 import dataclasses
+import errno
+import gc
 import json
 import os
 import shutil
@@ -17,10 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd import limits, runs, uploads
+from kd import limits, memory, runs, uploads
 from kd.config import NO_TEACHER, DistillConfig
+from kd.hub import listening
 from kd.launch import StopAsked, busy, device_name, slot
-from kd.runs import Run, RunDeleted, RunError
+from kd.runs import Run, RunDeleted, RunError, RunTaken
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +38,13 @@ if TYPE_CHECKING:
 PROGRESS_SECONDS = 0.5
 GROWTH = 16
 """An input that grows does so in steps of so many pixels."""
+DISK = {
+    errno.ENOSPC: "The disk is full ({place}). Free some space",
+    errno.EDQUOT: "Your share of the disk is used up ({place}). Free some space",
+    errno.EFBIG: "A file in {place} became larger than this system lets a file be (`ulimit -f`). Raise that limit",
+    errno.EROFS: "Nothing can be written to {place}: it is read-only. Make it writable",
+}
+"""What the system says of a file that cannot be written, in words. By its text: safetensors hands no number on."""
 PACKAGES = ("torch", "transformers", "datasets", "accelerate")
 
 
@@ -64,11 +74,11 @@ def execute(run: Run, resume: bool = False) -> None:
         try:
             run.keep_reserve()
             with slot(run, device_name(run.config().device)):
-                run.append("resumed" if resume else "started", pid=os.getpid())
+                run.append("resumed" if resume else "started", pid=os.getpid(), oom_kills=memory.kills())
                 recipe(run)
         except (StopAsked, KeyboardInterrupt):
             run.close("stopped", message=f"Stopped. `python -m kd resume {run.id}` goes on with it.")
-        except RunDeleted:
+        except (RunDeleted, RunTaken):
             raise
         except BaseException as error:
             run.close("failed", message=in_words(error, run), error=type(error).__name__)
@@ -89,11 +99,20 @@ def in_words(error: BaseException, run: Run) -> str:
     """What a person can do about an error."""
     if not run.path.exists():
         return str(RunDeleted(f"The folder of run {run.id} was deleted while it ran: {run.path}"))
-    # Only OSError has a number for a full disk; safetensors and torch.save raise errors of their own.
-    if "No space left" in str(error) or shutil.disk_usage(run.path).free < runs.RESERVE_BYTES:
-        return f"The disk is full ({run.path}). Free some space, then `python -m kd resume {run.id}`."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "Out of memory. Choose a smaller batch size, image size or student."
+    again, place = (
+        f", then `python -m kd resume {run.id}`.",
+        (isinstance(error, OSError) and error.filename) or run.path,
+    )
+    if said := [words for number, words in DISK.items() if os.strerror(number) in str(error)]:
+        return said[0].format(place=place) + again
+    if shutil.disk_usage(run.path).free < runs.RESERVE_BYTES:  # torch.save says less
+        return DISK[errno.ENOSPC].format(place=run.path) + again
+    if memory.ran_out(error):
+        return f"Out of memory. Choose a smaller batch size, image size or student; or free some memory{again}"
+    if "can't start new thread" in str(error):
+        return f"The system allows no further thread: memory or processes (`ulimit -u`) are at their limit. Raise it{again}"
+    if any(words in str(error) for words in ("PytorchStreamWriter", "iostream error", "unexpected pos")):
+        return f"A file in {run.path} could not be written to its end. Is there room, and no limit (`ulimit -f`)? Mend it{again}"
     if isinstance(error, RunError | ValueError) and not isinstance(error, UnicodeError):
         return str(error)
     return f"{type(error).__name__}: {error}. This is our mistake, not yours; the traceback is in stderr.txt."
@@ -105,7 +124,8 @@ def recipe(run: Run) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    work = prepare(run, Progress(run))
+    with listening(run):
+        work = prepare(run, Progress(run))
     arms = arms_of(work.config)
     for arm in arms:
         if not (arm.folder(run) / "scores.json").exists():  # what a resumed run has left to do
@@ -137,9 +157,7 @@ def arms_of(config: DistillConfig) -> list[Arm]:
 
 def train_arm(run: Run, work: "Work") -> None:
     """Train one student, keep it, and measure it on the test split; the ``arm`` event."""
-    trainer, callback = build_trainer(run, work)
-    with threads(work.device, work.student):
-        train_student(run, work, trainer)
+    work, trainer, callback = train_within_memory(run, work)
     save_best(run, work, trainer)
     state, events = trainer.state, runs.by_arm(run.events())[work.arm.seed, work.arm.name]
     scores = {
@@ -157,6 +175,57 @@ def train_arm(run: Run, work: "Work") -> None:
     runs.write_whole(work.arm.folder(run) / "scores.json", json.dumps(scores))
     run.append("arm", **scores)
     shutil.rmtree(trainer.args.output_dir, ignore_errors=True)  # the best is kept; the rest only takes space
+
+
+def train_within_memory(run: Run, work: "Work") -> tuple["Work", "ImageDistilTrainer", "RunCallback"]:
+    """Train; where a GPU's memory runs out, on from the last checkpoint with batches in smaller parts, whose gradients are
+    summed. (`Trainer`'s ``auto_find_batch_size`` would begin again, with other batches and another schedule.)"""
+    while True:
+        trainer, callback = build_trainer(run, work)
+        try:
+            with threads(work.device, work.student):
+                train_student(run, work, trainer)
+            return work, trainer, callback
+        except RuntimeError as error:
+            if not memory.ran_out_on_gpu(error):
+                raise
+        # Outside of the handler: the error holds on to all that was computed when it came.
+        use_smaller_parts(run, work)
+        work.student.model.cpu()
+        del trainer, callback
+        free_memory()
+        work = dataclasses.replace(work, student=fresh_student(work, work.arm))
+
+
+def use_smaller_parts(run: Run, work: "Work") -> None:
+    """Cut batches into twice as many parts from now on, or the next number that leaves them equal; the ``memory`` event.
+    Raises ``RunError`` where a part is one picture already."""
+    size = work.config.batch_size
+    now = parts(run)
+    if now == size:
+        raise RunError(
+            "Out of the GPU's memory, even with one picture at a time. Choose a smaller image size or student."
+        )
+    wanted = next(count for count in range(2 * now, size + 1) if size % count == 0)
+    said = (
+        f"The GPU is out of memory with {size // now} pictures at a time. Each batch of {size} is now computed in {wanted} parts of "
+        f"{size // wanted}, their gradients summed: steps and learning rates stay as they were; BatchNorm sees a part."
+    )
+    run.append("memory", parts=wanted, batch_size=size, warnings=[said])
+
+
+def parts(run: Run) -> int:
+    """Into how many parts each batch of this run is cut: one, until memory ran out. All its trainings are alike."""
+    event = run.last("memory")
+    return event["parts"] if event else 1
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -264,11 +333,15 @@ def at_arm(work: Work, arm: Arm) -> Work:
     """The same work for another arm: a student with the arm's weights."""
     if arm == work.arm:
         return work
-    from kd import models
+    return dataclasses.replace(work, arm=arm, student=fresh_student(work, arm))
+
+
+def fresh_student(work: Work, arm: Arm) -> "Student":
+    """The run's student with the weights that an arm begins with."""
+    from kd.models import load_student
 
     config, side = work.config, work.student.pipeline.size[0]
-    student = models.load_student(config.student, work.splits.classes, side, side, arm.seed, config.heal == "yes")
-    return dataclasses.replace(work, arm=arm, student=student)
+    return load_student(config.student, work.splits.classes, side, side, arm.seed, config.heal == "yes")
 
 
 def pixel_side(teacher: "Teacher | None", student: "Student", longest: int) -> int:
@@ -507,13 +580,14 @@ def arguments(run: Run, work: Work, pictures: int) -> Any:
 
     from kd.data import Undecoded, processes
 
-    config = work.config
+    config, count = work.config, parts(run)
     steps = math.ceil(pictures / config.batch_size)
     return TrainingArguments(
         output_dir=str(checkpoints(run, work.arm)),
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=128,
+        per_device_train_batch_size=config.batch_size // count,
+        gradient_accumulation_steps=count,
+        per_device_eval_batch_size=max(1, 128 // count),
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=round(config.warmup * steps * config.epochs),
@@ -543,16 +617,25 @@ def checkpoints(run: Run, arm: Arm) -> Path:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole: `Trainer` writes ``trainer_state.json`` last."""
-
-    def is_whole(path: Path) -> bool:
-        try:
-            return bool(json.loads((path / "trainer_state.json").read_text()))
-        except (OSError, ValueError):
-            return False
-
+    """The newest checkpoint that is whole: `Trainer` writes ``trainer_state.json`` last. The others are looked at too,
+    for a power cut may take any of the files that were written last."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return next((str(path) for path in reversed(found) if is_whole(path)), None)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all files of a checkpoint are there to their ends."""
+    import zipfile
+
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        with safe_open(checkpoint / "model.safetensors", "pt"):  # compares its size with its header
+            pickles = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # zip files, whose table is at their end
+            return bool(state) and all(zipfile.is_zipfile(checkpoint / name) for name in pickles)
+    except (OSError, ValueError, SafetensorError):
+        return False
 
 
 def train_student(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
@@ -665,8 +748,8 @@ def write_report(run: Run, work: Work, arms: list[Arm]) -> None:
     runs.write_whole(run.path / "report.json", json.dumps(report, indent=2))
     shown = ("teacher", "student", "agreement", "speedup", "size_ratio", "train", "verdict")
     run.append("result", **{name: report[name] for name in shown}, warnings=said)
+    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)  # before the end, after which nobody comes to do it
     run.close("done")
-    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
 def answers_of(run: Run, arm: Arm) -> dict[str, "np.ndarray"]:

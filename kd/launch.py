@@ -33,21 +33,21 @@ class StopAsked(Exception):
 
 def start(run: Run, resume: bool = False, behind: bool = False) -> subprocess.Popen:
     """Work on ``run`` in a detached process, which outlives this one. Its output goes to ``stderr.txt``. On a CPU it
-    trains with low priority if it is to stand ``behind`` whoever waits for an answer of the page."""
+    trains with low priority if it is to stand ``behind`` whoever waits for an answer of the page.
+
+    Raises ``RunError`` where nothing can be written to the run's folder.
+    """
     environment = dict(os.environ)
     home = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH")]))
     environment |= gpu_of_its_own(device_name(run.config().device)) | KEEP_MEMORY
-    command = [
-        sys.executable,
-        "-m",
-        "kd",
-        "run",
-        str(run.path),
-        *(["--resume"] if resume else []),
-        *niceness(run, behind),
-    ]
-    with (run.path / "stderr.txt").open("ab") as log:
+    going_on = ["--resume"] if resume else []
+    command = [sys.executable, "-m", "kd", "run", str(run.path), *going_on, *niceness(run, behind)]
+    try:
+        log = (run.path / "stderr.txt").open("ab")
+    except OSError as error:
+        raise RunError(run.not_writable(error)) from error
+    with log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
         )

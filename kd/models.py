@@ -35,9 +35,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from kd import memory
 from kd.config import NO_TEACHER, SAMPLE
-from kd.data import ASSETS, SMALL_SIDE, explained, some
+from kd.data import ASSETS, SMALL_SIDE, some
 from kd.depthwise import quicken
+from kd.hub import from_hub
 from kd.labels import match_classes, nameless, plain
 from kd.runs import RunError, write_whole
 
@@ -158,11 +160,13 @@ def load_teacher(
     Raises ``RunError`` if it is not there, cannot be reached, has an untrained head, or other classes.
     """
     source = _source(name)
-    with explained("teacher", name):
-        config = _config("teacher", source)
-        _check_is_classifier(config, name)
+
+    def load() -> tuple[Any, dict[str, Any], Any]:
+        _check_is_classifier(_config("teacher", source), name)
         model, info = _from_pretrained("teacher", source, output_loading_info=True)
-        processor = load_processor(source, "teacher", name)
+        return model, info, load_processor(source, "teacher", name)
+
+    model, info, processor = from_hub("teacher", name, load)
     fresh = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if fresh:
         raise RunError(
@@ -181,8 +185,7 @@ def load_teacher(
 def teacher_classes(name: str) -> list[str]:
     """The classes of a teacher, without its weights. Raises ``RunError`` if it is not there, or no classifier."""
     source = _source(name)
-    with explained("teacher", name):
-        config = _config("teacher", source)
+    config = from_hub("teacher", name, lambda: _config("teacher", source))
     _check_is_classifier(config, name)
     return classes_of(config)
 
@@ -392,13 +395,14 @@ def _pretrained_student(name: str, classes: list[str], asked_size: int | None) -
         raise RunError(
             f"There is no student {name!r}. The students are {', '.join(STUDENTS)}; or give a Hub id or a folder."
         )
-    with explained("student", name):
+
+    def load() -> tuple[PreTrainedModel, Any]:
         config = _config("student", name)
         _check_is_classifier(config, name)
         model = _from_pretrained("student", name, ignore_mismatched_sizes=True, **_names(classes))
-        if not knows(config, classes):
-            model = renew_head(model)
-        processor = load_processor(name, "student", name)
+        return model if knows(config, classes) else renew_head(model), load_processor(name, "student", name)
+
+    model, processor = from_hub("student", name, load)
     if asked_size is not None:
         processor = resized(processor, asked_size)
     return Student(model, processor, pipeline(processor), pretrained=True)
@@ -439,6 +443,8 @@ def check_size(name: str, student: Student, size: tuple[int, int]) -> None:
     try:
         student.model.eval()(pixel_values=torch.zeros(1, 3, height, width))
     except (RuntimeError, ValueError) as error:
+        if memory.ran_out(error):
+            raise
         raise RunError(f"The student {name!r} does not take pictures of {height} x {width} pixels: {error}") from error
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kd import memory
 from kd.config import RUN_TEACHER, DistillConfig
 
 LIFECYCLE = {
@@ -56,6 +57,10 @@ class RunDeleted(RunError):
     """The run's folder went away while something worked on it."""
 
 
+class RunTaken(RunError):
+    """Another process works on the run: this one must leave it alone."""
+
+
 def default_folder() -> Path:
     """Where runs are kept: ``KD_RUNS_DIR``, or ``runs`` in the working folder."""
     return Path(os.environ.get("KD_RUNS_DIR") or "runs")
@@ -65,7 +70,10 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file beside its place and rename it, so that no reader ever sees half of it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -132,8 +140,9 @@ class Run:
     def append(self, event: str, **data: Any) -> None:
         """Add an event. Only the process that holds the lock appends; ``create`` writes the first.
 
-        Raises ``RunDeleted`` where the folder is gone (it is not made again).
+        Raises ``RunDeleted`` where the folder is gone (it is not made again), ``RunTaken`` where the lock is another's.
         """
+        self._check_lock()
         line = json.dumps({"event": event, "time": round(time.time(), 3), **data}, allow_nan=False) + "\n"
         try:
             handle = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND)
@@ -177,7 +186,7 @@ class Run:
         return "died" if again == last else LIFECYCLE[again["event"]]
 
     def is_locked(self) -> bool:
-        """Whether a living process works on this run."""
+        """Whether a living process works on this run. Nobody can where the folder is read-only."""
         if not self.path.is_dir():  # the lock would wait for its folder for ever
             raise RunDeleted(f"The folder of run {self.id} is gone: {self.path}")
         try:
@@ -185,6 +194,25 @@ class Run:
                 return False
         except Timeout:
             return True
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES):
+                return False
+            raise
+
+    def _check_lock(self) -> None:
+        """Raises ``RunTaken`` where this process works on the run, but its lock was removed: then another may hold one."""
+        held = _held.get(self.path)
+        try:
+            now = held and (self.path / "lock").stat().st_ino
+        except FileNotFoundError:
+            now = None
+        if held != now and self.path.is_dir():
+            raise RunTaken(f"The lock of run {self.id} is not this process's any more; it leaves the run to others.")
+
+    def epitaph(self) -> str:
+        """What can honestly be said of a run that has died."""
+        begun = self.last("started", "resumed")
+        return memory.epitaph(begun and begun.get("oom_kills"))
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -198,12 +226,20 @@ class Run:
             lock = FileLock(self.path / "lock").acquire(timeout=5)
         except Timeout:
             raise RunError(f"Run {self.id} is being worked on by another process already.") from None
+        except OSError as error:
+            raise RunError(self.not_writable(error)) from error
         with lock:
+            _held[self.path] = (self.path / "lock").stat().st_ino
             self._drop_half_line()
             try:
                 yield
             finally:
+                del _held[self.path]
                 (self.path / "reserve").unlink(missing_ok=True)
+
+    def not_writable(self, error: OSError) -> str:
+        """Words for a run whose folder takes no file."""
+        return f"Run {self.id} cannot be worked on: nothing can be written to {self.path} ({error.strerror})."
 
     def keep_reserve(self) -> None:
         """Take the room that the last event will need if the disk is full by then."""
@@ -257,6 +293,10 @@ class Run:
         if self.is_locked():
             raise RunError(f"Run {self.id} is still running. Stop it first, then delete it.")
         shutil.rmtree(self.path)
+
+
+_held: dict[Path, int] = {}
+"""The runs that this process works on, and the inode of each one's lock."""
 
 
 def by_arm(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
 
+from kd import memory
 from kd.data import Pixels, Views, crop, in_order, mapped, npy_writer, rows_in
 from kd.models import Teacher, autocast
 
@@ -67,7 +69,7 @@ def load_targets(
     with FileLock(folder / "lock"):
         missing = [view for view, path in enumerate(paths) if _whole(path, size) is None]
         if missing:
-            _compute(teacher, pixels, views, missing, paths, device, precision, progress)
+            _compute_within_memory(teacher, pixels, views, missing, paths, device, precision, progress)
         logits = [mapped(path) for path in paths]
     state = "hit" if not missing else "partial" if len(missing) < count else "miss"
     return Targets(logits, time.perf_counter() - started, state)
@@ -82,6 +84,27 @@ def _whole(path: Path, size: int) -> np.ndarray | None:
     return values
 
 
+def _compute_within_memory(
+    teacher: Teacher,
+    pixels: Pixels,
+    views: Views,
+    missing: list[int],
+    paths: list[Path],
+    device: torch.device,
+    *rest: Any,
+) -> None:
+    """``_compute``, in batches of half the size each time that a GPU's memory runs out."""
+    size = GPU_BATCH if device.type == "cuda" else BATCH
+    while True:
+        try:
+            return _compute(teacher, pixels, views, missing, paths, device, *rest, size)
+        except RuntimeError as error:
+            if size == 1 or not memory.ran_out_on_gpu(error):
+                raise
+        size //= 2
+        torch.cuda.empty_cache()
+
+
 @torch.inference_mode()
 def _compute(
     teacher: Teacher,
@@ -92,17 +115,18 @@ def _compute(
     device: torch.device,
     precision: str,
     progress: Progress,
+    size: int,
 ) -> None:
-    """One pass over the pixels, every missing view of each batch, from where an interrupted pass has stopped; each
-    view's file is written beside its place and renamed."""
-    shape, size = (len(teacher.classes),), len(pixels.labels)
+    """One pass over the pixels in batches of ``size``, every missing view of each batch, from where an interrupted pass
+    has stopped; each view's file is written beside its place and renamed."""
+    shape, of = (len(teacher.classes),), len(pixels.labels)
     parts = {view: paths[view].with_suffix(".part") for view in missing}
     boxes = {view: [torch.from_numpy(values).to(device) for values in views.boxes(view)] for view in missing}
-    begun = min(min(rows_in(part, shape, np.float32) for part in parts.values()), size)
+    begun = min(min(rows_in(part, shape, np.float32) for part in parts.values()), of)
     done = begun * len(missing)
     with ExitStack() as stack:
         write = {v: stack.enter_context(npy_writer(part, shape, np.float32, begun)) for v, part in parts.items()}
-        for start, values in in_order(pixels.values, begun, GPU_BATCH if device.type == "cuda" else BATCH):
+        for start, values in in_order(pixels.values, begun, size):
             batch = torch.from_numpy(values).to(device)
             rows = slice(start, start + len(batch))
             for view in missing:
@@ -111,7 +135,7 @@ def _compute(
                 with autocast(device, precision):
                     write[view](teacher(seen).logits.float().cpu().numpy())
                 done += len(batch)
-                progress(done, size * len(missing))
+                progress(done, of * len(missing))
     for view, part in parts.items():
         os.replace(part, paths[view])
 

@@ -5,7 +5,9 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +17,18 @@ ROUTE = re.compile(
     r"/(?:api/)?(?:(?P<kind>models|datasets)/)?(?P<id>[^/]+/[^/]+)"
     r"(?:/(?P<action>resolve|revision|tree)/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?"
 )
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What becomes of the next request whose line has ``where`` in it: an answer after ``delay`` seconds, with another
+    ``status``, or cut after so many bytes."""
+
+    where: str
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+    cut: int | None = None
 
 
 class Hub(ThreadingHTTPServer):
@@ -32,6 +46,8 @@ class Hub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.asked: list[str] = []
         """What was asked for so far: ``HEAD /owner/name/resolve/main/config.json``."""
+        self.troubles: list[Trouble] = []
+        """Those to come, in order; each is served once."""
 
     def environment(self, home: Path) -> dict[str, str]:
         """The environment of a client that knows this Hub only and keeps its downloads in ``home``."""
@@ -53,10 +69,19 @@ class Request(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: Hub
+    cut: int | None = None
 
     def do_GET(self) -> None:
         """Find the repository and answer from its folder."""
-        self.server.asked.append(f"{self.command} {self.path}")
+        line = f"{self.command} {self.path}"
+        self.server.asked.append(line + (f" {self.headers['Range']}" if "Range" in self.headers else ""))
+        trouble = next((one for one in self.server.troubles if one.where in line), None)
+        self.cut = trouble and trouble.cut
+        if trouble:
+            self.server.troubles.remove(trouble)
+            time.sleep(trouble.delay)
+            if trouble.status:
+                return self.send(trouble.status, b"", trouble.headers)
         url = urlsplit(self.path)
         route = ROUTE.fullmatch(unquote(url.path))
         if route is None:
@@ -104,7 +129,12 @@ class Request(BaseHTTPRequestHandler):
         if not path.is_file():
             return self.refuse(404, "EntryNotFound", {"X-Repo-Commit": commit})
         data = path.read_bytes()
-        self.send(200, data, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'})
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
+        begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if begin is None:
+            return self.send(200, data, headers)
+        headers["Content-Range"] = f"bytes {begin[1]}-{len(data) - 1}/{len(data)}"
+        self.send(206, data[int(begin[1]) :], headers)
 
     def send_json(self, value: Any) -> None:
         self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -119,7 +149,8 @@ class Request(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: self.cut])
+            self.close_connection = self.close_connection or self.cut is not None
 
     def log_message(self, *words: object) -> None:
         """Nothing on standard error: ``Hub.asked`` is the log."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,12 +19,14 @@ from unittest.mock import patch
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from hub import Hub
+from hub import Hub, Trouble
 from safetensors.torch import load_file
 from toys import CLASSES, class_folders, teacher_folder
 
+from kd import runs
 from kd.config import DistillConfig
 from kd.data import load_splits
+from kd.hub import listening
 from kd.models import load_student, load_teacher
 from kd.runs import RunError
 
@@ -67,6 +70,21 @@ def body(weights: dict[str, torch.Tensor]) -> float:
 
 
 LOADERS = [dataset, teacher, student]
+
+
+def in_a_run(
+    load: Callable[..., Any], name: str, folder: Path, stop_after: float | None = None
+) -> tuple[Any, list[str]]:
+    """What a run would load, and what it says of waiting meanwhile; it may be asked to stop after so many seconds."""
+    run = runs.create(DistillConfig(), folder, "t")
+    if stop_after is not None:
+        threading.Timer(stop_after, run.ask_to_stop).start()
+    try:
+        with listening(run), patch("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1024):  # not 10 MB: so small it is
+            found = load(name)
+    except KeyboardInterrupt:
+        found = "stopped"
+    return found, [event["message"] for event in run.events() if event["event"] == "hub"]
 
 
 @contextmanager
@@ -196,6 +214,76 @@ def test_the_guide_s_preset_takes_its_teacher_and_pictures_from_the_hub(hub, roo
     assert report["data"] == {**SIZES, "classes": CLASSES, "labels": "dataset"}
     assert report["teacher"]["name"] == "merve/beans-vit-224"
     assert report["teacher"]["accuracy"] > 0.9
+
+
+# --- With a Hub in trouble
+
+
+@pytest.fixture
+def troubled(hub: Hub, root: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
+    """Puts a copy of a repository on the Hub, under a name that no client knows, with troubles to come."""
+    copies = []
+
+    def put(kind: str, *troubles: Trouble) -> str:
+        source = root / ("datasets/owner/colours" if kind == "dataset" else "models/owner/teacher")
+        copies.append(source.with_name(f"copy-{abs(hash(request.node.name))}"))
+        shutil.copytree(source, copies[-1])
+        hub.troubles[:] = troubles
+        return f"owner/{copies[-1].name}"
+
+    yield put
+    hub.troubles.clear()
+    for copy in copies:
+        shutil.rmtree(copy)
+
+
+def test_a_hub_that_is_busy_is_asked_again_and_each_wait_is_said(ask, troubled, root, tmp_path):
+    busy = Trouble("/config.json", 429, {"Retry-After": "1"})
+    name = troubled("model", Trouble("/api/models", 503), busy, busy)  # the library asks twice before it waits
+    key, said = ask(in_a_run, teacher, name, tmp_path)
+    assert key == ask(teacher, str(root / "models/owner/teacher"))
+    assert said == [
+        "The Hub has trouble of its own (503); trying again in 1 s.",
+        "The Hub asks for fewer requests; trying again in 2 s.",
+    ]
+
+
+def test_a_dataset_waits_for_a_busy_hub_too(ask, troubled, tmp_path):
+    found, said = ask(in_a_run, dataset, troubled("dataset", Trouble("/tree/", 502)), tmp_path)
+    assert found == (SIZES, CLASSES) and said == ["The Hub is busy; trying again in 1 s."]
+
+
+def test_a_download_that_is_cut_goes_on_where_it_broke_off(ask, troubled, hub, root, tmp_path):
+    name = troubled("model", Trouble("/model.safetensors"), Trouble("/model.safetensors", cut=4096))  # HEAD, then GET
+    key, said = ask(in_a_run, teacher, name, tmp_path)
+    assert key == ask(teacher, str(root / "models/owner/teacher"))
+    assert said == ["A download from the Hub broke off; going on from there."]
+    assert any(line.endswith("bytes=4096-") for line in hub.asked if name in line)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (429, {"Retry-After": "3600"}, r"asks for fewer requests \(429\)"),
+        (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "does not accept your token"),
+        (403, {}, "your token has no right"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "There is no teacher"),
+        (403, {"X-Error-Code": "GatedRepo"}, "is gated"),
+    ],
+)
+def test_the_ways_in_which_a_hub_refuses_are_told_apart(ask, troubled, status, headers, words):
+    with pytest.raises(RunError, match=words):
+        ask(teacher, troubled("model", Trouble("", status, headers)))
+
+
+def test_a_stop_ends_the_wait_for_the_hub(ask, troubled, tmp_path):
+    started = time.perf_counter()
+    name = troubled("model", Trouble("", 503, {"Retry-After": "60"}))
+    assert ask(in_a_run, teacher, name, tmp_path, stop_after=0.2) == (
+        "stopped",
+        ["The Hub has trouble of its own (503); trying again in 60 s."],
+    )
+    assert time.perf_counter() - started < 20
 
 
 # --- Without

@@ -113,6 +113,21 @@ def test_an_interrupted_pass_leaves_nothing_that_looks_whole_and_is_gone_on_with
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_a_pass_that_runs_out_of_memory_goes_on_in_smaller_batches(world, monkeypatch):
+    forward, sizes = type(world[2]).forward, []
+
+    def small_memory(self, pixel_values):
+        sizes.append(len(pixel_values))
+        if len(pixel_values) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, pixel_values)
+
+    expected = np.array(load_targets(world[2], *world[:2], 1, world[3] / "other", CPU, "fp32").logits[0])
+    monkeypatch.setattr(type(world[2]), "forward", small_memory)
+    np.testing.assert_allclose(load(world, 1).logits[0], expected, atol=1e-5)
+    assert sizes[:3] == [64, 32, 16]
+
+
 def test_pictures_that_are_not_kept_have_the_same_targets(world, colours, monkeypatch):
     _, views, model, cache = world
     kept = load(world, 2)

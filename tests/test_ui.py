@@ -235,3 +235,13 @@ def test_on_a_shared_server_only_an_own_run_can_teach(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="a path"):
         owners.check_names(begun)
     assert "is not asked here" in dark.teacher_says({"teacher": asked.teacher, "example": 0})["problem"]
+
+
+def test_a_wait_for_the_hub_and_a_death_are_said_in_the_run_s_line():
+    found = summary.Summary().after({"event": "started", "oom_kills": 0})
+    found = found.after({"event": "hub", "message": "The Hub is busy; trying again in 8 s."})
+    assert found.line("running") == ("The Hub is busy; trying again in 8 s.", "") and found.share() == 0.0
+    assert (
+        "It was killed, or the machine went down" in found.line("died")[0] or "want of memory" in found.line("died")[0]
+    )
+    assert "reading" in found.after({"event": "progress", "phase": "reading", "done": 1, "of": 4}).line("running")

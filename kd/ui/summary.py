@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from kd import memory
 from kd.runs import CLOSED, LIFECYCLE, Run
 
 STAGES = ("Queue", "Pictures", "Teacher", "Targets", "Training", "Test")
@@ -46,6 +47,7 @@ class Summary:
     ready: float | None = None
     device: str | None = None
     message: str | None = None
+    oom_kills: int | None = None
     epochs: int | None = None
     epoch: float = 0.0
     steps: int = 0
@@ -66,12 +68,16 @@ class Summary:
         if name in LIFECYCLE:
             changes = {"lifecycle": name, "message": event.get("message"), "place": event.get("place")}
             changes["ready"] = event["time"] + event["wait"] if "wait" in event else None
+        if name in ("started", "resumed"):
+            changes["oom_kills"] = event.get("oom_kills")
         if name in STAGE_OF:
             changes |= {"stage": STAGE_OF[name], "phase": None}
         if name == "progress":
             changes = {key: event[key] for key in ("phase", "done", "of")}
         if name == "data":
             changes["labels"] = event.get("labels", "dataset")
+        if name == "hub":
+            changes = {"phase": event["message"], "done": 0, "of": 0}
         if name in ("queued", "models"):
             changes["device"] = event["device"]
         if name == "training":
@@ -103,8 +109,8 @@ class Summary:
             return f"Waiting for the {self._where()}: {self.in_queue()}" if self.place else "Starting", ""
         if self.stage == STAGE_OF["targets"] and self.epochs:
             return f"{self._training()}, epoch {self._epoch()} of {self.epochs}", self._pace()
-        if self.phase and self.of:
-            return DOING.get(self.phase, self.phase), f"{self.done:,} of {self.of:,}"
+        if self.phase:
+            return DOING.get(self.phase, self.phase), f"{self.done:,} of {self.of:,}" if self.of else ""
         return AT_STAGE[self.stage], ""
 
     def in_queue(self) -> str:
@@ -118,7 +124,8 @@ class Summary:
             "done": "Done",
             "failed": self.message or "Failed",
             "stopped": f"Stopped{where}. Resume goes on from the last checkpoint.",
-            "died": f"The run's process is gone: it ended{where} without a word. Resume goes on from the last checkpoint.",
+            "died": f"The run's process is gone: it ended{where} without a word. {memory.epitaph(self.oom_kills)} "
+            "Resume goes on from the last checkpoint.",
         }[status]
 
     def _training(self) -> str:
