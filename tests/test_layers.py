@@ -6,7 +6,7 @@ from conftest import ROOT
 
 ORDER = [
     "config", "limits", "lru", "runs", "visitors", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "pictures", "data", "models", "targets", "trainer",
-    "compare", "analysis", "export", "sample", "distill", "estimate", "study", "sweep", "bench_rows", "bench", "bench_page", "cli", "__main__",
+    "compare", "analysis", "export", "sample", "distill", "estimate", "study", "sweep", "bench_rows", "bench", "bench_page", "load", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kd import cli, runs, visitors
+from kd import cli, load, runs, visitors
 from kd import sweep as sweeps
 from kd.config import DistillConfig
 from kd.runs import Run, RunError, owner_hash
@@ -114,6 +114,20 @@ def test_a_full_queue_says_how_full(folder, monkeypatch):
     runs.create(DistillConfig(), folder, BEN)
     with pytest.raises(RunError, match="The queue is full: 1 runs wait or run"), owners.admitted(ANNA):
         pass
+
+
+def test_the_limits_words_are_what_the_load_test_calls_busy(folder, monkeypatch):
+    monkeypatch.setenv("KD_OPEN_RUNS", "1")
+    monkeypatch.setenv("KD_QUEUE", "1")
+    runs.create(DistillConfig(), folder, ANNA)
+    for refused in (
+        lambda: owners.admitted(ANNA).__enter__(),
+        lambda: owners.admitted(BEN).__enter__(),
+        lambda: visitors.check_room(folder, owner_hash(ANNA), more=10**12),
+    ):
+        with pytest.raises(RunError) as refusal:
+            refused()
+        assert load.BUSY.search(str(refusal.value))
 
 
 # --- Who does not come back
