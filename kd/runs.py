@@ -36,6 +36,8 @@ LIFECYCLE = {
 }
 """Lifecycle event -> status. *died* is derived: not closed, and nobody holds the lock."""
 CLOSED = ("done", "failed", "stopped", "died")
+SWEEPS = ".sweeps"
+"""The folder of the sweeps, beside the runs."""
 START_SECONDS = 20
 """A process that has been started needs this long at most to take the run's lock."""
 ID = re.compile(r"\d{8}-\d{12}-[0-9a-f]{4}")

@@ -23,8 +23,7 @@ from typing import Any, Self
 from kd import launch, runs
 from kd.config import METHODS, DistillConfig, checked, public_name, setting
 from kd.launch import StopAsked
-from kd.runs import LIFECYCLE, Run, RunError
-from kd.visitors import SWEEPS
+from kd.runs import LIFECYCLE, SWEEPS, Run, RunError
 
 MOST_POINTS = 60
 MOST_EPOCHS = 1000

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd import limits
-from kd.runs import CLOSED, Run, RunError, list_runs, local_owner, owner_hash
+from kd.runs import CLOSED, SWEEPS, Run, RunError, list_runs, local_owner, owner_hash
 
-SWEEPS, DATASETS, VISITORS = ".sweeps", ".datasets", ".visitors"
+DATASETS, VISITORS = ".datasets", ".visitors"
 SEEN_SECONDS = 60
 """A visitor's file is touched no more often."""
 CLEAN_SECONDS = 3600
