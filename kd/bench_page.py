@@ -152,9 +152,9 @@ def start_seconds(rounds: int) -> float:
 
 
 @contextmanager
-def serve(folder: Path, *flags: str) -> Iterator[tuple[str, float]]:
-    """``python [flags] app.py`` over ``folder``: its address, and the seconds until it answered. Its output goes to
-    ``page.txt``. In the end its runs are stopped, and it too.
+def serve(folder: Path, *flags: str, **variables: str) -> Iterator[tuple[str, float]]:
+    """``python [flags] app.py`` over ``folder``, with these environment variables: its address, and the seconds until it
+    answered. Its output goes to ``page.txt``. In the end its runs are stopped, and it too.
 
     Raises ``RunError`` where it does not come up.
     """
@@ -165,7 +165,7 @@ def serve(folder: Path, *flags: str) -> Iterator[tuple[str, float]]:
         began = time.perf_counter()
         # In a session of its own: Ctrl-C is for us, and we end it in order.
         process = subprocess.Popen(
-            [sys.executable, *flags, str(APP)], cwd=folder, env=environment(folder, port), stdin=subprocess.DEVNULL,
+            [sys.executable, *flags, str(APP)], cwd=folder, env=environment(folder, port) | variables, stdin=subprocess.DEVNULL,
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from kd import launch, limits, memory, runs, uploads, visitors
 from kd import sweep as sweeps
@@ -188,6 +189,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--kills", type=int, default=20, help="how many times to kill -9 (default: 20)")
     one.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     one.add_argument("--json", action="store_true", help="print all of it as the last line of standard output")
+    one = command(
+        "load", load, "drive a page of this machine as many visitors at once would, and print what they wait for"
+    )
+    one.add_argument("--clients", type=int, default=50, metavar="N", help="visitors at once (default: 50)")
+    one.add_argument("--seconds", type=float, default=60, metavar="SECONDS", help="for so long (default: 60)")
+    one.add_argument("--url", help="a running page on 127.0.0.1 (default: one of its own, over a temporary folder)")
+    one.add_argument("--json", action="store_true", help="print the figures as the last line of standard output")
 
     sample = commands.add_parser("sample", help="the embedded sample and its teacher").add_subparsers(
         required=True, metavar="COMMAND"
@@ -727,6 +735,38 @@ def chaos(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([dataclasses.asdict(one) for one in found]))
     return 0 if survived == len(played) else 1
+
+
+def load(options: argparse.Namespace) -> int:
+    """Visit a page, print what the visitors waited for, and whether the goals were met."""
+    from kd import bench_page
+    from kd import load as visitors_at_once
+
+    if options.clients < 1 or not 1 <= options.seconds < math.inf:
+        raise BadUsage("Expected 1 client or more, and 1 second or more.")
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def measure(url: str) -> dict[str, Any]:
+        try:
+            pid = visitors_at_once.listener(urlsplit(visitors_at_once.check_here(url)).port)
+        except ValueError as error:
+            raise BadUsage(str(error)) from error
+        return visitors_at_once.measure(url, options.clients, options.seconds, pid, tell)
+
+    if options.url:
+        found = measure(options.url)
+    else:
+        with bench_page.temporary_folder() as folder, bench_page.serve(folder, KD_SHARED="1") as (url, _):
+            found = measure(url)
+    head, *lines = visitors_at_once.rows(found)
+    print(table(head, lines))
+    for words, met in visitors_at_once.goals(found):
+        print(f"{ {True: 'met', False: 'not met', None: 'not measured'}[met] }: {words}")
+    if options.json:
+        print(json.dumps(found))
+    return 0
 
 
 def build_sample(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ Runs are in the folder itself, sweeps in ``.sweeps``, datasets in ``.datasets`` 
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -66,25 +67,32 @@ def _datasets(folder: Path) -> Iterator[Belonging]:
             yield Belonging(path.parent, json.loads(path.read_text())["owner"])
 
 
-def check_room(folder: Path, owner: str, more: int = 0) -> None:
-    """Raises ``RunError`` where what ``owner`` (a token's hash) has, or all have, with ``more`` bytes takes more disk than
-    the limits allow. Sizes are counted anew each time: it is asked for at the start of a run or an import only."""
-    allowed = limits.current()
-    if allowed.quota_mb is None and allowed.disk_mb is None:
-        return
-    sizes: defaultdict[str, float] = defaultdict(float, {owner: more / 1e6})
-    for one in belongings(folder):
-        sizes[one.owner] += one.size() / 1e6
-    if allowed.quota_mb is not None and sizes[owner] > allowed.quota_mb:
+def check_room(folder: Path, owner: str) -> None:
+    """Raises ``RunError`` where what ``owner`` (a token's hash) has, or all have, takes more disk than the limits allow."""
+    allowed, (own, every) = limits.current(), room(folder, owner)
+    if own < 0:
         raise RunError(
-            f"Your runs and datasets {'would ' if more else ''}take {sizes[owner]:,.0f} MB; the most is {allowed.quota_mb:,.0f} "
-            "MB. Delete some of them, then try again."
+            f"Your runs and datasets take {allowed.quota_mb - own / 1e6:,.0f} MB; the most is {allowed.quota_mb:,.0f} MB. "
+            "Delete some of them, then try again."
         )
-    if allowed.disk_mb is not None and sum(sizes.values()) > allowed.disk_mb:
+    if every < 0:
         raise RunError(
             f"The runs and datasets of all visitors take the {allowed.disk_mb:,.0f} MB that there are for them. Delete some of "
             "yours, or try again another day."
         )
+
+
+def room(folder: Path, owner: str) -> tuple[float, float]:
+    """The bytes that ``owner`` (a token's hash) may still take, and all visitors together; infinite without a limit. Sizes
+    are counted anew each time: it is asked for at the start of a run or an import only."""
+    allowed = limits.current()
+    if allowed.quota_mb is None and allowed.disk_mb is None:
+        return math.inf, math.inf
+    sizes: defaultdict[str, int] = defaultdict(int)
+    for one in belongings(folder):
+        sizes[one.owner] += one.size()
+    own, every = limits.most(allowed.quota_mb), limits.most(allowed.disk_mb)
+    return own * 1e6 - sizes[owner], every * 1e6 - sum(sizes.values())
 
 
 # --- Who comes back

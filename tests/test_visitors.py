@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kd import cli, runs, visitors
+from kd import cli, load, runs, visitors
 from kd import sweep as sweeps
 from kd.config import DistillConfig
 from kd.runs import Run, RunError, owner_hash
@@ -57,11 +57,15 @@ def test_a_visitors_runs_and_datasets_count_together_and_not_anothers(folder):
     finished(folder, BEN, 0.5)
     dataset(folder, ANNA, 1.2)
     visitors.check_room(folder, owner_hash(ANNA))
-    visitors.check_room(folder, owner_hash(BEN), more=1_000_000)
-    with pytest.raises(RunError, match="would take 3 MB; the most is 3 MB"):
-        visitors.check_room(folder, owner_hash(ANNA), more=400_000)
+    left = [visitors.room(folder, owner_hash(whose)) for whose in (ANNA, BEN)]
+    assert [own / 1e6 for own, _ in left] == pytest.approx([0.3, 2.5], abs=0.1)
+    assert [every / 1e6 for _, every in left] == pytest.approx([1.8, 1.8], abs=0.1)
+    finished(folder, ANNA, 0.5)
+    with pytest.raises(RunError, match="take 3 MB; the most is 3 MB"):
+        visitors.check_room(folder, owner_hash(ANNA))
+    finished(folder, BEN, 2)
     with pytest.raises(RunError, match="all visitors take the 5 MB"):
-        visitors.check_room(folder, owner_hash(BEN), more=2_400_000)
+        visitors.check_room(folder, owner_hash(BEN))
 
 
 def test_a_run_is_not_begun_without_room_for_it(folder):
@@ -114,6 +118,21 @@ def test_a_full_queue_says_how_full(folder, monkeypatch):
     runs.create(DistillConfig(), folder, BEN)
     with pytest.raises(RunError, match="The queue is full: 1 runs wait or run"), owners.admitted(ANNA):
         pass
+
+
+def test_the_limits_words_are_what_the_load_test_calls_busy(folder, monkeypatch):
+    monkeypatch.setenv("KD_OPEN_RUNS", "1")
+    monkeypatch.setenv("KD_QUEUE", "1")
+    runs.create(DistillConfig(), folder, ANNA)
+    dataset(folder, BEN, 3.1)
+    for refused in (
+        lambda: owners.admitted(ANNA).__enter__(),
+        lambda: owners.admitted(BEN).__enter__(),
+        lambda: visitors.check_room(folder, owner_hash(BEN)),
+    ):
+        with pytest.raises(RunError) as refusal:
+            refused()
+        assert load.BUSY.search(str(refusal.value))
 
 
 # --- Who does not come back

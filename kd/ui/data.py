@@ -2,6 +2,7 @@
 
 import hashlib
 import html
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ from typing import Any
 
 import gradio as gr
 
-from kd import limits, runs, uploads
+from kd import limits, runs, uploads, visitors
 from kd.layout import SPLIT_NAMES
 from kd.runs import RunError
-from kd.ui.owners import outcome, own_upload, own_uploads, owner, uploaded
+from kd.ui.owners import outcome, own_upload, own_uploads, owner, served, uploaded
 from kd.uploads import ImportRefused, Source, Upload
 
 FILES = Path(__file__).parent
@@ -60,6 +61,7 @@ _lock, _turn = Lock(), BoundedSemaphore(1)
 # --- What the script asks for
 
 
+@served
 def offered(asked: dict[str, Any]) -> dict[str, Any]:
     """The visitor's datasets as ``html`` with its ``mark``, unless the page has it already (``seen``); and ``now``, the
     import that is under way or was the last: ``words, done, of, over, problem, skipped`` (as HTML), ``found`` (its id)."""
@@ -76,6 +78,7 @@ def offered(asked: dict[str, Any]) -> dict[str, Any]:
     return news
 
 
+@served
 def begin(asked: dict[str, Any]) -> dict[str, Any]:
     """Import what was uploaded, in the background: ``way`` one of ``WAYS``, ``name``, and ``classes``, a list of (name,
     paths). ``{}``, or ``problem``."""
@@ -90,10 +93,11 @@ def begin(asked: dict[str, Any]) -> dict[str, Any]:
             _imports[whose] = one
     except (RunError, TypeError, ValueError) as problem:
         return {"problem": str(problem)}
-    Thread(target=_work, args=(one, source, name, whose, asked.get("owner", "")), daemon=True).start()
+    Thread(target=_work, args=(one, source, name, whose), daemon=True).start()
     return {}
 
 
+@served
 def act(asked: dict[str, Any]) -> dict[str, Any]:
     """``do``: cancel the import that is under way, or delete the dataset ``id``. ``{}``, or ``problem``."""
     if asked.get("do") == "delete":
@@ -125,7 +129,7 @@ def _source(asked: dict[str, Any]) -> Source:
     return files
 
 
-def _work(one: Import, source: Source, name: str, whose: str, token: str) -> None:
+def _work(one: Import, source: Source, name: str, whose: str) -> None:
     """The import, once it is its turn; the uploaded files are not needed afterwards."""
 
     def progress(done: int, of: int) -> None:
@@ -136,7 +140,9 @@ def _work(one: Import, source: Source, name: str, whose: str, token: str) -> Non
     try:
         with _turn:
             progress(0, 0)
-            upload = uploads.bring(source, name, runs.default_folder(), whose, progress, room(token))
+            folder = runs.default_folder()
+            room = min(visitors.room(folder, runs.owner_hash(whose)))
+            upload = uploads.bring(source, name, folder, whose, progress, room if math.isfinite(room) else None)
         one.name, one.found = upload.info()["name"], upload.id
     except CalledOff:
         pass
@@ -148,12 +154,6 @@ def _work(one: Import, source: Source, name: str, whose: str, token: str) -> Non
         one.over = True
         for path in [source] if isinstance(source, Path) else [path for _, path in source]:
             Path(path).unlink(missing_ok=True)
-
-
-def room(token: str) -> float | None:
-    """The bytes that a visitor's next dataset may take; ``None`` without a quota."""
-    quota = limits.current().quota_mb
-    return None if quota is None else quota * 1e6 - sum(one.bytes() for one in own_uploads(token))
 
 
 # --- As HTML

@@ -121,7 +121,10 @@ def own_upload(id: str, token: str) -> Upload:
 
 def own_uploads(token: str) -> list[Upload]:
     """The visitor's datasets, newest first."""
-    return [one for one in uploads.list_uploads(runs.default_folder()) if not shared() or _owns(one, token)]
+    mine = [one for one in uploads.list_uploads(runs.default_folder()) if not shared() or _owns(one, token)]
+    if shared() and mine:
+        visitors.seen(runs.default_folder(), runs.owner_hash(token))
+    return mine
 
 
 def with_own(config: DistillConfig, token: str) -> DistillConfig:
