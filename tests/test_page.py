@@ -408,6 +408,25 @@ def test_the_link_to_share_is_copied(page, small_run):
     assert f"view={view_key(small_run)}" in page.evaluate("navigator.clipboard.readText()")
 
 
+def test_a_run_gets_a_name_in_the_list_and_as_its_title_and_it_is_text(page):
+    run = runs.create(DistillConfig(), site().folder, runs.local_owner(site().folder))
+    run.append("stopped", message="Stopped.")
+    tab(page, "Runs")
+    row = page.locator(f"#runs tr[data-run='{run.id}']")
+    row.get_by_role("button", name="Rename").click()
+    page.get_by_role("textbox", name="Name").fill("<b>coats</b> & hats")
+    page.keyboard.press("Enter")
+    expect(row.locator("b")).to_have_text("<b>coats</b> & hats")
+    row.get_by_role("button", name="Rename").click()
+    expect(page.get_by_role("textbox", name="Name")).to_have_value("<b>coats</b> & hats")
+    page.get_by_role("textbox", name="Name").fill("other")
+    page.get_by_role("button", name="Cancel").click()
+    assert run.name() == "<b>coats</b> & hats" and not serious(page)
+    row.get_by_role("button", name="Open").click()
+    expect(page.locator("#live .kd-title")).to_have_text("<b>coats</b> & hats")
+    run.delete()
+
+
 # --- The end
 
 
