@@ -82,7 +82,7 @@ def test_a_batch_is_cut_into_equal_parts_down_to_one_picture(run):
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "share of the disk is used up"),
         (OSError(errno.EFBIG, os.strerror(errno.EFBIG), "/x/pixels.part"), "A file in /x/pixels.part became larger"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "it is read-only"),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "could not be written to its end"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "The disk is full, or was when a file"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), "Out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory."), "Out of memory"),
         (MemoryError(), "Out of memory"),
