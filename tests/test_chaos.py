@@ -274,10 +274,12 @@ def test_half_a_file_that_passes_for_whole_is_seen(run, tmp_path):
 
 
 def test_a_process_that_works_on_a_run_is_found(run):
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(run.path)])
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True)
     try:
+        assert process.stdout.readline() == "up\n"
         assert chaos.workers(run) == [process.pid]
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert not chaos.workers(run)
