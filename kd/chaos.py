@@ -214,7 +214,7 @@ def faults(kills: int, rng: Random) -> Iterator[Fault]:
         yield Fault("full disk", stage, fill_disk, through_page=nth == 2, **disk)
     yield Fault("read-only disk", "step", make_read_only, mend=make_writable, small_disk=True)
     for stage in ("start", "save"):
-        yield Fault("limit on files", stage, limit_files, ("lets a file be", "could not be written"))
+        yield Fault("limit on files", stage, limit_files, ("lets a file be", "limit on the size of files"))
     for nth, stage in enumerate(("start", "targets", "step")):
         yield Fault(
             "limit on memory", stage, limit_memory, ("Out of memory", "no further thread"), through_page=nth == 2

@@ -112,7 +112,10 @@ def in_words(error: BaseException, run: Run) -> str:
     if "can't start new thread" in str(error):
         return f"The system allows no further thread: memory or processes (`ulimit -u`) are at their limit. Raise it{again}"
     if any(words in str(error) for words in ("PytorchStreamWriter", "iostream error", "unexpected pos")):
-        return f"A file in {run.path} could not be written to its end. Is there room, and no limit (`ulimit -f`)? Mend it{again}"
+        return (
+            f"The disk is full, or was when a file in {run.path} was written, or a limit on the size of files is set "
+            f"(`ulimit -f`). Mend it{again}"
+        )
     if isinstance(error, RunError | ValueError) and not isinstance(error, UnicodeError):
         return str(error)
     return f"{type(error).__name__}: {error}. This is our mistake, not yours; the traceback is in stderr.txt."

@@ -82,7 +82,7 @@ def test_a_batch_is_cut_into_equal_parts_down_to_one_picture(run):
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "share of the disk is used up"),
         (OSError(errno.EFBIG, os.strerror(errno.EFBIG), "/x/pixels.part"), "A file in /x/pixels.part became larger"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "it is read-only"),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "could not be written to its end"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "The disk is full, or was when a file"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), "Out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory."), "Out of memory"),
         (MemoryError(), "Out of memory"),
@@ -274,10 +274,12 @@ def test_half_a_file_that_passes_for_whole_is_seen(run, tmp_path):
 
 
 def test_a_process_that_works_on_a_run_is_found(run):
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(run.path)])
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True)
     try:
+        assert process.stdout.readline() == "up\n"
         assert chaos.workers(run) == [process.pid]
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert not chaos.workers(run)
