@@ -137,6 +137,8 @@ class Side:
     model: Any
     processor: Any
     cost: dict[str, Any]
+    unknown: tuple[str, ...] = ()
+    """The classes that a teacher does not know."""
 
     def megabytes(self) -> float:
         """What its parameters and buffers take in memory, MB."""
@@ -159,7 +161,9 @@ def kept_teacher(name: str, classes: list[str], label_map: str | None = None) ->
 
     def load() -> Side:
         teacher, _ = load_teacher(name, classes, label_map)
-        return Side(teacher, teacher.processor, cost(teacher.model, teacher.pipeline.size))
+        known = [True] * len(teacher.classes) if teacher.known is None else teacher.known.tolist()
+        unknown = tuple(name for name, known in zip(teacher.classes, known, strict=True) if not known)
+        return Side(teacher, teacher.processor, cost(teacher.model, teacher.pipeline.size), unknown)
 
     return _kept(("teacher", name, label_map, *classes), Path(os.path.expanduser(name)), load)
 
@@ -217,16 +221,14 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
         **sides,
         "agreement": sum(row.get("agree", False) for row in rows) / len(opened),
         **ratios(sides["teacher"], sides["student"]),
-        "note": " ".join([*_unknown(teacher), *([BUSY_NOTE] if was_busy or busy(run.path.parent) else [])]) or None,
+        "note": " ".join([*_unknown(teacher.unknown), *([BUSY_NOTE] if was_busy or busy(run.path.parent) else [])])
+        or None,
     }
 
 
-def _unknown(teacher: Any) -> list[str]:
+def _unknown(names: tuple[str, ...]) -> list[str]:
     """Words about the classes that a teacher does not know."""
-    if teacher.known is None:
-        return []
-    names = [name for name, known in zip(teacher.classes, teacher.known.tolist(), strict=True) if not known]
-    return [f"The teacher does not know {some(names)}: it never says so."]
+    return [f"The teacher does not know {some(names)}: it never says so."] if names else []
 
 
 BUSY_NOTE = "A run was training meanwhile: both models were slower than they are alone."

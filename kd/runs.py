@@ -17,7 +17,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,10 +116,7 @@ class Run:
 
     def name(self) -> str:
         """What its owner calls it; nothing until it has been given a name."""
-        try:
-            return (self.path / "name").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return ""
+        return _text_of(self.path / "name")
 
     def rename(self, name: str) -> str:
         """Give the run a name of one line, or with an empty one take it away; return the name as it is kept.
@@ -399,8 +396,8 @@ def list_runs(folder: Path) -> list[Run]:
 def local_owner(folder: Path) -> str:
     """The one token that owns all runs made on this machine by hand; made when first asked for."""
     path = Path(folder) / ".owner"
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return path.read_text()
+    if token := _text_of(path):
+        return token
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -408,12 +405,20 @@ def local_owner(folder: Path) -> str:
             f"Runs cannot be kept in {folder}: {error.strerror}. Name another place with --runs-dir."
         ) from error
     with FileLock(path.with_name(".owner.lock")):
-        if not path.exists():
+        if not _text_of(path):  # an empty one is from a kill between its making and its filling
             fresh = path.with_name(f".owner.{secrets.token_hex(4)}")
             fresh.touch(mode=0o600)
             fresh.write_text(secrets.token_hex(16))
             fresh.replace(path)
         return path.read_text()
+
+
+def _text_of(path: Path) -> str:
+    """A file's text; nothing of one that is not there."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
 
 
 def owner_hash(token: str) -> str:

@@ -237,7 +237,7 @@ def test_latency_takes_turns_and_keeps_its_promises():
     assert order[-60:] == ["a", "b"] * 30 and len(times["a"]) == 30
     slow_and_fast = {"slow": lambda: time.sleep(0.01), "fast": lambda: time.sleep(0.001)}
     times = latency.timed_trials(slow_and_fast, torch.device("cpu"), trials=10, seconds=0.1)
-    assert len(times["slow"]) < 20 < 60 < len(times["fast"])  # not ten times as long for the slow one
+    assert len(times["slow"]) < 30 < 60 < len(times["fast"])  # not ten times as long for the slow one
     found = latency.summary(np.arange(1, 101, dtype=float), torch.device("cpu"))
     assert found["p50"] == 50.5 and found["n"] == 100 and found["batch"] == 1 and found["threads"] >= 1
 
