@@ -4,8 +4,14 @@
 and port; ``KD_SHARED=1`` keeps visitors apart as on a Space. ``python -m kd limits`` lists the variables that set limits.
 """
 
+import sys
+
 from kd.ui import build, keep_clean, launch_options
 
+SWITCH_SECONDS = 0.0005
+"""How long a thread that computes may keep another waiting: Python's own 5 ms make a poll wait at each of its many turns."""
+
 if __name__ == "__main__":
+    sys.setswitchinterval(SWITCH_SECONDS)
     keep_clean()
     build().launch(**launch_options())
