@@ -227,7 +227,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 30,
         "image_size": 224,
     },
-    "custom": {"student": "mobilenet_v2_1.0"},
+    "custom": {"student": "mobilenet_v2_1.0", "temperature": 2.0, "lambda": 0.9},
 }  # fmt: skip
 
 

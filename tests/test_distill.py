@@ -69,7 +69,7 @@ def test_the_report_is_the_last_line_and_has_every_field(finished):
         assert {"p50", "p95", "n", "batch", "device", "dtype", "threads"} == latency.keys() and latency["n"] >= 30
     assert report["notes"] == [] and report["train"].keys() == {"seconds", "images_per_second", "epochs", "best_epoch"}
     assert report["targets"]["cache"] == "miss" and report["targets"]["seconds"] > 0
-    assert report["data"]["test"] == 12 and report["config"]["lambda"] == 0.5
+    assert report["data"]["test"] == 12 and report["config"]["lambda"] == 0.9
 
 
 def test_the_student_learned_the_colours(finished):

@@ -304,8 +304,8 @@ def empty_state() -> str:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         where = f"this machine's CPU ({cores} core{'s' if cores > 1 else ''})"
     return (
-        "<p>Click <b>Distill</b> and a small student network learns from a big teacher, from its answers as well as "
-        "from the labels, while the curves are drawn here.</p>"
+        "<p>Click <b>Distill</b> and a small student network learns from a big teacher's answers, while the curves are "
+        "drawn here.</p>"
         f"<p>It runs on {where}: for the sample, training and then measuring both on pictures that neither has seen "
         "takes about a minute and a half on two CPU cores.</p>"
         + (f"<p>{rules}</p>" if (rules := house_rules()) else "")
