@@ -13,5 +13,9 @@ SWITCH_SECONDS = 0.0005
 
 if __name__ == "__main__":
     sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        options = launch_options()
+    except ValueError as problem:  # a limit in the environment that is no number
+        sys.exit(f"distillery: {problem}")
     keep_clean()
-    build().launch(**launch_options())
+    build().launch(**options)

@@ -4,6 +4,7 @@ A server that strangers share (a Space, or ``KD_SHARED=1``) has stricter ones th
 """
 
 import dataclasses
+import functools
 import math
 import os
 from dataclasses import dataclass
@@ -68,8 +69,17 @@ def is_shared(environment: dict[str, str]) -> bool:
 
 
 def current() -> Limits:
-    """The limits of this process."""
-    return Limits.from_environment(os.environ)
+    """The limits of this process. Asked for with each picture: read anew only when the environment has changed."""
+    return _of(tuple(map(os.environ.get, VARIABLES)))
+
+
+@functools.lru_cache(maxsize=8)
+def _of(values: tuple[str | None, ...]) -> Limits:
+    return Limits.from_environment({name: value for name, value in zip(VARIABLES, values, strict=True) if value})
+
+
+VARIABLES = ("SPACE_ID", "KD_SHARED", *(variable(field.name) for field in dataclasses.fields(Limits)))
+"""The environment variables that decide."""
 
 
 def table() -> list[tuple[str, str, str, str]]:

@@ -5,12 +5,9 @@ that takes gigabytes ends that process, not the page.
 """
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import OrderedDict
@@ -22,10 +19,10 @@ from typing import Any
 
 import gradio as gr
 
-from kd import check_report, launch, runs
+from kd import check_report
 from kd.config import CHECKED, SAMPLE, DistillConfig
 from kd.runs import RunError
-from kd.ui import settings
+from kd.ui import beside, settings
 from kd.ui.owners import check_names, is_token, served, with_own
 
 FILES = Path(__file__).parent
@@ -117,35 +114,19 @@ def _give_up() -> None:
     global _now
     if _now:
         _now.given_up = True
-        _kill(_now.process)
+        beside.end(_now.process)
         _now = None
 
 
-def _kill(process: subprocess.Popen) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
 def _begin(config: DistillConfig, key: str, asker: str, teacher: bool) -> Checking:
-    """Start ``python -m kd check`` with the lowest priority; it leaves what it finds in a folder of its own."""
-    home = str(FILES.parent.parent)
+    """Start ``python -m kd check``; it leaves what it finds in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="kd-check-"))
-    values = {name: value for name, value in config.to_dict().items() if name in CHECKED and value is not None}
+    values = {name: value for name, value in config.to_dict().items() if name in CHECKED}
     if not teacher:
-        del values["teacher"]
-    process = subprocess.Popen(
-        [
-            *(["nice", "-n", "19"] if shutil.which("nice") else []), sys.executable, "-m", "kd", "check",
-            f"--runs-dir={runs.default_folder()}", f"--out={folder / 'check.json'}",
-            *(f"--{name.replace('_', '-')}={value}" for name, value in values.items()),
-        ],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-        text=True, errors="replace",
-        env={
-            **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")])),
-            **launch.gpu_of_its_own(launch.device_name(config.device)), **launch.KEEP_MEMORY,
-        },
-    )  # fmt: skip
+        values["teacher"] = None
+    process = beside.start(
+        "check", f"--out={folder / 'check.json'}", settings=values, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
     return Checking(key, asker, process, folder)
 
 
@@ -157,7 +138,7 @@ def _finish(one: Checking) -> None:
     begun = time.monotonic()
     while one.process.poll() is None:
         if max(time.monotonic() - begun - SECONDS, time.monotonic() - one.heard - AWAY) > 0:
-            _kill(one.process)
+            beside.end(one.process)
         with suppress(subprocess.TimeoutExpired):
             one.process.wait(timeout=1)
     reader.join(timeout=5)

@@ -43,8 +43,10 @@ class Import:
 
     def words(self) -> str:
         """What it is doing."""
+        if self.found:
+            return f"{self.name} is stored."
         if self.over:
-            return self.problem or ("Cancelled; nothing was stored." if self.called_off else f"{self.name} is stored.")
+            return self.problem or "Cancelled; nothing was stored."
         return f"Reading file {self.done:,} of {self.of:,}" if self.of else "Waiting for its turn"
 
 
@@ -150,6 +152,11 @@ def _work(one: Import, source: Source, name: str, whose: str) -> None:
         one.problem, one.skipped = str(problem), problem.skipped
     except (RunError, OSError) as problem:
         one.problem = str(problem)
+    except Exception:
+        one.problem = (
+            "The import failed, and nothing was stored. This is our mistake, not yours; the server's log has it."
+        )
+        raise
     finally:
         one.over = True
         for path in [source] if isinstance(source, Path) else [path for _, path in source]:

@@ -5,26 +5,20 @@ trains (both would be slower than they are), and none that outlives the start of
 """
 
 import json
-import os
-import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
 import gradio as gr
 
-from kd import launch, runs, uploads
+from kd import runs, uploads
 from kd import sweep as sweeps
 from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
 from kd.runs import Run, RunError
-from kd.ui import settings
+from kd.ui import beside, settings
 from kd.ui.owners import check_names, served, shared
 from kd.ui.summary import roughly, status_of, summarize
 
@@ -135,31 +129,14 @@ def _give_up() -> None:
     global _now
     if _now:
         _now.given_up = True
-        _kill(_now.process)
+        beside.end(_now.process)
         _now = None
 
 
-def _kill(process: subprocess.Popen) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
 def begin(config: DistillConfig) -> subprocess.Popen:
-    """Start ``python -m kd estimate`` as a run would be started, but with the lowest priority."""
-    home = str(Path(__file__).resolve().parent.parent.parent)
-    given = {name: value for name, value in config.to_dict().items() if value is not None}
-    return subprocess.Popen(
-        [
-            *(["nice", "-n", "19"] if shutil.which("nice") else []), sys.executable, "-m", "kd", "estimate", "--json",
-            "--preset=custom", f"--runs-dir={runs.default_folder()}",
-            *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()),
-        ],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        env={
-            **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")])),
-            **launch.gpu_of_its_own(launch.device_name(config.device)), **launch.KEEP_MEMORY,
-        },
-    )  # fmt: skip
+    """Start ``python -m kd estimate``."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return beside.start("estimate", "--json", "--preset=custom", settings=config.to_dict(), **pipes)
 
 
 def _finish(one: Measurement, config: DistillConfig) -> None:
@@ -169,7 +146,7 @@ def _finish(one: Measurement, config: DistillConfig) -> None:
         out, err = one.process.communicate(timeout=SECONDS)
         found = read(one.process.returncode, out.decode(errors="replace"), err.decode(errors="replace"), config)
     except subprocess.TimeoutExpired:
-        _kill(one.process)
+        beside.end(one.process)
         one.process.communicate()
         found = {"problem": TOO_LONG}
     except ValueError as error:
