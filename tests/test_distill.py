@@ -13,8 +13,8 @@ import pytest
 import toys
 from conftest import flags, kd
 
-from kd import cli, launch, plots, runs, study
-from kd.cli import result_table
+from kd import cli_runs, launch, plots, runs, study
+from kd.cli_screen import Screen, result_table
 from kd.compare import compare
 from kd.config import DistillConfig
 from kd.distill import execute
@@ -193,14 +193,14 @@ def test_without_labels_the_student_learns_the_teacher_s_classes_from_it_alone(s
     assert "accuracy" not in run.last("teacher")
     step = next(e for e in events if e["event"] == "step")
     assert step["total"] == step["soft"]
-    screen = cli.Screen(run)
+    screen = Screen(run)
     for event in events:
         screen.show(event)
     said = capsys.readouterr().err
     assert "epoch 1: agrees with the teacher on" in said and "on validation" not in said
     shown = result_table(report, report["agreement"])
     assert "accuracy" not in shown and "who is right is not known" in shown
-    assert cli._row(run)["accuracy"].endswith("test, agreement") and cli._row(run)["lambda"] == 1
+    assert cli_runs._row(run)["accuracy"].endswith("test, agreement") and cli_runs._row(run)["lambda"] == 1
     assert "Accuracy" not in summary.result(report) and "how often either is right" in summary.result(report)
     drawn = plots.figures(events)["accuracy"]
     assert drawn.layout.title.text.startswith("Agreement") and [t.name for t in drawn.data if t.visible] == [
@@ -234,13 +234,13 @@ def test_a_teacher_is_made_from_the_labels_alone(made, colours, capsys, monkeypa
     assert report["teacher"] is None and report["agreement"] is None and report["verdict"] is None
     assert report["data"]["classes"] == toys.CLASSES and not made.last("targets") and not made.last("teacher")
     assert not (made.path / "analysis.json").exists()
-    screen = cli.Screen(made)
+    screen = Screen(made)
     for event in events:
         screen.show(event)
     assert "labels alone -> base" in (said := capsys.readouterr().err) and "teacher" not in said
     table = result_table(report, None)
     assert "model" in table and "teacher" not in table and "The student is" not in table
-    assert f"--teacher run:{made.id} --dataset {colours}" in cli.distil_from(made)
+    assert f"--teacher run:{made.id} --dataset {colours}" in cli_runs.distil_from(made)
     assert "labels alone" in summary.result(report) and "labels alone" in plots.name_of(made)
     shown = [trace.name for figure in plots.figures(events).values() for trace in figure.data if trace.visible]
     assert shown == ["hard", "student"]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd import cli, decoder, intake, runs, uploads
+from kd import cli, cli_options, decoder, intake, runs, uploads
 from kd.config import DistillConfig
 from kd.layout import layout
 from kd.runs import RunError
@@ -446,7 +446,7 @@ def test_the_command_line_imports_lists_and_deletes(tmp_path, capsys, monkeypatc
     said = capsys.readouterr().out
     found = json.loads(said.splitlines()[-1])
     assert "3 skipped" in said and f"--dataset upload:{found['id']}" in said
-    config = cli._with_pictures(DistillConfig(dataset=str(source)), tmp_path / "runs")
+    config = cli_options.with_pictures(DistillConfig(dataset=str(source)), tmp_path / "runs")
     assert Path(config.dataset).name == found["id"]  # it was imported already
     assert cli.main(["datasets", *folder]) == 0
     assert "Pets" in capsys.readouterr().out
