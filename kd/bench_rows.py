@@ -17,11 +17,14 @@ import numpy as np
 
 from kd import runs
 from kd.config import DistillConfig, checked, setting
-from kd.distill import Arm, Progress, at_arm, build_trainer, execute, save_best, score_student, threads
-from kd.distill import measure as measure_run
-from kd.distill import prepare as prepare_run
+from kd.distill import execute
 from kd.launch import device_name
+from kd.report import measure as measure_run
+from kd.report import score_student
 from kd.runs import RunError
+from kd.training import build_trainer, save_best
+from kd.work import Arm, Progress, at_arm, threads
+from kd.work import prepare as prepare_run
 
 VIT_B = "vit_b_16"
 """The bench's teacher: ViT-B/16 with random weights, which takes the same time as one that was trained."""

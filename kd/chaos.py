@@ -324,7 +324,7 @@ def half_written(run: Run, unbroken: Run) -> Iterator[str]:
     import torch
     from safetensors.torch import load_file
 
-    from kd.distill import last_checkpoint
+    from kd.training import last_checkpoint
 
     for file in [*run.path.glob("*.json"), *run.path.glob("arms/*/*.json")]:
         try:

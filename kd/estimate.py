@@ -9,9 +9,9 @@ import numpy as np
 from kd import data, duplicates, models
 from kd.compare import score
 from kd.config import NO_TEACHER, DistillConfig
-from kd.distill import arms_of, pixel_side, sizes_of, threads
 from kd.targets import targets_folder
 from kd.taught import taught_alone
+from kd.work import arms_of, pixel_side, sizes_of, threads
 
 FEW = 16
 """Pictures that are decoded and measured by the ruler for their speed."""

@@ -7,9 +7,10 @@ import pytest
 
 from kd import runs
 from kd.config import DistillConfig
-from kd.distill import execute, sizes_of
+from kd.distill import execute
 from kd.runs import RunError
 from kd.trainer import RunCallback
+from kd.work import sizes_of
 
 
 def made(small: dict, folder, **changes) -> runs.Run:

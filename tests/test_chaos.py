@@ -22,10 +22,11 @@ from transformers import get_scheduler
 from kd import chaos, cli, launch, memory, runs
 from kd.config import DistillConfig
 from kd.data import load_pixels, load_splits
-from kd.distill import execute, in_words, last_checkpoint, use_smaller_parts
+from kd.distill import execute, in_words
 from kd.export import save_student
 from kd.runs import Run, RunError, RunTaken
 from kd.trainer import ImageDistilTrainer
+from kd.training import last_checkpoint, use_smaller_parts
 
 
 @pytest.fixture

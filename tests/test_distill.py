@@ -329,7 +329,7 @@ def test_a_stopped_run_keeps_its_student_and_can_be_resumed(small, tmp_path):
 def test_a_run_that_fails_after_its_last_epoch_resumes_without_training_again(small, tmp_path, monkeypatch):
     run = runs.create(settings(small), tmp_path, "t")
     with monkeypatch.context() as patched:
-        patched.setattr(sys.modules["kd.distill"], "measure", lambda *arguments: 1 / 0)
+        patched.setattr(sys.modules["kd.report"], "measure", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             execute(run)
     evals = len([e for e in run.events() if e["event"] == "eval"])
