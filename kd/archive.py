@@ -137,7 +137,7 @@ def _named(name: str, size: int, what: str, read: Callable[[], bytes]) -> Member
     reason = _wrong_path(name, parts) or what or next(filter(None, map(wrong_with, parts)), "")
     if not reason and parts[-1].lower().endswith(ARCHIVES):
         reason = "is an archive inside the archive, which is not opened"
-    if not reason and size > (most := limits.most(limits.current().picture_mb)) * MB:
+    if not reason and size > (most := limits.current().picture_mb) * MB:
         reason = f"is larger than {most:g} MB"
     return Member(shown(name), () if reason else parts, size, reason, read)
 
@@ -156,7 +156,7 @@ def _distinct(found: Iterator[Member | None]) -> Iterator[Member]:
     """The first of those that have the same name. Names that differ in capitals only are different ones: nothing is
     ever written under them."""
     seen: set[tuple[str, ...]] = set()
-    most = limits.most(limits.current().files)
+    most = limits.current().files
     for nth, member in enumerate(found, start=1):
         if nth > most:
             raise _too_many(most)
@@ -182,7 +182,7 @@ class _Meter:
 
     def __init__(self, packed: int) -> None:
         allowed = limits.current()
-        self.unpacked, self.most, self.ratio = 0, limits.most(allowed.unpacked_mb), limits.most(allowed.ratio)
+        self.unpacked, self.most, self.ratio = 0, allowed.unpacked_mb, allowed.ratio
         self.packed = max(1, packed)
 
     def add(self, count: int) -> None:
@@ -226,7 +226,7 @@ def from_folder(path: Path) -> bytes:
 
 def _of_zip(file: BinaryIO, name: str) -> Iterator[Member | None]:
     packed = os.fstat(file.fileno()).st_size
-    if _claimed(file, packed) > (most := limits.most(limits.current().files)):
+    if _claimed(file, packed) > (most := limits.current().files):
         raise _too_many(most)
     meter = _Meter(packed)
     with zipfile.ZipFile(file) as archive:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -73,7 +74,7 @@ def clean(options: argparse.Namespace) -> int:
         days = limits.current().idle_days if options.days is None else limits.number("--days", options.days)
     except ValueError as error:
         raise BadUsage(str(error)) from error
-    if days is None:
+    if days == math.inf:
         raise BadUsage("For how many days has a visitor been away? Give --days, or set KD_IDLE_DAYS.")
     found = visitors.idle(options.runs_dir, days, time.time())
     megabytes = sum(one.size() for one in found) / 1e6  # before it is gone

@@ -1,6 +1,7 @@
 """Pictures of strangers are decoded in a process of their own, which may crash, hang or run out of memory."""
 
 import json
+import math
 import multiprocessing
 import signal
 import sys
@@ -76,7 +77,7 @@ class Decoder:
 def bound_memory() -> None:
     """Let this process, and those it starts, have ``limits.decoder_mb`` at most (where Linux can tell)."""
     most = limits.current().decoder_mb
-    if sys.platform == "linux" and most is not None:
+    if sys.platform == "linux" and most < math.inf:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (int(most * 1e6), int(most * 1e6)))

@@ -105,7 +105,7 @@ def _own_name(source: "Path | list[Member]") -> str:
 
 def _source(asked: str | list[list[str]]) -> "Path | list[Member]":
     """An archive's or a folder's path, or the members that (class, file) pairs make."""
-    most = limits.most(limits.current().upload_mb)
+    most = limits.current().upload_mb
     if isinstance(asked, str):
         path = Path(os.path.expanduser(asked))
         if path.is_file() and path.stat().st_size > most * MB:
@@ -126,7 +126,7 @@ def _source(asked: str | list[list[str]]) -> "Path | list[Member]":
 
 
 def _member(name: str, file: Path) -> Member:
-    most, size = limits.most(limits.current().picture_mb), file.stat().st_size
+    most, size = limits.current().picture_mb, file.stat().st_size
     reason = f"is larger than {most:g} MB" if size > most * MB else ""
     parts = tuple(filter(None, (name, file.name)))
     return Member(archive.shown("/".join(parts)), parts, size, reason, partial(archive.from_folder, file))
@@ -161,7 +161,7 @@ class Survey:
 def look(source: "Path | list[Member]", judge: Judge, tell: Tell) -> Survey:
     """Decode every picture once. Raises ``RunError``, ``ImportRefused`` with the list where too many cannot be read."""
     of = sum(1 for _ in _members(source))
-    found, most = Survey(), limits.most(limits.current().pictures)
+    found, most = Survey(), limits.current().pictures
     for index, member in enumerate(_members(source)):
         tell(index, of)
         _look_at(index, member, found, judge)
@@ -171,7 +171,7 @@ def look(source: "Path | list[Member]", judge: Judge, tell: Tell) -> Survey:
     pictures = len(found.names) + found.unreadable
     if not pictures:
         raise ImportRefused("There is no picture in it. Expected class folders with pictures.", found.skipped)
-    share = limits.most(limits.current().unreadable_share)
+    share = limits.current().unreadable_share
     if found.unreadable > share * pictures:
         raise ImportRefused(
             f"{found.unreadable} of {pictures} pictures cannot be read, more than {share:.0%}, so nothing was stored. "
@@ -215,7 +215,7 @@ def understand(survey: Survey, labelled: bool) -> Layout:
             {indices[i]: place for i, place in stripped.items()},
             {indices[i]: reason for i, reason in by_place.skipped.items()},
         )
-    most = limits.most(limits.current().classes)
+    most = limits.current().classes
     if len(plan.classes) > most:
         raise RunError(f"There are {len(plan.classes):,} classes; at most {most:,g} are taken (KD_CLASSES).")
     return plan

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Self
 
 
-def limit(own: float | None, shared: float | None, help: str):
-    """A field: what holds on one's own machine, and where strangers share it; ``None`` is no limit."""
+def limit(own: float, shared: float, help: str):
+    """A field: what holds on one's own machine, and where strangers share it; infinity is no limit."""
     return dataclasses.field(default=own, metadata={"shared": shared, "help": help})
 
 
@@ -27,18 +27,18 @@ class Limits:
     unpacked_mb: float = limit(16000, 2000, "size of an archive's files once unpacked, MB")
     ratio: float = limit(200, 200, "how many times its size an archive may unpack to, beyond the first 100 MB")
     files: float = limit(500_000, 50_000, "entries of an archive")
-    pictures: float | None = limit(None, 20_000, "pictures of a dataset")
+    pictures: float = limit(math.inf, 20_000, "pictures of a dataset")
     classes: float = limit(1000, 200, "classes of a dataset")
     picture_mb: float = limit(64, 32, "size of one picture's file, MB")
     megapixels: float = limit(64, 64, "size of one picture once decoded, millions of pixels")
     unreadable_share: float = limit(0.1, 0.1, "share of pictures that may be unreadable before an import is refused")
     decoder_mb: float = limit(2000, 2000, "memory of the process that decodes a visitor's files, MB")
-    steps: float | None = limit(None, 50_000, "training steps of a run, over all its trainings")
-    open_runs: float | None = limit(None, 3, "runs that one visitor may have running or waiting")
-    queue: float | None = limit(None, 20, "runs that may be running or waiting in all")
-    quota_mb: float | None = limit(None, 3000, "disk that one visitor's runs and datasets may take, MB")
-    disk_mb: float | None = limit(None, 30_000, "disk that all runs and datasets may take, MB")
-    idle_days: float | None = limit(None, 7, "days after which the data of a visitor who does not come back is deleted")
+    steps: float = limit(math.inf, 50_000, "training steps of a run, over all its trainings")
+    open_runs: float = limit(math.inf, 3, "runs that one visitor may have running or waiting")
+    queue: float = limit(math.inf, 20, "runs that may be running or waiting in all")
+    quota_mb: float = limit(math.inf, 3000, "disk that one visitor's runs and datasets may take, MB")
+    disk_mb: float = limit(math.inf, 30_000, "disk that all runs and datasets may take, MB")
+    idle_days: float = limit(math.inf, 7, "days after which the data of a visitor who does not come back is deleted")
     compare_mb: float = limit(3000, 3000, "memory that models kept for Compare may take, MB")
 
     @classmethod
@@ -51,11 +51,6 @@ class Limits:
             default = field.metadata["shared"] if strict else field.default
             values[field.name] = number(variable(field.name), text) if text else default
         return cls(**values)
-
-
-def most(limit: float | None) -> float:
-    """A limit as a number: infinity where there is none."""
-    return math.inf if limit is None else limit
 
 
 def variable(name: str) -> str:
@@ -101,7 +96,7 @@ def markdown() -> str:
 def check_steps(epochs: int, pictures: int, batch: int, trainings: int) -> None:
     """Raises ``ValueError``, in words, for a run of more training steps than the limit."""
     each, most = epochs * math.ceil(pictures / batch), current().steps
-    if most is not None and each * trainings > most:
+    if each * trainings > most:
         several = f" in each of {trainings} trainings" if trainings > 1 else ""
         raise ValueError(
             f"The run would take {each * trainings:,} training steps: {epochs} epochs of {pictures:,} pictures, {batch} at a "
@@ -109,14 +104,14 @@ def check_steps(epochs: int, pictures: int, batch: int, trainings: int) -> None:
         )
 
 
-def _words(value: float | None) -> str:
-    return "none" if value is None else f"{value:,g}" if value < 1e6 else f"{value:,.0f}"
+def _words(value: float) -> str:
+    return "none" if value == math.inf else f"{value:,g}" if value < 1e6 else f"{value:,.0f}"
 
 
-def number(name: str, text: str) -> float | None:
-    """A limit as it is written: 0 or more, or ``none``. Raises ``ValueError``, in words with ``name``."""
+def number(name: str, text: str) -> float:
+    """A limit as it is written: 0 or more, or ``none``, which is infinity. Raises ``ValueError``, in words with ``name``."""
     if text.lower() == "none":
-        return None
+        return math.inf
     try:
         value = float(text)
     except ValueError:

@@ -49,11 +49,11 @@ def open_picture(source: Path | str | bytes, name: str = "", least: int | None =
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise BadPicture(f"{name}: there is no such file.")
     size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
-    if size > (most := limits.most(limits.current().picture_mb)) * 1e6:
+    if size > (most := limits.current().picture_mb) * 1e6:
         raise BadPicture(f"{name} is a file of {size / 1e6:.0f} MB; at most {most:g} MB are read.")
     with identified(source, name) as picture:
         width, height = picture.size
-        if width * height > limits.most(limits.current().megapixels) * 1e6:
+        if width * height > limits.current().megapixels * 1e6:
             raise _too_large(f"{name} is {width:,} x {height:,} pixels")
         if min(width, height) < MIN_SIDE:
             raise BadPicture(f"{name} is {width} x {height} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}.")
@@ -82,7 +82,7 @@ def identified(source: Path | str | bytes, name: str) -> Image.Image:
 
 
 def _too_large(what: str) -> BadPicture:
-    most = limits.most(limits.current().megapixels)
+    most = limits.current().megapixels
     return BadPicture(f"{what}; at most {most:g} megapixels are read. Make it smaller and try again.")
 
 

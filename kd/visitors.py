@@ -86,12 +86,12 @@ def room(folder: Path, owner: str) -> tuple[float, float]:
     """The bytes that ``owner`` (a token's hash) may still take, and all visitors together; infinite without a limit. Sizes
     are counted anew each time: it is asked for at the start of a run or an import only."""
     allowed = limits.current()
-    if allowed.quota_mb is None and allowed.disk_mb is None:
+    if allowed.quota_mb == allowed.disk_mb == math.inf:
         return math.inf, math.inf
     sizes: defaultdict[str, int] = defaultdict(int)
     for one in belongings(folder):
         sizes[one.owner] += one.size()
-    own, every = limits.most(allowed.quota_mb), limits.most(allowed.disk_mb)
+    own, every = allowed.quota_mb, allowed.disk_mb
     return own * 1e6 - sizes[owner], every * 1e6 - sum(sizes.values())
 
 
@@ -135,7 +135,7 @@ def clean(folder: Path, days: float) -> list[Belonging]:
 def clean_if_due(folder: Path) -> list[Belonging]:
     """``clean`` as the limits say, at most once an hour whatever is restarted."""
     days, mark = limits.current().idle_days, Path(folder) / VISITORS / ".cleaned"
-    if days is None or time.time() - _time_of(mark) < CLEAN_SECONDS:
+    if days == math.inf or time.time() - _time_of(mark) < CLEAN_SECONDS:
         return []
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()

@@ -1,22 +1,24 @@
 """The limits: one place, environment variables, stricter among strangers."""
 
+import math
+
 import pytest
 
-from kd import cli
-from kd.limits import Limits, check_steps, table
+from kd import cli, visitors
+from kd.limits import VARIABLES, Limits, check_steps, current, table
+from kd.lru import Cache
+from kd.ui import owners
 
 
 def test_a_shared_server_is_stricter_than_one_s_own():
     own, shared = Limits.from_environment({}), Limits.from_environment({"KD_SHARED": "1"})
-    assert own.quota_mb is None and shared.quota_mb == 3000
-    assert all(
-        mine is None or theirs <= mine for mine, theirs in zip(vars(own).values(), vars(shared).values(), strict=True)
-    )
+    assert own.quota_mb == math.inf and shared.quota_mb == 3000
+    assert all(theirs <= mine for mine, theirs in zip(vars(own).values(), vars(shared).values(), strict=True))
 
 
 def test_an_environment_variable_changes_a_limit_or_takes_it_away():
     limits = Limits.from_environment({"SPACE_ID": "a/b", "KD_OPEN_RUNS": "5", "KD_QUEUE": "none"})
-    assert (limits.open_runs, limits.queue, limits.steps) == (5, None, 50_000)
+    assert (limits.open_runs, limits.queue, limits.steps) == (5, math.inf, 50_000)
 
 
 @pytest.mark.parametrize("text", ["many", "-1", "nan", "inf"])
@@ -48,3 +50,16 @@ def test_the_table_for_the_readme_has_what_holds_here(monkeypatch, capsys):
     assert "| KD_QUOTA_MB | none | 3,000 | 12.5 | disk that one visitor's runs and datasets may take, MB |" in rows
     monkeypatch.setenv("KD_QUOTA_MB", "much")
     assert cli.main(["limits"]) == 2
+
+
+def test_every_limit_can_be_taken_away(monkeypatch, tmp_path):
+    from kd.ui import data, launch_options
+
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "none" if name not in ("SPACE_ID", "KD_SHARED") else "1")
+    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
+    assert launch_options()["max_file_size"] is None and "none" not in data.hint() and "inf" not in data.hint()
+    assert owners.house_rules() == "" and visitors.clean_if_due(tmp_path) == []
+    visitors.check_room(tmp_path, "somebody")
+    assert Cache().get("key", tuple, lambda: "value", len, current().compare_mb) == "value"
+    assert cli.main(["clean"]) == 2  # for how many days?

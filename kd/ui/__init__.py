@@ -1,5 +1,6 @@
 """The page: five tabs over a folder of runs. It keeps nothing itself; a second tab or a restart shows the same."""
 
+import math
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "run_history": False,
         "enable_monitoring": False,
-        "max_file_size": None if limits.current().upload_mb is None else int(limits.current().upload_mb * 1e6),
+        "max_file_size": None if (most := limits.current().upload_mb) == math.inf else int(most * 1e6),
         "mcp_server": has_mcp(),
         "footer_links": ["api"],
         "blocked_paths": blocked_paths(),

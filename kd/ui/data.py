@@ -114,7 +114,7 @@ def _call_off(whose: str) -> None:
 
 def _source(asked: dict[str, Any]) -> Source:
     """The files that ``asked`` names, all of them uploaded ones. Raises ``RunError``."""
-    classes, most = asked.get("classes") or [], limits.most(limits.current().files)
+    classes, most = asked.get("classes") or [], limits.current().files
     if asked.get("way") not in WAYS or not all(paths for _, paths in classes) or not classes:
         raise RunError("Choose the files first: an archive, or pictures for each class.")
     if sum(len(paths) for _, paths in classes) > most:
@@ -225,17 +225,17 @@ def hint() -> str:
         (allowed.upload_mb, "{:,g} MB a file"),
         (allowed.pictures, "{:,g} pictures"),
         (allowed.classes, "{:,g} classes"),
-        (allowed.picture_mb, "{:,g} MB and"),
+        (allowed.picture_mb, "{:,g} MB a picture"),
         (allowed.megapixels, "{:,g} megapixels a picture"),
     )
-    words = ", ".join(text.format(value) for value, text in parts if value is not None).replace("and,", "and")
-    quota = "" if allowed.quota_mb is None else f" You may keep {allowed.quota_mb:,g} MB here."
+    words = ", ".join(text.format(value) for value, text in parts if value < math.inf)
+    quota = "" if allowed.quota_mb == math.inf else f" You may keep {allowed.quota_mb:,g} MB here."
     idle = (
         ""
-        if allowed.idle_days is None
+        if allowed.idle_days == math.inf
         else f" What you do not come back to is deleted after {allowed.idle_days:g} days."
     )
-    return f"At most {words}.{quota}{idle}"
+    return (f"At most {words}." if words else "") + quota + idle
 
 
 # --- The tab

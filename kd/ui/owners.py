@@ -162,15 +162,11 @@ def admitted(token: str, resumed: str = "") -> Iterator[None]:
 
 def _check_load(token: str) -> None:
     allowed, folder = limits.current(), runs.default_folder()
-    if _at_work([*own_runs(token), *own_sweeps(token)]) >= _most(allowed.open_runs):
+    if _at_work([*own_runs(token), *own_sweeps(token)]) >= allowed.open_runs:
         raise RunError(f"You have {allowed.open_runs:g} runs waiting or running. Stop one, or wait until it is done.")
-    if _at_work([*runs.list_runs(folder), *sweeps.list_sweeps(folder)]) >= _most(allowed.queue):
+    if _at_work([*runs.list_runs(folder), *sweeps.list_sweeps(folder)]) >= allowed.queue:
         raise RunError(f"The queue is full: {allowed.queue:g} runs wait or run. Try again in a while.")
     visitors.check_room(folder, runs.owner_hash(token))
-
-
-def _most(limit: float | None) -> float:
-    return math.inf if limit is None else limit
 
 
 def _at_work(some: list[Run]) -> int:
@@ -209,12 +205,12 @@ def house_rules() -> str:
         return ""
     allowed = limits.current()
     rules = (
-        (allowed.open_runs, f"you may have {allowed.open_runs or 0:g} runs waiting or running"),
-        (allowed.steps, f"a run may take {allowed.steps or 0:,.0f} training steps"),
-        (allowed.quota_mb, f"your runs and datasets may take {allowed.quota_mb or 0:,.0f} MB"),
-        (allowed.idle_days, f"they are deleted when you have not come back for {allowed.idle_days or 0:g} days"),
+        (allowed.open_runs, f"you may have {allowed.open_runs:g} runs waiting or running"),
+        (allowed.steps, f"a run may take {allowed.steps:,.0f} training steps"),
+        (allowed.quota_mb, f"your runs and datasets may take {allowed.quota_mb:,.0f} MB"),
+        (allowed.idle_days, f"they are deleted when you have not come back for {allowed.idle_days:g} days"),
     )
-    words = [text for limit, text in rules if limit is not None]
+    words = [text for limit, text in rules if limit < math.inf]
     return f"This server is shared: {', '.join(words)}." if words else ""
 
 
