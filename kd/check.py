@@ -29,6 +29,7 @@ from kd.duplicates import (
 )
 from kd.pictures import BadPicture
 from kd.runs import RunError
+from kd.uploads import short
 
 FEW = 10
 """A class with fewer training pictures is tiny."""
@@ -101,7 +102,7 @@ def check(
     """
     seen = look(config, cache, phase)
     found: dict[str, Any] = {
-        "dataset": _short(config.dataset),
+        "dataset": short(config.dataset),
         "classes": seen.splits.classes,
         "counts": {name: class_counts(part, seen.splits.classes).tolist() for name, part in seen.parts.items()},
         "pictures_in_all": seen.splits.sizes(),
@@ -117,11 +118,6 @@ def check(
     found["problems"] = [problem.to_dict() for problem in sorted(problems, key=lambda one: -one.points)]
     found["pictures"] = {"sheet": _sheet(seen), "pairs": [_strip(seen, [d["one"]["index"], d["other"]["index"]], True) for d in found["duplicates"][:MOST_PAIRS]]}  # fmt: skip
     return found
-
-
-def _short(name: str) -> str:
-    """A folder by its name only: a check is handed around."""
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 def look(config: DistillConfig, cache: Path, phase: Phase) -> Seen:
@@ -198,13 +194,14 @@ def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> di
     try:
         from kd import models
         from kd.compare import quality, score
+        from kd.metrics import guessing
         from kd.targets import load_scores
         from kd.verdict import confusion
 
         part = one_side(seen.splits, config, cache, phase).validation
         teacher, said = models.load_teacher(config.teacher, seen.splits.classes or None, config.label_map)
         if not seen.splits.classes:
-            return {"name": _short(config.teacher), "problem": None, "said": said, "accuracy": None, "confused": []}
+            return {"name": short(config.teacher), "problem": None, "said": said, "accuracy": None, "confused": []}
         keep = np.setdiff1d(np.arange(len(part)), list(looks(part, cache).unreadable))
         device, labels = models.pick_device(config.device), np.asarray(part["label"])[keep]
         tell = phase("asking the teacher")
@@ -213,13 +210,12 @@ def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> di
             lambda: score(teacher, teacher.processor, part, device, tell).logits,
         )  # fmt: skip
     except RunError as problem:
-        return {"name": _short(config.teacher), "problem": str(problem)}
-    chance = np.bincount(labels).max() / len(labels)
+        return {"name": short(config.teacher), "problem": str(problem)}
     matrix = np.asarray(confusion(logits.argmax(-1), labels, len(seen.splits.classes)))
     return {
-        "name": _short(config.teacher), "problem": None, "said": said,
+        "name": short(config.teacher), "problem": None, "said": said,
         "accuracy": round(float(quality(logits, labels)["accuracy"]), 4),
-        "chance": round(float(chance + 3 * (chance * (1 - chance) / len(labels)) ** 0.5), 4),
+        "chance": round(guessing(labels), 4),
         "confused": _confused(matrix, seen.splits.classes),
     }  # fmt: skip
 

@@ -100,7 +100,7 @@ def check(options: argparse.Namespace) -> int:
     from kd.data import cache_folder
 
     try:
-        found = look(config, cache_folder(options.runs_dir), "teacher" in asked, _told)
+        found = look(config, cache_folder(options.runs_dir, config.dataset), "teacher" in asked, _told)
     except (RunError, FileNotFoundError) as problem:  # the second: a path that is not there, from `datasets`
         raise BadUsage(str(problem)) from problem
     if options.out:

@@ -21,6 +21,7 @@ from kd.cli_options import (
     given_settings,
     own_run,
     quiet,
+    with_pictures,
 )
 from kd.cli_proof import work_on
 from kd.cli_screen import Screen, result_table, table
@@ -109,6 +110,7 @@ def teacher(options: argparse.Namespace) -> int:
         config = DistillConfig.finetune(options.base, **given_settings(options))
     except ValueError as error:
         raise BadUsage(str(error)) from error
+    config = with_pictures(config, options.runs_dir)
     run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
     return _follow(run, options.json, launch.start(run))
 
@@ -120,7 +122,7 @@ def estimate(options: argparse.Namespace) -> int:
     from kd.data import cache_folder
     from kd.estimate import estimate as measure
 
-    found = measure(config, cache_folder(options.runs_dir), began)
+    found = measure(config, cache_folder(options.runs_dir, config.dataset), began)
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["stages"].items())
     print(
         f"about {found['seconds']:.0f} s: {stages} ({found['epochs']} epochs at {found['images_per_second']:,.0f} images/s)"

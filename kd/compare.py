@@ -193,24 +193,25 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
     teacher = kept_teacher(run.config().teacher, classes, run.config().label_map)
     where = torch.device(device)
 
-    shown = [_opened(image, nth) for nth, image in enumerate(images)]
-    opened = [picture for _, picture in shown if not isinstance(picture, BadPicture)]
-    if not opened:
-        raise RunError(" ".join(str(problem) for _, problem in shown) or "No pictures were given.")
     both = {"teacher": (teacher.model, teacher.processor), "student": (student.model, student.processor)}
-    tops = {name: _top(model, processor, opened, classes, where) for name, (model, processor) in both.items()}
-    answers = iter(zip(tops["teacher"], tops["student"], strict=True))
-    rows = []
-    for name, picture in shown:
+    rows, first, inputs = [], None, {name: [] for name in both}
+    for nth, image in enumerate(images):  # one at a time: 64 large ones would take gigabytes
+        name, picture = _opened(image, nth)
         if isinstance(picture, BadPicture):
             rows.append({"name": name, "error": str(picture)})
-        else:
-            ours, theirs = next(answers)
-            agree = ours[0]["label"] == theirs[0]["label"]
-            rows.append({"name": name, "teacher": ours, "student": theirs, "agree": agree})
+            continue
+        rows.append({"name": name})
+        first = first or picture
+        for side, (_, processor) in both.items():
+            inputs[side].append(run_processor(processor, [picture]))
+    if first is None:
+        raise RunError(" ".join(row["error"] for row in rows) or "No pictures were given.")
+    tops = {name: _top(model, inputs[name], classes, where) for name, (model, _) in both.items()}
+    for row, ours, theirs in zip((r for r in rows if "error" not in r), tops["teacher"], tops["student"], strict=True):
+        row |= {"teacher": ours, "student": theirs, "agree": ours[0]["label"] == theirs[0]["label"]}
 
     was_busy = busy(run.path.parent)
-    timed = race(both, opened[0], where)
+    timed = race(both, first, where)
     sides = {
         "teacher": {**teacher.cost, **timed["teacher"]},
         "student": {**student.cost, **timed["student"]},
@@ -219,7 +220,7 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
         "run": run.id,
         "pictures": rows,
         **sides,
-        "agreement": sum(row.get("agree", False) for row in rows) / len(opened),
+        "agreement": sum(row.get("agree", False) for row in rows) / len(inputs["teacher"]),
         **ratios(sides["teacher"], sides["student"]),
         "note": " ".join([*_unknown(teacher.unknown), *([BUSY_NOTE] if was_busy or busy(run.path.parent) else [])])
         or None,
@@ -252,11 +253,12 @@ def _opened(image: Any, nth: int) -> tuple[str, Image.Image | BadPicture]:
 
 
 @torch.inference_mode()
-def _top(model: Any, processor: Any, images: list, classes: list[str], device: torch.device) -> list[list[dict]]:
-    """For each picture the most likely classes, best first: ``label`` and ``confidence`` (a probability)."""
+def _top(model: Any, inputs: list[torch.Tensor], classes: list[str], device: torch.device) -> list[list[dict]]:
+    """For each picture (``[1, 3, H, W]``) the most likely classes, best first: ``label`` and ``confidence`` (a
+    probability)."""
     answers = []
-    for start in range(0, len(images), BATCH):
-        values = run_processor(processor, images[start : start + BATCH]).to(device)
+    for start in range(0, len(inputs), BATCH):
+        values = torch.cat(inputs[start : start + BATCH]).to(device)
         best = model.eval().to(device)(pixel_values=values).logits.float().softmax(-1).topk(min(TOP, len(classes)))
         for chances, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             answers.append(

@@ -202,12 +202,12 @@ class DistillConfig:
     def preset(cls, name: str, **changes: Any) -> Self:
         """One of ``PRESETS`` with some settings (public names) changed; with a method comes what its paper sets, with a
         recipe what it has. A student that is not one of ours has the recipe for pretrained ones, unless asked otherwise."""
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"There is no preset {name!r}. The presets are {', '.join(PRESETS)}.")
         student = changes.get("student", PRESETS[name].get("student", STUDENT_NAMES[0]))
         if student not in STUDENT_NAMES:
             changes = {"recipe": "pretrained", **changes}
-        of_recipe, of_method = RECIPES.get(changes.get("recipe"), {}), METHODS.get(changes.get("method"), {})
+        of_recipe, of_method = RECIPES.get(str(changes.get("recipe")), {}), METHODS.get(str(changes.get("method")), {})
         return cls.from_dict({**PRESETS[name], **of_recipe, **of_method, **changes})
 
 

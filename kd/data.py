@@ -26,6 +26,7 @@ from kd.hub import from_hub
 from kd.layout import SPLIT_NAMES
 from kd.pictures import ENDINGS, BadPicture, identified, open_picture
 from kd.runs import RunError, write_whole
+from kd.visitors import DATASETS
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SPLIT_SEED = 0
@@ -234,7 +235,8 @@ def _class_folders(path: Path, folders: list[Path]) -> Any:
     from datasets import Image as ImageFeature
 
     def pictures_in(folder: Path) -> list[str]:
-        return [str(file) for file in sorted(folder.rglob("*")) if file.suffix.lower() in ENDINGS and file.is_file()]
+        files = (file for file in sorted(folder.rglob("[!.]*")) if file.suffix.lower() in ENDINGS)
+        return [str(file) for file in files if file.is_file()]  # a dot file is what macOS has left behind
 
     if not folders:
         if loose := pictures_in(path):
@@ -412,8 +414,11 @@ class Undecoded:
         return np.stack([_squeezed(self.dataset[int(row)], self.shape[-1]) for row in rows])
 
 
-def cache_folder(runs: Path) -> Path:
-    """Where pixels and targets are kept for the next run: ``KD_CACHE_DIR``, or ``.cache`` beside the runs."""
+def cache_folder(runs: Path, dataset: str) -> Path:
+    """Where a dataset's pixels and targets are kept for the next run: ``KD_CACHE_DIR``, or ``.cache`` beside the runs;
+    those of an imported one in its own folder, for they are its owner's, count as such, and go when it goes."""
+    if Path(dataset).parent == Path(runs).resolve() / DATASETS:
+        return Path(dataset) / ".cache"
     return Path(os.environ.get("KD_CACHE_DIR") or Path(runs) / ".cache")
 
 

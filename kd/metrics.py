@@ -43,6 +43,13 @@ class Agreement(_ClassMetric):
         return {"agreement": float(np.mean(np.equal(predictions, references)))}
 
 
+def guessing(labels: np.ndarray) -> float:
+    """Up to this accuracy on ``labels`` ``[N]`` one may be guessing: that of always saying the commonest class, and three
+    standard deviations; of few pictures at most halfway to all right, for more would be no guess."""
+    chance = np.bincount(labels).max() / len(labels)
+    return float(min(chance + 3 * (chance * (1 - chance) / len(labels)) ** 0.5, (1 + chance) / 2))
+
+
 def classification() -> evaluate.CombinedEvaluations:
     """Accuracy and macro F1 in one call."""
     return evaluate.combine([Accuracy(), MacroF1()])

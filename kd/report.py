@@ -48,7 +48,7 @@ def score_student(run: Run, work: Work) -> dict[str, float]:
 def score_teacher(run: Run, work: Work, size: int) -> "np.ndarray":
     """The teacher's logits ``[size, C]`` on the test pictures that can be read, asked for once and kept for all runs."""
     from kd.compare import score
-    from kd.data import cache_folder, fingerprint
+    from kd.data import fingerprint
     from kd.targets import load_scores
 
     teacher, test = work.teacher, work.splits.test
@@ -56,7 +56,7 @@ def score_teacher(run: Run, work: Work, size: int) -> "np.ndarray":
     def ask() -> "np.ndarray":
         return score(teacher, teacher.processor, test, work.device, work.progress.phase("test: teacher")).logits
 
-    return load_scores(f"{teacher.key()}-{fingerprint(test)}", cache_folder(run.path.parent), size, ask)
+    return load_scores(f"{teacher.key()}-{fingerprint(test)}", work.cache, size, ask)
 
 
 def write_report(run: Run, work: Work, arms: list[Arm]) -> None:

@@ -152,10 +152,13 @@ class Run:
 
     def read(self, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
         """The events from byte ``cursor`` on, and the cursor for the next call. A last line that is not ended yet is
-        left for later. Raises ``RunDeleted`` where the folder is gone."""
+        left for later; a cursor that is not at the beginning of a line counts as 0. Raises ``RunDeleted`` where the
+        folder is gone."""
         try:
             with (self.path / "events.jsonl").open("rb") as file:
-                file.seek(cursor)
+                file.seek(max(0, cursor - 1))
+                if cursor and file.read(1) != b"\n":
+                    cursor = file.seek(0)
                 block = file.read()
         except FileNotFoundError:
             raise RunDeleted(f"The folder of run {self.id} is gone: {self.path}") from None
@@ -286,9 +289,11 @@ class Run:
             return None
 
     def delete(self) -> None:
-        """Remove the folder. Raises ``RunError`` while a process works on it."""
+        """Remove the folder. Raises ``RunError`` while a process works on it, or another run learns from its student."""
         if self.is_locked():
             raise RunError(f"Run {self.id} is still running. Stop it first, then delete it.")
+        if run := user_of(self.path / "student", self.path.parent):
+            raise RunError(f"Run {run} learns from run {self.id}. Stop that first, or wait until it is done.")
         shutil.rmtree(self.path)
 
 
@@ -362,6 +367,18 @@ def new_id(created: float) -> str:
     """A name for what was made at ``created`` (Unix seconds), as ``ID`` has it."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1e6) % 1_000_000:06d}"
     return f"{stamp}-{secrets.token_hex(2)}"
+
+
+def user_of(made: Path, folder: Path) -> str | None:
+    """The id of a run or a sweep in ``folder`` that waits or works, with ``made`` as its dataset or its teacher."""
+    for run in [*list_runs(folder), *list_runs(folder / SWEEPS)]:
+        try:
+            config = run.config()
+            if str(made) in (config.dataset, config.teacher) and run.status() not in CLOSED:
+                return run.id
+        except (RunError, ValueError):  # deleted meanwhile, damaged, or of another version
+            continue
+    return None
 
 
 def find(folder: Path, id: str) -> Run:

@@ -21,10 +21,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from kd import runs
+from kd import runs, visitors
 from kd.config import RUN_TEACHER, DistillConfig
 from kd.launch import taken
-from kd.runs import CLOSED, ID, SWEEPS, RunError, owner_hash
+from kd.runs import ID, RunError, owner_hash
 
 PREFIX = "upload:"
 FOLDER = ".datasets"
@@ -74,22 +74,11 @@ class Upload:
 
     def bytes(self) -> int:
         """What it takes on the disk."""
-        return sum(file.stat().st_size for file in self.path.iterdir())
-
-    def used_by(self) -> str | None:
-        """The id of a run or a sweep that waits or works with it."""
-        folder = self.path.parent.parent
-        for run in [*runs.list_runs(folder), *runs.list_runs(folder / SWEEPS)]:
-            try:
-                if run.config().dataset == str(self.path) and run.status() not in CLOSED:
-                    return run.id
-            except (RunError, ValueError):  # deleted meanwhile, damaged, or of another version
-                continue
-        return None
+        return visitors.size_of(self.path)
 
     def delete(self) -> None:
         """Remove it. Raises ``RunError`` while a run needs it, naming the run."""
-        if run := self.used_by():
+        if run := runs.user_of(self.path, self.path.parent.parent):
             raise RunError(f"The dataset {self.info()['name']!r} is in use by run {run}. Stop that first.")
         gone = self.path.with_name(GONE + self.id)
         os.replace(self.path, gone)  # at once: nobody finds half of it

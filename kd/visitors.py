@@ -35,7 +35,7 @@ class Belonging:
 
     def size(self) -> int:
         """Bytes of its files."""
-        return sum(_size(Path(folder) / name) for folder, _, names in os.walk(self.path) for name in names)
+        return size_of(self.path)
 
     def touched(self) -> float:
         """When something last happened in it, Unix seconds."""
@@ -47,6 +47,11 @@ class Belonging:
             return (self.path / "config.json").exists() and Run(self.path).status() not in CLOSED
         except RunError:  # deleted meanwhile
             return False
+
+
+def size_of(path: Path) -> int:
+    """Bytes of the files in a folder, and in those in it."""
+    return sum(_size(Path(folder) / name) for folder, _, names in os.walk(path) for name in names)
 
 
 def belongings(folder: Path) -> list[Belonging]:

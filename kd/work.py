@@ -78,6 +78,7 @@ class Work:
     arm: Arm
     device: "torch.device"
     precision: str
+    cache: Path
     progress: Progress
     splits: "Splits"
     teacher: "Teacher | None"
@@ -100,7 +101,7 @@ def prepare(run: Run, progress: Progress) -> Work:
 
     config = run.config()
     device = models.pick_device(os.environ.get("KD_DEVICE", config.device))  # see launch.gpu_of_its_own
-    cache = data.cache_folder(run.path.parent)
+    cache = data.cache_folder(run.path.parent, config.dataset)
     splits = duplicates.one_side(data.load_splits(config), config, cache, progress.phase)
     short, long = data.typical_size(splits.train)
     teacher, said = None, []
@@ -133,7 +134,7 @@ def prepare(run: Run, progress: Progress) -> Work:
         train, validation = labelled_by(whole.logits[0], train), labelled_by(validation_logits, validation)
     arm = arms_of(config)[0]
     return Work(
-        config, arm, device, precision, progress, splits, teacher, student, train, validation, validation_logits, views,
+        config, arm, device, precision, cache, progress, splits, teacher, student, train, validation, validation_logits, views,
         targets,
     )  # fmt: skip
 
@@ -264,6 +265,7 @@ def check_teacher(
     import numpy as np
 
     from kd.compare import quality, score
+    from kd.metrics import guessing
     from kd.targets import load_scores
     from kd.taught import check_variety, taught
 
@@ -277,9 +279,8 @@ def check_teacher(
     rows = taught(teacher, validation.labels)
     labels, right = validation.labels[rows], quality(logits[rows], validation.labels[rows])["accuracy"]
     chance = np.bincount(labels).max() / len(labels)
-    noise = 3 * (chance * (1 - chance) / len(labels)) ** 0.5
     warnings = []
-    if right <= chance + noise:
+    if right <= guessing(labels):
         warnings.append(
             f"The teacher is right on {right:.1%} of the validation pictures, no better than always saying "
             f"the commonest class ({chance:.1%}). Are these its classes, in its order?"

@@ -89,6 +89,9 @@ def test_a_run_is_stopped(client, settings):
         (("custom", {"temperature": 0}), "temperature is 0"),
         (("custom", {"warmth": 1}), "Unknown setting warmth"),
         (("nothing", {}), "There is no preset 'nothing'"),
+        ((["custom"], {}), "There is no preset"),
+        (("custom", [1]), r"settings are \[1\]; expected names and values"),
+        (("custom", {"method": ["kd"], "recipe": {}}), "method is|recipe is"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_the_command_lines_words(client, call, words):

@@ -129,6 +129,8 @@ def test_missing_splits_are_cut_from_train_stratified_and_the_same_each_time(col
 def test_split_folders_are_found_by_their_usual_names(tmp_path):
     for name, each in (("Training", 6), ("val", 3), ("test", 2)):
         toys.class_folders(tmp_path / name, each)
+    for folder in tmp_path.glob("*/*/"):
+        (folder / "._000.jpg").write_bytes(b"macOS's own")
     assert load_splits(config(tmp_path)).sizes() == {"train": 18, "validation": 9, "test": 6}
 
 

@@ -261,6 +261,8 @@ def test_what_a_run_has_made_teaches_the_classes_that_it_is_said_to_know(made, c
     with pytest.raises(RunError, match="cannot teach: it has no finished student"):
         runs.resolved(DistillConfig(teacher=f"run:{run.id}"), made.path.parent)
     assert run.config().teacher == str(made.path / "student") and short(run.config().teacher) == f"run:{made.id}"
+    with pytest.raises(RunError, match=f"Run {run.id} learns from run {made.id}"):
+        made.delete()
     execute(run)
     report = run.report()
     assert "does not know 1 of 3 classes (green leaf: as told). Their 32 of 96" in run.last("models")["warnings"][0]

@@ -15,7 +15,7 @@ from kd.runs import RunError
 
 @pytest.fixture
 def guess(small, tmp_path):
-    return lambda **changes: estimate(DistillConfig.from_dict({**small, **changes}), cache_folder(tmp_path))
+    return lambda **changes: estimate(DistillConfig.from_dict({**small, **changes}), cache_folder(tmp_path, "sample"))
 
 
 def test_an_estimate_is_the_sum_of_its_stages(guess):

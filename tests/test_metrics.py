@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kd.metrics import Agreement, classification
+from kd.metrics import Agreement, classification, guessing
 
 
 def f1_of(label: int, predictions: np.ndarray, references: np.ndarray) -> float:
@@ -28,3 +28,8 @@ def test_a_class_that_nobody_names_does_not_count():
 
 def test_agreement_does_not_ask_who_is_right():
     assert Agreement().compute(predictions=[1, 2, 3, 4], references=[1, 2, 0, 0])["agreement"] == 0.5
+
+
+def test_what_may_be_guessed_is_the_commonest_class_and_noise_but_all_right_never_is():
+    assert guessing(np.repeat([0, 1], 5000)) == pytest.approx(0.515)
+    assert guessing(np.array([0, 0, 1, 2, 3])) == pytest.approx(0.7)

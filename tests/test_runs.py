@@ -37,6 +37,12 @@ def test_events_are_read_from_a_cursor_on(run):
     assert run.read(cursor) == ([], cursor)
 
 
+def test_a_cursor_that_is_in_the_middle_of_a_line_or_past_the_end_counts_as_0(run):
+    run.append("started")
+    events, end = run.read()
+    assert run.read(5) == run.read(end - 1) == run.read(10**9) == (events, end)
+
+
 def test_a_line_that_is_not_ended_is_left_for_later(run):
     _, cursor = run.read()
     with (run.path / "events.jsonl").open("a") as file:

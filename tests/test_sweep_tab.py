@@ -136,7 +136,7 @@ def test_what_is_no_setting_and_a_path_on_a_shared_server_are_refused_without_a_
 # --- The tab, by hand
 
 
-def test_the_plan_is_said_before_the_click_and_bad_lists_are_told():
+def test_the_plan_is_said_before_the_click_and_bad_lists_are_told(monkeypatch):
     def preview(*grid):
         return tab.preview({"values": [*grid, *values_of(DistillConfig.from_dict({**SAMPLE.to_dict(), "epochs": 4}))]})
 
@@ -151,6 +151,9 @@ def test_the_plan_is_said_before_the_click_and_bad_lists_are_told():
     assert "methods is ''" in preview("1", "0.5", [], "", 1)["problem"]
     assert "trials is 0" in preview("1", "0.5", ["kd"], "", 0)["problem"]
     assert "problem" in tab.preview({"values": 1}) and "problem" in tab.preview({})
+    monkeypatch.setenv("KD_SHARED", "1")
+    path = values_of(DistillConfig.from_dict({**SAMPLE.to_dict(), "dataset": "/etc"}))
+    assert "a path" in tab.preview({"values": ["1", "0.5", ["kd"], "", 1, *path]})["problem"]
 
 
 def test_a_poll_brings_the_cells_that_changed_and_nothing_else(folder):

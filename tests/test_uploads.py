@@ -18,6 +18,7 @@ from PIL import Image
 
 from kd import cli, cli_options, decoder, intake, runs, uploads
 from kd.config import DistillConfig
+from kd.data import cache_folder, load_pixels, load_splits
 from kd.layout import layout
 from kd.runs import RunError
 
@@ -263,7 +264,6 @@ def take(folder: Path, source, owner: str = "me", **job) -> uploads.Upload:
 
 
 def test_an_archive_becomes_a_dataset_with_the_pictures_own_bytes(tmp_path, lenient):
-    from kd.data import load_splits
 
     told = []
     source = packed(tmp_path / "My Zip.zip", PHOTOS)
@@ -406,7 +406,12 @@ def test_a_dataset_answers_to_its_owner_and_is_deleted_when_no_run_needs_it(tmp_
         upload.delete()
     with run.work():
         run.close("stopped", message="")
+    cache, size = cache_folder(tmp_path, run.config().dataset), upload.bytes()
+    load_pixels(load_splits(run.config()).train, 16, cache)
+    assert upload.path in cache.parents and upload.bytes() > size  # decoded pictures count as theirs, and go with them
+    assert load_splits(run.config()).sizes()["train"] > 0
     upload.delete()
+    assert not cache.exists()
     assert uploads.list_uploads(tmp_path) == [] and uploads.title(str(upload.path)) == "a deleted dataset"
     with pytest.raises(RunError, match="There is no dataset"):
         uploads.find(tmp_path, upload.id)
@@ -489,6 +494,21 @@ def test_a_visitor_s_upload_is_imported_listed_and_deleted_by_nobody_else(tab, t
     assert "among yours" in tab.act({"owner": yours, "do": "delete", "id": news["now"]["found"]})["problem"]
     assert tab.act({"owner": mine, "do": "delete", "id": news["now"]["found"]}) == {}
     assert tab.offered({"owner": mine})["html"] == ""
+
+
+def test_the_same_file_of_two_visitors_is_there_until_both_have_it(tab, tmp_path):
+    file = packed(tmp_path / "gradio" / "a.zip", {f"{name}/1.png": PNG for name in "ab"})
+    with tab._turn:  # both wait
+        for visitor in ("a" * 32, "b" * 32):
+            assert tab.begin({"owner": visitor, "way": "archive", "classes": [["", [str(file)]]]}) == {}
+    end = time.monotonic() + 60
+    for visitor in ("a" * 32, "b" * 32):
+        while not (news := tab.offered({"owner": visitor}))["now"]["over"] and time.monotonic() < end:
+            time.sleep(0.05)
+        assert news["now"]["found"], news["now"]["words"]
+    while file.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not file.exists() and not tab._held
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ def start_run(preset: str = "sample", settings: dict[str, Any] | None = None, to
         run (its id), token (keep it: it owns the run on a shared server), status and config.
     """
     with kind_errors():
+        if not isinstance(settings or {}, dict):
+            raise ValueError(f'settings are {settings!r}; expected names and values, as in {{"epochs": 10}}.')
         config = DistillConfig.preset(preset, **(settings or {}))
         token = token or new_token()
         run = distill.start(config, token)

@@ -79,19 +79,22 @@ def plain(name: str) -> str:
 
 def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
     """The teacher's class names, and its logits for the picture. Raises ``RunError``, or ``ValueError``, in words."""
-    from kd.pictures import open_picture
-
-    picture = open_picture(path)
-    key = name, stamp(name), hashlib.sha256(picture.tobytes()).hexdigest()
+    try:
+        with path.open("rb") as file:
+            key = name, stamp(name), hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        raise RunError(f"{path.name} is not on this server any more. Choose it again.") from None
     with _keeping:
         if key in _kept:
             _kept.move_to_end(key)
             return _kept[key]
+    from kd.pictures import open_picture
+
     if not _waiting.acquire(blocking=False):
         raise RunError("Several others are asking a teacher just now. Try again in a moment.")
     try:
         with _asking:
-            found = ask(name, picture)
+            found = ask(name, open_picture(path))
     finally:
         _waiting.release()
     with _keeping:

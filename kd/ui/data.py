@@ -4,6 +4,7 @@ import hashlib
 import html
 import math
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,8 @@ class CalledOff(Exception):
 
 _imports: dict[str, Import] = {}
 """Owner -> the last import. It is worth nothing after a restart of the page: its process has ended with it."""
+_held: Counter[Path] = Counter()
+"""Uploaded files -> the imports that need them: gradio keeps the same file of two visitors once."""
 _lock, _turn = Lock(), BoundedSemaphore(1)
 """One import at a time has this machine; the others wait."""
 
@@ -93,6 +96,7 @@ def begin(asked: dict[str, Any]) -> dict[str, Any]:
             if sum(not other.over for other in _imports.values()) >= MOST_WAITING:
                 raise RunError("Several others are bringing pictures just now. Try again in a few minutes.")
             _imports[whose] = one
+            _held.update(_files(source))
     except (RunError, TypeError, ValueError) as problem:
         return {"problem": str(problem)}
     Thread(target=_work, args=(one, source, name, whose), daemon=True).start()
@@ -159,8 +163,16 @@ def _work(one: Import, source: Source, name: str, whose: str) -> None:
         raise
     finally:
         one.over = True
-        for path in [source] if isinstance(source, Path) else [path for _, path in source]:
-            Path(path).unlink(missing_ok=True)
+        with _lock:
+            _held.subtract(_files(source))
+            for path in _files(source):
+                if _held[path] <= 0:
+                    del _held[path]
+                    path.unlink(missing_ok=True)
+
+
+def _files(source: Source) -> set[Path]:
+    return {source} if isinstance(source, Path) else {path for _, path in source}
 
 
 # --- As HTML

@@ -85,7 +85,8 @@ def preview(asked: dict[str, Any]) -> dict[str, Any]:
     """``rest``, what the sweep takes from the Distill tab, and ``plan``, what it would train; or ``problem``."""
     try:
         config, grid = from_widgets(tuple(asked.get("values") or ()))
-    except (ValueError, TypeError) as problem:
+        check_names(config)
+    except (RunError, ValueError, TypeError) as problem:
         return {"problem": str(problem)}
     count = len(grid.points())
     plan = None if grid.budget_minutes else sweeps.rungs(count, config.epochs)
