@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from kd import runs
 from kd.config import METHODS, DistillConfig
 from kd.runs import RunError
-from kd.ui import analysis, blocked_paths, dark, look, owners, settings, summary
+from kd.ui import analysis, blocked_paths, dark, look, owners, settings, summary, to_dataset
 from kd.ui.distill import on_method, on_preset, on_recipe, on_student
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -52,6 +53,18 @@ def test_every_method_has_words_and_every_setting_a_widget_that_gives_it_back():
     assert list(settings.METHOD_WORDS) == list(METHODS)
     values = tuple(settings.widget(name).value for name in settings.FIELDS)
     assert settings.from_widgets(values) == DistillConfig.preset("sample")
+
+
+def test_with_one_s_own_pictures_the_teacher_is_still_to_be_chosen(monkeypatch, tmp_path):
+    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
+    folder = tmp_path / ".datasets" / runs.new_id(0)
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps({"name": "Mushrooms", "owner": "", "pictures": {}}))
+    _, preset, *updates, _ = to_dataset(None, SimpleNamespace(dataset=folder.name))
+    chosen = {name: update["value"] for name, update in zip(settings.FIELDS, updates, strict=True)}
+    assert preset == "custom" and chosen["dataset"] == f"upload:{folder.name}" and chosen["teacher"] is None
+    with pytest.raises(ValueError, match="Choose a teacher that knows these classes"):
+        settings.from_widgets(tuple(chosen.values()))
 
 
 def test_the_baseline_is_a_switch():

@@ -85,7 +85,8 @@ def to_run(saved: dict | None, event: gr.EventData) -> tuple[gr.Tabs, dict, dict
 
 
 def to_dataset(saved: dict | None, event: gr.EventData) -> list[Any]:
-    """From a dataset of the visitor's to the Distill tab, its preset for one's own things, with the dataset chosen."""
+    """From a dataset of the visitor's to the Distill tab, its preset for one's own things, with the dataset chosen and the
+    teacher to be: the sample's knows other classes."""
     with kind_errors():
         upload = own_upload(event.dataset, visitor(saved)["owner"])
         name = upload.info()["name"]
@@ -93,6 +94,7 @@ def to_dataset(saved: dict | None, event: gr.EventData) -> list[Any]:
     value = f"{PREFIX}{upload.id}"
     choices = [*((one, one) for one in settings.suggestions("dataset")), (name, value)]
     updates[list(settings.FIELDS).index("dataset")] = gr.update(choices=choices, value=value)
+    updates[list(settings.FIELDS).index("teacher")] = gr.update(value=None)
     return [gr.Tabs(selected="distill"), "custom", *updates, own_row]
 
 

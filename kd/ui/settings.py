@@ -99,6 +99,11 @@ def from_widgets(values: tuple) -> DistillConfig:
     """The widgets' values, in the order of ``FIELDS``. Raises ``ValueError`` in words for a user."""
     switched = {True: "yes", False: "no"}
     named = dict(zip(FIELDS, values, strict=True))
+    if not named["teacher"]:
+        raise ValueError(
+            "Choose a teacher that knows these classes: a Hub id, a folder or one of your runs. There is none? Choose a "
+            "pretrained model to begin from, and Make a teacher."
+        )
     return DistillConfig.from_dict(
         {name: switched.get(value, value) if is_switch(name) else value for name, value in named.items()}
     )
