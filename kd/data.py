@@ -196,6 +196,8 @@ def _load(config: DistillConfig) -> dict[str, Any]:
                 f"{path} is a {path.suffix or 'nameless'} file. Expected a parquet file or a folder of class folders."
             )
         return _load_parquet({"train": [path]})
+    if path.parent.name == DATASETS:
+        raise RunError("The imported dataset is gone: it was deleted. Import the pictures again, then start a new run.")
     return _load_hub(config)
 
 

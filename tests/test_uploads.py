@@ -412,6 +412,8 @@ def test_a_dataset_answers_to_its_owner_and_is_deleted_when_no_run_needs_it(tmp_
     assert load_splits(run.config()).sizes()["train"] > 0
     upload.delete()
     assert not cache.exists()
+    with pytest.raises(RunError, match="The imported dataset is gone: it was deleted"):
+        load_splits(run.config())
     assert uploads.list_uploads(tmp_path) == [] and uploads.title(str(upload.path)) == "a deleted dataset"
     with pytest.raises(RunError, match="There is no dataset"):
         uploads.find(tmp_path, upload.id)
