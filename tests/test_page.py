@@ -93,6 +93,23 @@ def test_a_methods_own_settings_appear_only_when_it_is_chosen(page):
     expect(temperature).to_have_value(f"{DistillConfig.preset('sample').temperature:g}")
 
 
+def test_a_list_that_is_left_as_it_was_takes_back_no_setting(page):
+    page.locator("#set-epochs input").fill("3")
+    page.locator("#set-method input").focus()
+    page.keyboard.press("Escape")
+    page.locator("#more > button").click()
+    page.locator("#set-recipe input").focus()
+    page.locator("#set-seed input").focus()
+    page.locator("#set-recipe input").focus()
+    for key in ("ArrowDown", "Enter"):  # chosen by the keyboard, a recipe fills in its own
+        expect(page.locator("#set-epochs input")).to_have_value("3")
+        page.keyboard.press(key)
+    expect(page.locator("#set-recipe input")).to_have_value("pretrained")
+    expect(page.locator("#set-epochs input")).to_have_value(
+        str(DistillConfig.preset("sample", recipe="pretrained").epochs)
+    )
+
+
 def test_a_bad_setting_is_an_error_with_the_same_words_as_on_the_command_line(page):
     page.locator("#set-temperature input").fill("0")
     page.get_by_role("button", name="Distill", exact=True).click()

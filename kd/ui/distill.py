@@ -218,8 +218,9 @@ def build() -> DistillTab:
     chosen = [preset, *all_of(("recipe", "method"))]
     preset.input(on_preset, preset, [*widgets, own_row], **PRIVATE)
     follows = [every["method"], own_row, *all_of((*settings.SET_BY_METHOD, *settings.OWN))]
-    every["method"].input(on_method, chosen, follows, **PRIVATE)
-    every["recipe"].input(on_recipe, chosen, all_of(settings.SET_BY_RECIPE), **PRIVATE)
+    # Not ``input``: gradio's lists call that when they are merely left, and what was typed meanwhile would be lost.
+    every["method"].change(on_method, chosen, follows, **PRIVATE)
+    every["recipe"].change(on_recipe, chosen, all_of(settings.SET_BY_RECIPE), **PRIVATE)
     follows = all_of(("recipe", *settings.SET_BY_RECIPE))
     every["student"].input(on_student, [every["student"], *chosen], follows, **PRIVATE)
     live.teach(to_teacher, None, every["teacher"], **PRIVATE)
