@@ -321,12 +321,12 @@ def label_table(options: argparse.Namespace) -> int:
 
 def estimate(options: argparse.Namespace) -> int:
     """Measure a little, print the seconds of each stage."""
-    config, began = _config(options), time.perf_counter()
+    config = _config(options)
     _quiet()
     from kd.data import cache_folder
     from kd.estimate import estimate as measure
 
-    found = measure(config, cache_folder(options.runs_dir), began)
+    found = measure(config, cache_folder(options.runs_dir), began=0.0)  # a run's process has all this to do too
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["stages"].items())
     print(
         f"about {found['seconds']:.0f} s: {stages} ({found['epochs']} epochs at {found['images_per_second']:,.0f} images/s)"

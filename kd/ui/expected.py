@@ -1,7 +1,8 @@
 """How long a run of the settings as they stand would take here, said before the click.
 
-``python -m kd estimate`` measures it in a process of low priority: one at a time for all visitors, none while a run
-trains (both would be slower than they are), and none that outlives the start of a run.
+``python -m kd estimate`` measures it in a process with a run's own priority, for with a lower one it would see less of the
+machine than the run will: one at a time for all visitors, none while a run trains (both would be slower than they are),
+and none that outlives the start of a run.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 
 import gradio as gr
 
-from kd import runs, uploads
+from kd import launch, runs, uploads
 from kd import sweep as sweeps
 from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
 from kd.runs import Run, RunError
@@ -136,7 +137,9 @@ def _give_up() -> None:
 def begin(config: DistillConfig) -> subprocess.Popen:
     """Start ``python -m kd estimate``."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return beside.start("estimate", "--json", "--preset=custom", settings=config.to_dict(), **pipes)
+    return beside.start(
+        "estimate", "--json", "--preset=custom", settings=config.to_dict(), niceness=launch.NICE, **pipes
+    )
 
 
 def _finish(one: Measurement, config: DistillConfig) -> None:
