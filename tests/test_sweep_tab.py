@@ -10,7 +10,7 @@ import pytest
 from pages import serious, site, until, visit
 from playwright.sync_api import expect
 
-from kd import runs, sweep
+from kd import runs, sweep, uploads
 from kd.config import DistillConfig
 from kd.runs import CLOSED, RunError
 from kd.sweep import Grid, Point
@@ -131,6 +131,34 @@ def test_what_is_no_setting_and_a_path_on_a_shared_server_are_refused_without_a_
     monkeypatch.setenv("KD_SHARED", "1")
     path = values_of(DistillConfig.from_dict({**SAMPLE.to_dict(), "teacher": "/etc"}))
     assert "a path" in expected.expected({"values": path})["problem"]
+
+
+def test_on_a_shared_server_the_time_is_measured_of_a_visitors_own_pictures_and_teacher_and_of_no_others(
+    folder, monkeypatch
+):
+    monkeypatch.setenv("KD_SHARED", "1")
+    run = runs.create(SAMPLE, folder, TOKEN)
+    (run.path / "student").mkdir()
+    (run.path / "student" / "config.json").touch()
+    run.close("done")
+    upload = uploads.Upload(uploads.place_of(folder) / run.id)
+    upload.path.mkdir(parents=True)
+    (upload.path / "dataset.json").write_text(json.dumps({"owner": runs.owner_hash(TOKEN)}))
+    begun = []
+
+    def begin(config):
+        begun.append((config.dataset, config.teacher))
+        raise RunError("begun")
+
+    monkeypatch.setattr(expected, "begin", begin)
+    config = DistillConfig.from_dict({**SAMPLE.to_dict(), "dataset": f"upload:{upload.id}", "teacher": f"run:{run.id}"})
+    assert expected.expected({"values": values_of(config), "owner": TOKEN}) == {"problem": "begun"}
+    assert begun == [(str(upload.path), str(run.path / "student"))]
+    for stranger in ("", "0" * 32, None, {}):
+        for changes in ({"teacher": "sample"}, {"dataset": "sample"}):
+            values = values_of(DistillConfig.from_dict({**config.to_dict(), **changes}))
+            assert "among yours" in expected.expected({"values": values, "owner": stranger})["problem"]
+    assert len(begun) == 1
 
 
 # --- The tab, by hand
