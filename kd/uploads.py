@@ -132,6 +132,14 @@ def resolved(config: DistillConfig, folder: Path, token: str) -> DistillConfig:
     return dataclasses.replace(config, dataset=str(upload.path))
 
 
+def is_labelled(dataset: str) -> bool | None:
+    """Whether the pictures of the dataset in this folder have labels; ``None`` for what is not one of these, or gone."""
+    path = Path(dataset)
+    if path.parent.name != FOLDER or not (path / "dataset.json").exists():
+        return None
+    return bool(Upload(path).info()["classes"])
+
+
 def title(dataset: str) -> str | None:
     """The name that somebody gave the dataset in this folder; ``None`` for what is not one of these."""
     path = Path(dataset)

@@ -93,9 +93,12 @@ def preview(asked: dict[str, Any]) -> dict[str, Any]:
     return {"rest": rest, "plan": plan_words(count, plan, config.trials, grid.budget_minutes)}
 
 
-def plan_words(points: int, plan: list[tuple[int, int]] | None, trials: int, minutes: float | None) -> str:
-    """What is trained, in a sentence."""
-    winner = f"the winner with {many(trials, 'fresh seed')}, with the teacher and without"
+def plan_words(
+    points: int, plan: list[tuple[int, int]] | None, trials: int, minutes: float | None, labels: str = "dataset"
+) -> str:
+    """What is trained, in a sentence; ``labels``: whose they are (``Sweep.labels``)."""
+    winner = f"the winner with {many(trials, 'fresh seed')}"
+    winner += ", with the teacher and without" if labels == "dataset" else ""
     if plan is None:
         return f"{many(points, 'point')}; {minutes:g} minutes set the epochs, after one epoch has set the pace. Then {winner}."
     (first, epochs), *others = plan
@@ -153,7 +156,7 @@ def _news(sweep: Sweep, since: int) -> dict[str, Any]:
         grid, rows, config = sweep.grid(), sweep.points(), sweep.config()
         plan = sweep.plan() or (None if grid.budget_minutes else sweeps.rungs(len(rows), config.epochs))
         news["cells"] = cells(rows, events, fresh if since else None, status)
-        news["plan"] = plan_words(len(rows), plan, config.trials, grid.budget_minutes)
+        news["plan"] = plan_words(len(rows), plan, config.trials, grid.budget_minutes, sweep.labels())
         news["legend"] = legend(sweep, rows)
     if status == "done" and (report := sweep.report()):
         news |= {"result": sentence(report), "final": report["final"]}
@@ -227,17 +230,18 @@ def share(sweep: Sweep, events: list[dict[str, Any]]) -> float:
         return 1.0
     plan = sweep.plan() or []
     trained = sum(event["epochs"] for event in events if event["event"] == "point")
-    return round(trained / total_epochs(plan, sweep.config().trials), 3) if plan else 0.0
+    return round(trained / total_epochs(sweep, plan), 3) if plan else 0.0
 
 
-def total_epochs(plan: list[tuple[int, int]], trials: int) -> int:
-    return sum(count * length for count, length in plan) + 2 * trials * plan[-1][1]
+def total_epochs(sweep: Sweep, plan: list[tuple[int, int]]) -> int:
+    pair = 2 if sweep.labels() == "dataset" else 1
+    return sum(count * length for count, length in plan) + pair * sweep.config().trials * plan[-1][1]
 
 
 def left_seconds(sweep: Sweep, events: list[dict[str, Any]], now: float) -> float | None:
     """How long it still takes, as its trainings so far went; ``None`` before two of them (the first also asks the
     teacher)."""
-    plan, trials = sweep.plan(), sweep.config().trials
+    plan = sweep.plan()
     begun = {event["run"]: event["time"] for event in events if event["event"] == "run"}
     ended = [event for event in events if event["event"] == "point"]
     good = [event for event in ended if not event["diverged"] and event["run"] in begun]
@@ -245,7 +249,7 @@ def left_seconds(sweep: Sweep, events: list[dict[str, Any]], now: float) -> floa
         return None
     pace = sum(event["seconds"] for event in good) / sum(event["epochs"] for event in good)
     besides = median_low(max(0.0, event["time"] - begun[event["run"]] - event["seconds"]) for event in good)
-    epochs = total_epochs(plan, trials) - sum(event["epochs"] for event in ended)
+    epochs = total_epochs(sweep, plan) - sum(event["epochs"] for event in ended)
     trainings = sum(count for count, _ in plan) - len(ended) + 1
     since = max(event["time"] for event in events if event["event"] in ("run", "point", "started", "resumed"))
     return max(0.0, epochs * pace + trainings * besides - (now - since))
@@ -264,8 +268,8 @@ def sentence(report: dict[str, Any]) -> str:
 def legend(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     """What the cells mean."""
     if not any(row["accuracy"] is not None for row in rows):
-        return "Each cell will show its accuracy on validation, and open its run."
-    words = "Accuracy on validation; the deeper, the better. A cell with fewer epochs was left behind by the others."
+        return "Each cell will show how well its student does on validation, and open its run."
+    words = f"{sweeps.MEASURED[sweep.labels()]} on validation; the deeper, the better. A cell with fewer epochs was left behind by the others."
     return words + (" Without the teacher neither T nor the method matters." if 0 in sweep.grid().lambdas else "")
 
 
