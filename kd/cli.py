@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ OF_A_TEACHER = (
 )  # fmt: skip
 """The settings that a run without a teacher has no use for, and the base's name."""
 ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy", "name")
+
+
+MOST_SKIPPED, MOST_REASONS = 20, 8
+"""Of an import that is refused so many skipped files are named, and so many reasons of the others."""
 
 
 class BadUsage(Exception):
@@ -492,11 +497,13 @@ def _import(source: Path, name: str, folder: Path) -> uploads.Upload:
     try:
         return uploads.bring(
             source, name, folder, runs.local_owner(folder),
-            lambda done, of: screen.progress(f"file {done:,} of {of:,}", done / max(1, of)),
+            lambda done, of: of and screen.progress(f"file {done:,} of {of:,}", done / of),
         )  # fmt: skip
     except uploads.ImportRefused as problem:
         screen.clear()
-        print(*_lines(problem.skipped), sep="\n", file=sys.stderr)
+        print(
+            *_lines(problem.skipped[:MOST_SKIPPED]), *_more(problem.skipped[MOST_SKIPPED:]), sep="\n", file=sys.stderr
+        )
         raise
     finally:
         screen.clear()
@@ -504,6 +511,14 @@ def _import(source: Path, name: str, folder: Path) -> uploads.Upload:
 
 def _lines(skipped: list[tuple[str, str]]) -> list[str]:
     return [f"  {name}: {reason}" for name, reason in skipped]
+
+
+def _more(skipped: list[tuple[str, str]]) -> list[str]:
+    """How many other files were skipped, and why: nothing was stored, so no file has their names."""
+    reasons = Counter(reason for _, reason in skipped).most_common()
+    most, others = reasons[:MOST_REASONS], sum(count for _, count in reasons[MOST_REASONS:])
+    lines = [f"  {count:,}: {reason}" for reason, count in most] + ([f"  {others:,}: other reasons"] if others else [])
+    return [f"and {len(skipped):,} more:", *lines] if skipped else []
 
 
 def found_table(info: dict[str, Any]) -> str:

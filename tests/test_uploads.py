@@ -458,6 +458,24 @@ def test_the_command_line_imports_lists_and_deletes(tmp_path, capsys, monkeypatc
     assert "There is no archive" in capsys.readouterr().err
 
 
+def test_of_a_refused_import_the_first_files_are_named_and_the_others_counted_by_reason(tmp_path, capsys, monkeypatch):
+    skipped = [(f"{n}.png", "is truncated" if n % 3 else "is empty") for n in range(50)]
+
+    def refuse(*_):
+        raise uploads.ImportRefused("50 of 60 pictures cannot be read.", skipped)
+
+    monkeypatch.setattr(uploads, "bring", refuse)
+    assert cli.main(["import", str(tmp_path), "--runs-dir", str(tmp_path)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "  0.png: is empty" and lines[19] == "  19.png: is truncated"
+    assert lines[20:] == [
+        "and 30 more:",
+        "  20: is truncated",
+        "  10: is empty",
+        "kd: 50 of 60 pictures cannot be read.",
+    ]
+
+
 # --- The page's handlers, without a page
 
 
