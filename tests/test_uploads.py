@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import struct
+import sys
 import time
 import zipfile
 import zlib
@@ -391,6 +392,43 @@ def test_an_import_that_is_called_off_or_killed_leaves_nothing(tmp_path):
     assert uploads.list_uploads(tmp_path) == []
     upload = take(tmp_path, source)
     assert sorted(path.name for path in upload.path.parent.iterdir()) == [".lock", upload.id]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a shell's script")
+def test_an_import_that_hangs_is_called_off_at_once_and_takes_along_what_hangs(tmp_path, monkeypatch):
+    stuck = tmp_path / "stuck"  # the process of an import, and in the place of its decoder one that sleeps
+    stuck.write_text(f'#!/bin/sh\necho \'{{"done": 3, "of": 9}}\'\nsleep 60 &\necho $! > {tmp_path}/pid\nwait\n')
+    stuck.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stuck))
+    heard = []
+
+    def call_off(done: int, of: int) -> None:
+        heard.append((done, of))
+        if heard.count((3, 9)) > 1:  # the second time nothing new was said
+            raise CalledOff
+
+    began = time.monotonic()
+    with pytest.raises(CalledOff):
+        uploads.bring(tmp_path, "", tmp_path, "me", call_off)
+    assert time.monotonic() - began < 5
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/status")
+    while status.exists() and "zombie" not in status.read_text():
+        assert time.monotonic() - began < 5
+        time.sleep(0.01)
+
+
+def test_an_import_that_waits_for_its_turn_can_be_called_off(tab, monkeypatch):
+    monkeypatch.setattr(tab, "LOOK_SECONDS", 0.01)
+    mine = {"owner": "a" * 32}
+    file = packed(Path(os.environ["GRADIO_TEMP_DIR"]) / "a.zip", {"a/1.png": PNG})
+    with tab.turn(lambda: None):
+        assert tab.begin({**mine, "way": "archive", "classes": [["", [str(file)]]]}) == {}
+        assert not tab.offered(mine)["now"]["over"] and tab.act({**mine, "do": "cancel"}) == {}
+        end = time.monotonic() + 5
+        while not (now := tab.offered(mine)["now"])["over"]:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert now["words"] == "Cancelled; nothing was stored." and not file.exists()
 
 
 def test_a_dataset_answers_to_its_owner_and_is_deleted_when_no_run_needs_it(tmp_path, lenient):
