@@ -232,6 +232,20 @@ def test_words_from_outside_are_text(folder):
     assert "<img" not in tab.poll({"sweep": one.id})["result"]
 
 
+def test_a_sweep_is_deleted_when_it_is_over_and_its_runs_stay(folder):
+    one = sweep.create(SAMPLE, Grid("1", "0.5"), folder, "t")
+    one.append("plan", epochs=1, rungs=[(1, 1)])
+    measured(one, one.grid().points()[0], 1, 0.5)
+    assert "is queued. Stop it first" in tab.delete_it({"sweep": one.id})["problem"]  # its process is about to begin
+    with one.work():
+        one.append("started", pid=1)
+        assert "is running. Stop it first" in tab.delete_it({"sweep": one.id})["problem"]
+        one.close("stopped", message="Stopped.")
+    assert tab.poll({"sweep": one.id})["stay"] == "1 run that it has made stays in Runs."
+    assert tab.delete_it({"sweep": one.id}) == {} and not one.path.exists()
+    assert len(runs.list_runs(folder)) == 1 and "There is no sweep" in tab.delete_it({"sweep": one.id})["problem"]
+
+
 def test_on_a_shared_server_a_sweep_is_its_owners_and_counts_as_one_run(folder, monkeypatch):
     monkeypatch.setenv("KD_SHARED", "1")
     monkeypatch.setenv("KD_OPEN_RUNS", "2")
@@ -245,7 +259,8 @@ def test_on_a_shared_server_a_sweep_is_its_owners_and_counts_as_one_run(folder, 
     for stranger in ("", "0" * 32, None, {}):
         asked = {"sweep": one.id, "owner": stranger}
         assert "among yours" in tab.poll(asked)["refused"] and not tab.offered(asked)["sweeps"]
-        assert "among yours" in tab.stop_it(asked)["problem"] and "among yours" in tab.resume_it(asked)["problem"]
+        for act in (tab.stop_it, tab.resume_it, tab.delete_it):
+            assert "among yours" in act(asked)["problem"]
     assert not one.stop_asked() and tab.offered({"owner": TOKEN})["sweeps"][0][0] == one.id
     with pytest.raises(RunError, match="a path"):
         tab.start(DistillConfig(teacher="/etc"), Grid("1", "0.5"), "cd" * 16)
@@ -391,4 +406,19 @@ def test_a_reload_and_the_list_of_sweeps_find_it_again(page, done):
     expect(status(page)).to_have_text("Done")
     page.reload()
     expect(status(page)).to_have_text("Done")
+
+
+def test_a_sweep_is_deleted_when_the_question_is_answered(page, done):
+    def answer(name: str) -> None:
+        page.locator("#sweep header").get_by_role("button", name="Delete").click()
+        expect(page.get_by_role("dialog")).to_contain_text("10 runs that it has made stay in Runs.")
+        page.get_by_role("dialog").get_by_role("button", name=name).click()
+
+    answer("Keep it")
+    assert done.path.exists()
+    answer("Delete")
+    expect(page.locator("#sweep .kd-message")).to_have_text("Deleted.")
+    expect(status(page)).to_have_text("Stopped. Resume goes on where it was.")  # the one that is left
+    assert not done.path.exists() and "sweep=" not in page.url
+    assert not serious(page)
     page.context.close()

@@ -69,6 +69,14 @@ def resume(id: str, token: str) -> None:
         sweeps.start(sweep)
 
 
+def delete(id: str, token: str) -> None:
+    """Remove a sweep of the visitor's; the runs that it has made stay. Raises ``RunError`` while it is worked on."""
+    sweep = own_sweep(id, token)
+    if (status := sweep.status()) not in CLOSED:
+        raise RunError(f"Sweep {sweep.id} is {status}. Stop it first, then delete it.")
+    sweep.delete()
+
+
 # --- What is asked for
 
 
@@ -137,7 +145,8 @@ def poll(asked: dict[str, Any]) -> dict[str, Any]:
     """What has happened in ``sweep`` since ``cursor``, for ``owner``.
 
     ``status, line, share, cursor`` always; at first also ``title``, ``about`` and ``maps`` (empty tables); when something
-    was begun or measured the ``cells`` that it changed, ``plan`` and ``legend``; at the end ``result`` and ``final``.
+    was begun or measured the ``cells`` that it changed, ``plan``, ``legend`` and ``stay`` (which runs are left when it is
+    deleted); at the end ``result`` and ``final``.
     ``refused`` where there is no such sweep for this visitor.
     """
     try:
@@ -158,6 +167,7 @@ def _news(sweep: Sweep, since: int) -> dict[str, Any]:
         news["cells"] = cells(rows, events, fresh if since else None, status)
         news["plan"] = plan_words(len(rows), plan, config.trials, grid.budget_minutes, sweep.labels())
         news["legend"] = legend(sweep, rows)
+        news["stay"] = stay(sweep, events)
     if status == "done" and (report := sweep.report()):
         news |= {"result": sentence(report), "final": report["final"]}
     return news
@@ -175,7 +185,20 @@ def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
     return outcome(resume, asked.get("sweep", ""), asked.get("owner", ""))
 
 
+@served
+def delete_it(asked: dict[str, Any]) -> dict[str, Any]:
+    """The Delete button, once it is confirmed: ``{}``, or ``problem``."""
+    return outcome(delete, asked.get("sweep", ""), asked.get("owner", ""))
+
+
 # --- In words
+
+
+def stay(sweep: Sweep, events: list[dict[str, Any]]) -> str:
+    """What a deleted sweep leaves, in a sentence."""
+    made = {event["run"] for event in events if event["event"] == "run"}
+    count = sum((sweep.runs_folder / id).exists() for id in made)
+    return f"{many(count, 'run')} that it has made {'stays' if count == 1 else 'stay'} in Runs." if count else ""
 
 
 def introduction(sweep: Sweep) -> dict[str, Any]:
@@ -383,7 +406,7 @@ def build(rest: list[gr.components.Component]) -> SweepTab:
                 value={},
                 html_template=(FILES / "sweep.html").read_text(),
                 js_on_load="distillery.sweep(element, props, server, watch, run => trigger('open', {run}))",
-                server_functions=[poll, offered, stop_it, resume_it],
+                server_functions=[poll, offered, stop_it, resume_it, delete_it],
                 apply_default_css=False,
                 elem_id="sweep",
             )
