@@ -351,12 +351,15 @@ def with_run_as_teacher(config: DistillConfig, find: Callable[[str], Run]) -> Di
     """
     if not config.teacher.startswith(RUN_TEACHER):
         return config
+    id = config.teacher.removeprefix(RUN_TEACHER)
     try:
-        run = find(config.teacher.removeprefix(RUN_TEACHER))
+        run = find(id)
     except RunError as problem:
+        if not ID.fullmatch(id):
+            raise
         raise RunError(
-            f"The teacher {config.teacher} is not there. {problem} If it was deleted, choose another teacher, or make it "
-            "again; the students that it has taught stay as they are."
+            f"The teacher {config.teacher} is gone: there is no such run among yours any more. Choose another teacher, or "
+            "make it again. The students that it has taught stay as they are."
         ) from problem
     status = run.status()
     if status not in CLOSED or not (run.path / "student" / "config.json").exists():
