@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from kd import data, duplicates, models
-from kd.compare import score
+from kd.compare import BATCH, score
 from kd.config import NO_TEACHER, DistillConfig
 from kd.distill import arms_of, pixel_side, sizes_of, threads
 from kd.targets import targets_folder
 from kd.taught import taught_alone
 
 FEW = 8
-"""Pictures that are decoded and measured by the ruler for their speed."""
+"""Pictures that are decoded for their speed, and that are measured at once where they are of 224 pixels."""
 LEAST, MOST, SECONDS = 3, 25, 0.4
 """They are measured at least so often and then, up to the second number, for so long."""
 TRAINER_SHARE = 1.06
@@ -92,9 +92,15 @@ def steady(work: Callable[[], object]) -> float:
     return float(np.median(times))
 
 
+def at_once(size: tuple[int, int]) -> int:
+    """How many pictures of this size are measured in a batch: of small ones as many as a run takes, for threads wait for
+    each other in every operation, however few pictures it is for."""
+    return int(np.clip(FEW * 224 * 224 / np.prod(size), FEW, BATCH))
+
+
 def _per_picture(model: tuple[Any, Any], dataset: Any, device: Any) -> float:
     """Seconds of the ruler for a picture: decoding, the processor, the model in float32."""
-    few = dataset.select(range(min(FEW, len(dataset))))
+    few = dataset.select(range(min(at_once(models.pipeline(model[1]).size), len(dataset))))
     return steady(lambda: score(*model, few, device)) / len(few)
 
 
@@ -115,7 +121,7 @@ def _targets(
     if config.targets == "online" or teacher is None:
         return 0.0
     precision = models.pick_precision(config.precision, device, teacher.model, teacher.pipeline.size, cache)
-    batch = 16
+    batch = at_once(teacher.pipeline.size)
     seconds = models.batch_seconds(teacher, teacher.pipeline.size, device, precision, batch, rounds=3) / batch
     views = data.Views(data.fingerprint(train), len(train), config.crop_area)
     folder = targets_folder(teacher, views, (len(train), 3, side, side), cache, device, precision)

@@ -10,7 +10,7 @@ from kd import data, runs
 from kd.config import DistillConfig
 from kd.data import cache_folder
 from kd.distill import execute
-from kd.estimate import estimate, steady
+from kd.estimate import at_once, estimate, steady
 from kd.runs import RunError
 
 
@@ -70,3 +70,7 @@ def test_the_command_line_says_it_in_a_line_and_in_json(small, tmp_path):
     assert json.loads(found)["epochs"] == 2
     assert kd("estimate", "--temperature", 0).returncode == 2
     assert not list(tmp_path.glob("2*"))  # no run was made
+
+
+def test_small_pictures_are_measured_in_a_runs_own_batches_and_large_ones_a_few_at_a_time():
+    assert [at_once((side, side)) for side in (28, 64, 112, 224, 512)] == [64, 64, 32, 8, 8]
