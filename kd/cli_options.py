@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from kd.runs import Run
 
 Command = Callable[..., argparse.ArgumentParser]
 """``(name, function that it calls, help, the group that it belongs to)`` -> the command's parser."""
+
+
+MOST_SKIPPED, MOST_REASONS = 20, 8
+"""Of an import that is refused so many skipped files are named, and so many reasons of the others."""
 
 
 class BadUsage(Exception):
@@ -109,11 +114,13 @@ def bring_pictures(source: Path, name: str, folder: Path) -> uploads.Upload:
     try:
         return uploads.bring(
             source, name, folder, runs.local_owner(folder),
-            lambda done, of: screen.progress(f"file {done:,} of {of:,}", done / max(1, of)),
+            lambda done, of: of and screen.progress(f"file {done:,} of {of:,}", done / of),
         )  # fmt: skip
     except uploads.ImportRefused as problem:
         screen.clear()
-        print(*reasons(problem.skipped), sep="\n", file=sys.stderr)
+        print(
+            *reasons(problem.skipped[:MOST_SKIPPED]), *_more(problem.skipped[MOST_SKIPPED:]), sep="\n", file=sys.stderr
+        )
         raise
     finally:
         screen.clear()
@@ -121,3 +128,11 @@ def bring_pictures(source: Path, name: str, folder: Path) -> uploads.Upload:
 
 def reasons(skipped: list[tuple[str, str]]) -> list[str]:
     return [f"  {name}: {reason}" for name, reason in skipped]
+
+
+def _more(skipped: list[tuple[str, str]]) -> list[str]:
+    """How many other files were skipped, and why: nothing was stored, so no file has their names."""
+    counts = Counter(reason for _, reason in skipped).most_common()
+    most, others = counts[:MOST_REASONS], sum(count for _, count in counts[MOST_REASONS:])
+    lines = [f"  {count:,}: {reason}" for reason, count in most] + ([f"  {others:,}: other reasons"] if others else [])
+    return [f"and {len(skipped):,} more:", *lines] if skipped else []

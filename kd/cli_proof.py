@@ -117,6 +117,7 @@ def _new_sweep(options: argparse.Namespace) -> Sweep:
         grid = Grid(**{name: value for name, value in asked.items() if value is not None})
         config = DistillConfig.preset(options.preset, **{"trials": 3, **given_settings(options)})
         config = with_pictures(config, options.runs_dir)
+        sweeps.check_labels(config, grid)
         return sweeps.create(config, grid, options.runs_dir, runs.local_owner(options.runs_dir))
     except ValueError as error:
         raise BadUsage(str(error)) from error

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +116,14 @@ def teacher(options: argparse.Namespace) -> int:
 
 def estimate(options: argparse.Namespace) -> int:
     """Measure a little, print the seconds of each stage."""
-    config, began = config_from(options), time.perf_counter()
+    config = config_from(options)
     quiet()
     from kd.data import cache_folder
     from kd.estimate import estimate as measure
 
-    found = measure(config, cache_folder(options.runs_dir, config.dataset), began)
+    found = measure(
+        config, cache_folder(options.runs_dir, config.dataset), began=0.0
+    )  # a run's process has all this to do too
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["stages"].items())
     print(
         f"about {found['seconds']:.0f} s: {stages} ({found['epochs']} epochs at {found['images_per_second']:,.0f} images/s)"

@@ -19,7 +19,7 @@ from kd.lru import Cache, stamp
 from kd.metrics import Agreement, classification
 from kd.models import Pipeline, load_teacher, pipeline, run_processor
 from kd.pictures import BadPicture, open_picture, upright_rgb
-from kd.runs import Run, RunError
+from kd.runs import Run, RunError, lost_teacher
 
 BATCH = 64
 TOP = 5
@@ -186,6 +186,12 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
         raise RunError(
             f"Run {run.id} learned from the labels alone: it has no teacher to be compared with. Distil from it with the "
             f"teacher run:{run.id}, and compare that."
+        )
+    if lost := lost_teacher(run.config().teacher):
+        raise RunError(
+            f"The teacher of run {run.id} is gone: it was the student of run {lost}, which has been deleted or moved. So the "
+            "two cannot be compared any more. The student alone still works, and the run keeps its report and where they "
+            "differed on the test pictures. To compare, make the teacher again, then distil from it once more."
         )
     student = kept_student(run)
     id2label = student.model.config.id2label

@@ -1,20 +1,23 @@
 """How long a run will take here, from a short measurement: a few batches of both models, a few pictures decoded."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kd import data, duplicates, models
-from kd.compare import score
+from kd.compare import BATCH, score
 from kd.config import NO_TEACHER, DistillConfig
 from kd.targets import targets_folder
 from kd.taught import taught_alone
 from kd.work import arms_of, pixel_side, sizes_of, threads
 
-FEW = 16
-"""Pictures that are decoded and measured by the ruler for their speed."""
+FEW = 8
+"""Pictures that are decoded for their speed, and that are measured at once where they are of 224 pixels."""
+LEAST, MOST, SECONDS = 3, 25, 0.4
+"""They are measured at least so often and then, up to the second number, for so long."""
 TRAINER_SHARE = 1.06
 """A training step with crops, optimiser and `Trainer` around it, in forward and backward passes (`python -m kd bench`)."""
 LATENCY_TRIALS = 70
@@ -25,12 +28,17 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     """Seconds of a run of ``config``: by stage in ``stages`` (``start``, ``pictures``, ``teacher``, ``targets``,
     ``training``, ``test``) and their ``seconds`` in all; ``epochs`` and ``images_per_second`` of its training.
 
-    What is in ``cache`` already costs nothing. ``began`` (``time.perf_counter``) is before the libraries were imported,
-    where that is to count. Takes a few seconds itself. Raises ``RunError`` as the run would.
+    What is in ``cache`` already, or is kept there by this, costs nothing. ``began`` (``time.thread_time``) is before the
+    libraries were imported, where that is to count. Takes a few seconds itself. Raises ``RunError`` as the run would.
     """
-    began = began or time.perf_counter()
+    # This thread's own work: while it waits for the disk, or for whoever else has the core, nothing is done that a run
+    # would have to do again, for what was read is in memory then.
+    began = time.thread_time() if began is None else began
     device = models.pick_device(config.device)
-    splits = duplicates.one_side(data.load_splits(config), config, cache)
+    splits = data.load_splits(config)
+    start = time.thread_time() - began
+    splits = duplicates.one_side(splits, config, cache)  # kept
+    began = time.thread_time()
     short, long = data.typical_size(splits.train)
     teacher = (
         None
@@ -40,10 +48,10 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     if not splits.labelled:
         splits, config = taught_alone(config, splits, teacher)
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed)
+    start += time.thread_time() - began
     size = student.pipeline.size
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, size, cache)
-        start = time.perf_counter() - began
         step = TRAINER_SHARE * models.batch_seconds(student.model, size, device, precision, config.batch_size, rounds=3)
     speed = config.batch_size / step
     pictures = len(splits.train)
@@ -72,13 +80,28 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     }
 
 
+def steady(work: Callable[[], object]) -> float:
+    """The median of the seconds that ``work`` takes. Each of them stands for thousands of pictures: a moment in which the
+    browser had the core would become a minute."""
+    work()
+    times: list[float] = []
+    while len(times) < LEAST or (len(times) < MOST and sum(times) < SECONDS):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+def at_once(size: tuple[int, int]) -> int:
+    """How many pictures of this size are measured in a batch: of small ones as many as a run takes, for threads wait for
+    each other in every operation, however few pictures it is for."""
+    return int(np.clip(FEW * 224 * 224 / np.prod(size), FEW, BATCH))
+
+
 def _per_picture(model: tuple[Any, Any], dataset: Any, device: Any) -> float:
     """Seconds of the ruler for a picture: decoding, the processor, the model in float32."""
-    few = dataset.select(range(min(FEW, len(dataset))))
-    score(*model, few.select([0]), device)
-    began = time.perf_counter()
-    score(*model, few, device)
-    return (time.perf_counter() - began) / len(few)
+    few = dataset.select(range(min(at_once(models.pipeline(model[1]).size), len(dataset))))
+    return steady(lambda: score(*model, few, device)) / len(few)
 
 
 def _decoding(dataset: Any, side: int, cache: Path) -> float:
@@ -86,10 +109,9 @@ def _decoding(dataset: Any, side: int, cache: Path) -> float:
     if (data.pixels_folder(data.fingerprint(dataset), side, cache) / "pixels.npy").exists():
         return 0.0
     few = data.Squeezed(dataset.select(range(min(FEW, len(dataset)))), side)
-    began = time.perf_counter()
-    for index in range(len(few)):
-        few[index]  # decodes it
-    return (time.perf_counter() - began) / len(few) * len(dataset) / max(1, data.processes())
+    return (
+        steady(lambda: [few[index] for index in range(len(few))]) / len(few) * len(dataset) / max(1, data.processes())
+    )
 
 
 def _targets(
@@ -99,8 +121,8 @@ def _targets(
     if config.targets == "online" or teacher is None:
         return 0.0
     precision = models.pick_precision(config.precision, device, teacher.model, teacher.pipeline.size, cache)
-    batch = 16
-    seconds = models.batch_seconds(teacher, teacher.pipeline.size, device, precision, batch, rounds=2) / batch
+    batch = at_once(teacher.pipeline.size)
+    seconds = models.batch_seconds(teacher, teacher.pipeline.size, device, precision, batch, rounds=3) / batch
     views = data.Views(data.fingerprint(train), len(train), config.crop_area)
     folder = targets_folder(teacher, views, (len(train), 3, side, side), cache, device, precision)
     missing = [view for view in range(min(config.views, epochs)) if not (folder / f"view-{view}.npy").exists()]

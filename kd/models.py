@@ -41,7 +41,7 @@ from kd.data import ASSETS, SMALL_SIDE, some
 from kd.depthwise import quicken
 from kd.hub import from_hub
 from kd.labels import match_classes, nameless, plain
-from kd.runs import RunError, write_whole
+from kd.runs import RunError, lost_teacher, write_whole
 
 BIG_SIDE = 224
 BF16_GAIN = 1.1
@@ -194,6 +194,11 @@ def _source(name: str) -> str:
     """A teacher's folder or Hub id."""
     if name == NO_TEACHER:
         raise RunError("The teacher is none: nobody can be asked. Choose a Hub id, a folder, or 'sample'.")
+    if lost := lost_teacher(name):
+        raise RunError(
+            f"The teacher is gone: it was the student of run {lost}, which has been deleted or moved. Choose another "
+            "teacher, or make it again. The students that it has taught stay as they are."
+        )
     return str(ASSETS / "sample-teacher") if name == SAMPLE else name
 
 

@@ -356,11 +356,28 @@ def with_run_as_teacher(config: DistillConfig, find: Callable[[str], Run]) -> Di
     """
     if not config.teacher.startswith(RUN_TEACHER):
         return config
-    run = find(config.teacher.removeprefix(RUN_TEACHER))
+    id = config.teacher.removeprefix(RUN_TEACHER)
+    try:
+        run = find(id)
+    except RunError as problem:
+        if not ID.fullmatch(id):
+            raise
+        raise RunError(
+            f"The teacher {config.teacher} is gone: there is no such run among yours any more. Choose another teacher, or "
+            "make it again. The students that it has taught stay as they are."
+        ) from problem
     status = run.status()
     if status not in CLOSED or not (run.path / "student" / "config.json").exists():
         raise RunError(f"Run {run.id} ({status}) cannot teach: it has no finished student. Wait until it is done.")
     return dataclasses.replace(config, teacher=str(run.path / "student"))
+
+
+def lost_teacher(teacher: str) -> str | None:
+    """The id of the run whose student this ``teacher`` was, a folder as ``with_run_as_teacher`` gives it, if that folder
+    is gone; else ``None``."""
+    folder = Path(teacher)
+    is_run = folder.is_absolute() and folder.name == "student" and ID.fullmatch(folder.parent.name)
+    return folder.parent.name if is_run and not folder.is_dir() else None
 
 
 def new_id(created: float) -> str:

@@ -20,8 +20,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
-from kd import launch, runs
-from kd.config import METHODS, NO_TEACHER, DistillConfig, checked, public_name, setting
+from kd import launch, runs, uploads
+from kd.config import METHODS, NO_TEACHER, SAMPLE, DistillConfig, checked, public_name, setting
 from kd.launch import StopAsked
 from kd.runs import LIFECYCLE, SWEEPS, Run, RunError
 
@@ -186,6 +186,10 @@ class Sweep(Run):
         plan = self.last("plan")
         return plan and [tuple(rung) for rung in plan["rungs"]]
 
+    def labels(self) -> str:
+        """Whose the labels are: the ``dataset``'s, or the ``teacher``'s, where accuracy is agreement with it."""
+        return (self.last("plan") or {}).get("labels", "dataset")
+
     def points(self) -> list[dict[str, Any]]:
         """Each point's ``temperature``, ``lambda`` and ``method``, and what is known of it: ``rung`` (from 1) and
         ``epochs`` of its longest training, the ``run``, ``accuracy`` and ``agreement`` on validation, ``diverged``; and
@@ -248,7 +252,8 @@ def create(config: DistillConfig, grid: Grid, folder: Path, owner: str) -> Sweep
     """Make the folder of a new sweep under the runs' ``folder``; ``go_on`` works on it. ``config``: what its points share;
     ``trials`` are those of the winner, and its seeds follow ``seed``.
 
-    Raises ``ValueError``, in words for a user, for settings that cannot be swept.
+    Raises ``ValueError``, in words for a user, for settings that cannot be swept; of pictures that were not imported
+    ``check_labels`` tells more.
     """
     if config.minutes is not None:
         raise ValueError("A sweep has no minutes for each training. Give epochs, or budget-minutes for all of it.")
@@ -257,9 +262,35 @@ def create(config: DistillConfig, grid: Grid, folder: Path, owner: str) -> Sweep
     if config.teacher == NO_TEACHER:
         raise ValueError("The teacher is none, and a sweep is about how a teacher teaches. Choose a teacher.")
     config = runs.resolved(config, folder)
+    if uploads.is_labelled(config.dataset) is False:
+        refuse_without_labels(grid)
     sweep = Sweep(runs.create(config, Path(folder) / SWEEPS, owner).path)
     runs.write_whole(sweep.path / "sweep.json", json.dumps(asdict(grid), indent=2))
     return sweep
+
+
+def check_labels(config: DistillConfig, grid: Grid) -> str:
+    """Whose the labels are, from a look at the pictures: the ``dataset``'s, or the ``teacher``'s where they have none.
+    Raises ``ValueError`` where the grid needs some, ``RunError`` as a run would."""
+    labelled = config.dataset == SAMPLE or uploads.is_labelled(config.dataset)
+    if labelled is None:
+        from kd.data import load_splits
+
+        labelled = load_splits(config).labelled
+    if not labelled:
+        refuse_without_labels(grid)
+    return "dataset" if labelled else "teacher"
+
+
+def refuse_without_labels(grid: Grid) -> None:
+    """Raises ``ValueError`` where a grid has another lambda than 1, which is what all are without labels."""
+    if grid.lambdas != (1.0,):
+        given = ",".join(f"{weight:g}" for weight in grid.lambdas)
+        raise ValueError(
+            f"The pictures have no labels, so a student learns from the teacher alone, and lambdas is {given}: 0, labels "
+            "alone, would have nothing to learn from, and any other is trained as 1. Give 1 alone, or put each class's "
+            "pictures into a folder of its own."
+        )
 
 
 def list_sweeps(folder: Path) -> list[Sweep]:
@@ -311,7 +342,11 @@ def go_on(sweep: Sweep, tell: Tell = lambda text: None) -> None:
             sweep.stop_run()  # after a second Ctrl-C it may be at work still
             sweep.close("stopped", message=f"Stopped. {sweep.goes_on}")
         except BaseException as error:
-            words = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}. {sweep.goes_on}"
+            words = (
+                str(error)
+                if isinstance(error, RunError | ValueError)
+                else f"{type(error).__name__}: {error}. {sweep.goes_on}"
+            )
             sweep.close("failed", message=words, error=type(error).__name__)
             raise
 
@@ -330,7 +365,7 @@ def recipe(sweep: Sweep, tell: Tell) -> None:
     # Without the teacher there are no two sides to compare: then the best with it is set against it.
     taught = next((row for row in best if row["lambda"]), best[0])
     run = prove(sweep, taught, steps[-1][1], tell)
-    report = {"sweep": sweep.id, "points": rows, **conclusion(best[0], taught, run)}
+    report = {"sweep": sweep.id, "points": rows, **conclusion(sweep, best[0], taught, run)}
     runs.write_whole(sweep.path / "report.json", json.dumps(report, indent=2))
     sweep.close("done", winner=best[0], final=run.id, sentence=report["sentence"])
 
@@ -339,13 +374,15 @@ def plan(sweep: Sweep, points: int, tell: Tell) -> list[tuple[int, int]]:
     """The sweep's rungs, decided once: a resumed one keeps to them."""
     config, minutes = sweep.config(), sweep.grid().budget_minutes
     if sweep.plan() is None:
+        labels = check_labels(config, sweep.grid())
         epochs = config.epochs if minutes is None else affordable(sweep, minutes * 60, points, tell)
-        sweep.append("plan", epochs=epochs, rungs=rungs(points, epochs))
+        sweep.append("plan", epochs=epochs, rungs=rungs(points, epochs), labels=labels)
     steps = sweep.plan()
     words = ", then ".join(f"{count} of {_count(epochs, 'epoch')}" for count, epochs in steps)
+    both = ", with the teacher and without," if sweep.labels() == "dataset" else ""
     tell(
-        f"plan: {_count(points, 'point')}; trainings: {words}, then the winner with {_count(config.trials, 'fresh seed')}, with the teacher "
-        f"and without, of {_count(steps[-1][1], 'epoch')}"
+        f"plan: {_count(points, 'point')}; trainings: {words}, then the winner with {_count(config.trials, 'fresh seed')}"
+        f"{both} of {_count(steps[-1][1], 'epoch')}"
     )
     return steps
 
@@ -396,7 +433,7 @@ def measure(sweep: Sweep, point: Point, epochs: int, tell: Tell) -> dict[str, An
         best, seconds = max(looks, key=lambda event: event["accuracy"]), run.report()["train"]["seconds"]
     found = {"accuracy": best.get("accuracy"), "agreement": best.get("agreement"), "diverged": diverged}
     sweep.append("point", **asked, run=run.id, **found, seconds=seconds)
-    words = "diverged, counts as the worst" if diverged else f"{found['accuracy']:.1%} on validation, {seconds:.0f} s"
+    words = "diverged, counts as the worst" if diverged else f"{scored(sweep, found)}, {seconds:.0f} s"
     total = sum(count for count, _ in sweep.plan())
     tell(f"{len(before) + 1:3} of {total}: {point}, {_count(epochs, 'epoch')}: {words} (run {run.id})")
     return sweep.last("point")
@@ -405,28 +442,28 @@ def measure(sweep: Sweep, point: Point, epochs: int, tell: Tell) -> dict[str, An
 def prove(sweep: Sweep, row: dict[str, Any], epochs: int, tell: Tell) -> Run:
     """The best point with the teacher once more, ``trials`` times with seeds that chose nothing, and as often without."""
     config, point = sweep.config(), Point.of(row)
-    measured = Run(sweep.runs_folder / row["run"])  # it may be deleted by now
-    labelled = not measured.path.exists() or measured.labels() == "dataset"
+    paired = bool(point.lambda_) and sweep.labels() == "dataset"
     changes = {
         **settings_of(config, point, epochs),
         "seed": config.seed + 1,
         "trials": config.trials,
-        "baseline": "yes" if point.lambda_ and labelled else "no",
+        "baseline": "yes" if paired else "no",
     }
-    tell(f"{point}: {_count(epochs, 'epoch')} with {_count(config.trials, 'fresh seed')}, with the teacher and without")
+    both = ", with the teacher and without" if paired else ""
+    tell(f"{point}: {_count(epochs, 'epoch')} with {_count(config.trials, 'fresh seed')}{both}")
     run = trained(sweep, changes)
     if run.status() != "done":
         raise RunError(f"The winner diverged with fresh seeds, so nothing can be claimed: run {run.id}.")
     return run
 
 
-def conclusion(best: dict[str, Any], taught: dict[str, Any], run: Run) -> dict[str, Any]:
+def conclusion(sweep: Sweep, best: dict[str, Any], taught: dict[str, Any], run: Run) -> dict[str, Any]:
     """``winner`` (a row of ``Sweep.points``), ``final`` (the run with fresh seeds), ``verdict`` (that run's, on the test
     split) and all of it in a ``sentence``."""
-    verdict = run.report()["verdict"]
+    report = run.report()
+    verdict = report["verdict"]
     winner, other = (
-        f"{Point.of(row)} ({row['accuracy']:.1%} on validation after {_count(row['epochs'], 'epoch')})"
-        for row in (best, taught)
+        f"{Point.of(row)} ({scored(sweep, row)} after {_count(row['epochs'], 'epoch')})" for row in (best, taught)
     )
     sentence = f"Winner: {winner}."
     if not taught["lambda"]:
@@ -435,7 +472,16 @@ def conclusion(best: dict[str, Any], taught: dict[str, Any], run: Run) -> dict[s
         sentence += f" The best with the teacher: {other}."
     if verdict:
         sentence += f" With fresh seeds: {verdict['sentence']}"
+    elif sweep.labels() == "teacher":
+        agreed = [f"{trial['agreement']:.1%}" for trial in report["trials"]]
+        sentence += f" With fresh seeds it agrees with the teacher on {', '.join(agreed)} of the test pictures."
     return {"winner": best, "final": run.id, "verdict": verdict, "sentence": sentence}
+
+
+def scored(sweep: Sweep, row: dict[str, Any]) -> str:
+    """What a training came to, in words."""
+    what = "" if sweep.labels() == "dataset" else "agreement with the teacher "
+    return f"{row['accuracy']:.1%} {what}on validation"
 
 
 def trained(sweep: Sweep, changes: dict[str, Any]) -> Run:
@@ -471,6 +517,10 @@ def has_diverged(run: Run) -> bool:
 # --- Showing
 
 
+MEASURED = {"dataset": "Accuracy", "teacher": "Agreement with the teacher"}
+"""By whose the labels are, what a map shows."""
+
+
 def heat_maps(sweep: Sweep) -> list[list[list[str]]]:
     """For each method a table, its head first: a row for each lambda, a column for each temperature; in a cell the
     accuracy on validation of the point's longest training and, in brackets, its epochs. The winner has a star."""
@@ -497,7 +547,7 @@ def _cell(row: dict[str, Any], is_best: bool) -> str:
 
 def legend(sweep: Sweep) -> str:
     """What a heat map's cells mean."""
-    words = "Accuracy on validation (epochs of the longest training); * the winner."
+    words = f"{MEASURED[sweep.labels()]} on validation (epochs of the longest training); * the winner."
     if 0 in sweep.grid().lambdas:
         words += " At lambda 0 neither T nor the method matters: one training stands for all."
     return words

@@ -11,12 +11,16 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 from filelock import FileLock
@@ -30,6 +34,7 @@ PREFIX = "upload:"
 FOLDER = ".datasets"
 HALF, GONE = ".half-", ".gone-"
 """How folders begin that are being filled, and that are being deleted."""
+SILENCE_SECONDS = 0.5
 Source = Path | str | Sequence[tuple[str, Path | str]]
 """An archive, a folder, or (class name, file) pairs, the class name '' for pictures without labels."""
 
@@ -121,6 +126,14 @@ def resolved(config: DistillConfig, folder: Path, token: str) -> DistillConfig:
     return dataclasses.replace(config, dataset=str(upload.path))
 
 
+def is_labelled(dataset: str) -> bool | None:
+    """Whether the pictures of the dataset in this folder have labels; ``None`` for what is not one of these, or gone."""
+    path = Path(dataset)
+    if path.parent.name != FOLDER or not (path / "dataset.json").exists():
+        return None
+    return bool(Upload(path).info()["classes"])
+
+
 def title(dataset: str) -> str | None:
     """The name that somebody gave the dataset in this folder; ``None`` for what is not one of these."""
     path = Path(dataset)
@@ -168,8 +181,8 @@ def bring(
 ) -> Upload:
     """Store somebody's pictures, under ``name`` ('' for the source's own), as a dataset of ``owner`` (a token).
 
-    It is done by a process of its own, of low priority and bounded memory; ``progress`` hears how many files are read,
-    and may raise to call it off. ``room``: bytes that it may take, the rest of a quota. The owner's dataset from the
+    It is done by a process of its own, of low priority and bounded memory; ``progress`` hears how many files are read (of
+    none before they are counted), again and again, and may raise to call it off: then all ends at once. ``room``: bytes that it may take, the rest of a quota. The owner's dataset from the
     same archive, if there is one, is returned as it is. Raises ``RunError``, ``ImportRefused`` where too much is
     unreadable; then nothing is stored.
     """
@@ -193,11 +206,14 @@ def bring(
             start_new_session=True,
             env={**os.environ, **sparing, "PYTHONPATH": path},
         )
+        lines: SimpleQueue[bytes] = SimpleQueue()
+        reader = Thread(target=_listen, args=(process, lines), daemon=True)
+        reader.start()
         try:
-            answer = _follow(process, job, progress)
+            answer = _follow(process, job, lines, progress)
         finally:
-            process.kill()
-            process.wait()
+            _end(process)
+            reader.join()
             process.stdout.close()
         if "id" in answer:
             return Upload(place_of(folder) / answer["id"])
@@ -211,16 +227,42 @@ def bring(
         raise ImportRefused(answer["problem"], [tuple(pair) for pair in answer["skipped"]])
 
 
-def _follow(process: subprocess.Popen, job: dict[str, Any], progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Give the process its job, pass on its progress; its last words, or ``{}``."""
+def _listen(process: subprocess.Popen, lines: SimpleQueue[bytes]) -> None:
+    """Every line that the process says, then an empty one."""
+    for line in process.stdout:
+        lines.put(line)
+    lines.put(b"")
+
+
+def _follow(
+    process: subprocess.Popen, job: dict[str, Any], lines: SimpleQueue[bytes], progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Give the process its job, pass on its progress; its last words, or ``{}``. Where it says nothing, as while it counts
+    or a picture hangs, its progress is passed on once more: whoever hears it may want no more of it."""
     try:
         with process.stdin as pipe:
             pipe.write(json.dumps(job).encode())
     except BrokenPipeError:
         return {}
-    for line in process.stdout:
-        said = json.loads(line)
+    done = of = 0
+    while True:
+        try:
+            line = lines.get(timeout=SILENCE_SECONDS)
+        except Empty:
+            progress(done, of)
+            continue
+        said = json.loads(line or "{}")
         if "done" not in said:
             return said
-        progress(said["done"], said["of"])
-    return {}
+        done, of = said["done"], said["of"]
+        progress(done, of)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Kill the import and what it has started: a decoder that hangs would outlive it."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        with suppress(ProcessLookupError, PermissionError):  # macOS says the second of a group that has just ended
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

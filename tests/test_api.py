@@ -264,6 +264,7 @@ SCRIPT = {
     ("sweep", "offered"): lambda run, sweep: {},
     ("sweep", "stop_it"): lambda run, sweep: {"sweep": sweep},
     ("sweep", "resume_it"): lambda run, sweep: {"sweep": sweep},
+    ("sweep", "delete_it"): lambda run, sweep: {"sweep": sweep},
 }
 """What a page's script asks of a run or a sweep."""
 HARMLESS = {

@@ -1,15 +1,16 @@
 """How long a run will take, before it is begun."""
 
 import json
+import time
 
 import pytest
 from conftest import flags, kd
 
-from kd import runs
+from kd import data, runs
 from kd.config import DistillConfig
 from kd.data import cache_folder
 from kd.distill import execute
-from kd.estimate import estimate
+from kd.estimate import at_once, estimate, steady
 from kd.runs import RunError
 
 
@@ -24,6 +25,22 @@ def test_an_estimate_is_the_sum_of_its_stages(guess):
     assert all(seconds >= 0 for seconds in found["stages"].values())
     assert found["seconds"] == pytest.approx(sum(found["stages"].values()), abs=0.5)
     assert found["epochs"] == 2 and found["images_per_second"] > 0
+
+
+def test_a_moment_in_which_another_had_the_core_does_not_stand_for_every_picture():
+    naps = iter([0.0, 0.0, 0.3])
+    assert steady(lambda: time.sleep(next(naps, 0.001))) < 0.02
+
+
+def test_waiting_for_the_disk_is_no_part_of_the_start(guess, monkeypatch):
+    load, slept = data.load_splits, []
+
+    def slowly(config):
+        slept.append(time.sleep(1.5))
+        return load(config)
+
+    monkeypatch.setattr(data, "load_splits", slowly)
+    assert guess()["stages"]["start"] < 1.5 and slept
 
 
 def test_minutes_are_filled_with_epochs(guess):
@@ -53,3 +70,7 @@ def test_the_command_line_says_it_in_a_line_and_in_json(small, tmp_path):
     assert json.loads(found)["epochs"] == 2
     assert kd("estimate", "--temperature", 0).returncode == 2
     assert not list(tmp_path.glob("2*"))  # no run was made
+
+
+def test_small_pictures_are_measured_in_a_runs_own_batches_and_large_ones_a_few_at_a_time():
+    assert [at_once((side, side)) for side in (28, 64, 112, 224, 512)] == [64, 64, 32, 8, 8]

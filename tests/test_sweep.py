@@ -2,19 +2,22 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, flags, kd
 
-from kd import runs, sweep
+from kd import cli, runs, sweep, uploads
 from kd.config import DistillConfig
 from kd.distill import execute
 from kd.runs import RunError
 from kd.sweep import Grid, Pace, Point
+from kd.ui import sweep as tab
 
 KD, DIST = Point(2.0, 0.5, "kd"), Point(2.0, 0.5, "dist")
 
@@ -86,6 +89,45 @@ def test_settings_that_cannot_be_swept_are_refused_before_anything_is_made(tmp_p
         with pytest.raises(ValueError, match=words):
             make(tmp_path, **settings)
     assert not sweep.list_sweeps(tmp_path)
+
+
+def test_without_labels_every_lambda_but_1_is_refused_before_anything_is_made(small, tmp_path, capsys, monkeypatch):
+    heap = tmp_path / "heap"
+    heap.mkdir()
+    for nth, path in enumerate(sorted(Path(small["dataset"]).rglob("*.png"))[::10]):
+        shutil.copy(path, heap / f"{nth}.png")
+    asked = ["sweep", "--preset", "custom", *flags({**small, "dataset": heap}), "--runs-dir", str(tmp_path / "runs")]
+    assert cli.main([*asked, "--lambdas", "0,0.5"]) == 2
+    assert "have no labels" in (said := capsys.readouterr().err) and "lambdas is 0,0.5" in said
+    # an imported one is known by its description, without a look at its pictures
+    monkeypatch.setattr("kd.data.load_splits", lambda config: pytest.fail("the pictures were loaded"))
+    upload = uploads.place_of(tmp_path / "runs") / runs.new_id(1.0)
+    upload.mkdir(parents=True)
+    (upload / "dataset.json").write_text('{"name": "heap", "classes": []}')
+    with pytest.raises(ValueError, match="Give 1 alone"):
+        make(tmp_path / "runs", dataset=str(upload))
+    assert not sweep.list_sweeps(tmp_path / "runs")
+    one = make(tmp_path / "runs", Grid("1,2", "1"), dataset=str(upload))
+    assert sweep.plan(one, 2, lambda text: None) and one.labels() == "teacher"
+
+
+def test_without_labels_a_map_is_of_agreement_and_there_is_no_pair_to_train(tmp_path):
+    one = make(tmp_path, Grid("1,2", "1"))
+    one.append("plan", epochs=1, rungs=[(2, 1)], labels="teacher")
+    tell_point(one, Point(1.0, 1.0, "kd"), 1, 0.75, 0.75)
+    assert sweep.legend(one).startswith("Agreement with the teacher on validation")
+    run = one.make_run({})
+    runs.write_whole(
+        run.path / "report.json", json.dumps({"verdict": None, "trials": [{"agreement": 0.8}, {"agreement": 0.7}]})
+    )
+    row = one.points()[0]
+    assert sweep.conclusion(one, row, row, run)["sentence"] == (
+        "Winner: kd, T 1, lambda 1 (75.0% agreement with the teacher on validation after 1 epoch). With fresh seeds it "
+        "agrees with the teacher on 80.0%, 70.0% of the test pictures."
+    )
+    assert tab.legend(one, one.points()).startswith("Agreement with the teacher on validation")
+    assert "without" not in tab.plan_words(2, one.plan(), 3, None, one.labels())
+    assert tab.total_epochs(one, one.plan()) == 2 + one.config().trials
 
 
 def test_a_budget_buys_the_most_epochs_that_fit():

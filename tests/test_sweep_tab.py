@@ -10,7 +10,7 @@ import pytest
 from pages import serious, site, until, visit
 from playwright.sync_api import expect
 
-from kd import runs, sweep
+from kd import runs, sweep, uploads
 from kd.config import DistillConfig
 from kd.runs import CLOSED, RunError
 from kd.sweep import Grid, Point
@@ -133,6 +133,34 @@ def test_what_is_no_setting_and_a_path_on_a_shared_server_are_refused_without_a_
     assert "a path" in expected.expected({"values": path})["problem"]
 
 
+def test_on_a_shared_server_the_time_is_measured_of_a_visitors_own_pictures_and_teacher_and_of_no_others(
+    folder, monkeypatch
+):
+    monkeypatch.setenv("KD_SHARED", "1")
+    run = runs.create(SAMPLE, folder, TOKEN)
+    (run.path / "student").mkdir()
+    (run.path / "student" / "config.json").touch()
+    run.close("done")
+    upload = uploads.Upload(uploads.place_of(folder) / run.id)
+    upload.path.mkdir(parents=True)
+    (upload.path / "dataset.json").write_text(json.dumps({"owner": runs.owner_hash(TOKEN)}))
+    begun = []
+
+    def begin(config):
+        begun.append((config.dataset, config.teacher))
+        raise RunError("begun")
+
+    monkeypatch.setattr(expected, "begin", begin)
+    config = DistillConfig.from_dict({**SAMPLE.to_dict(), "dataset": f"upload:{upload.id}", "teacher": f"run:{run.id}"})
+    assert expected.expected({"values": values_of(config), "owner": TOKEN}) == {"problem": "begun"}
+    assert begun == [(str(upload.path), str(run.path / "student"))]
+    for stranger in ("", "0" * 32, None, {}):
+        for changes in ({"teacher": "sample"}, {"dataset": "sample"}):
+            values = values_of(DistillConfig.from_dict({**config.to_dict(), **changes}))
+            assert "among yours" in expected.expected({"values": values, "owner": stranger})["problem"]
+    assert len(begun) == 1
+
+
 # --- The tab, by hand
 
 
@@ -207,6 +235,20 @@ def test_words_from_outside_are_text(folder):
     assert "<img" not in tab.poll({"sweep": one.id})["result"]
 
 
+def test_a_sweep_is_deleted_when_it_is_over_and_its_runs_stay(folder):
+    one = sweep.create(SAMPLE, Grid("1", "0.5"), folder, "t")
+    one.append("plan", epochs=1, rungs=[(1, 1)])
+    measured(one, one.grid().points()[0], 1, 0.5)
+    assert "is queued. Stop it first" in tab.delete_it({"sweep": one.id})["problem"]  # its process is about to begin
+    with one.work():
+        one.append("started", pid=1)
+        assert "is running. Stop it first" in tab.delete_it({"sweep": one.id})["problem"]
+        one.close("stopped", message="Stopped.")
+    assert tab.poll({"sweep": one.id})["stay"] == "1 run that it has made stays in Runs."
+    assert tab.delete_it({"sweep": one.id}) == {} and not one.path.exists()
+    assert len(runs.list_runs(folder)) == 1 and "There is no sweep" in tab.delete_it({"sweep": one.id})["problem"]
+
+
 def test_on_a_shared_server_a_sweep_is_its_owners_and_counts_as_one_run(folder, monkeypatch):
     monkeypatch.setenv("KD_SHARED", "1")
     monkeypatch.setenv("KD_OPEN_RUNS", "2")
@@ -220,7 +262,8 @@ def test_on_a_shared_server_a_sweep_is_its_owners_and_counts_as_one_run(folder, 
     for stranger in ("", "0" * 32, None, {}):
         asked = {"sweep": one.id, "owner": stranger}
         assert "among yours" in tab.poll(asked)["refused"] and not tab.offered(asked)["sweeps"]
-        assert "among yours" in tab.stop_it(asked)["problem"] and "among yours" in tab.resume_it(asked)["problem"]
+        for act in (tab.stop_it, tab.resume_it, tab.delete_it):
+            assert "among yours" in act(asked)["problem"]
     assert not one.stop_asked() and tab.offered({"owner": TOKEN})["sweeps"][0][0] == one.id
     with pytest.raises(RunError, match="a path"):
         tab.start(DistillConfig(teacher="/etc"), Grid("1", "0.5"), "cd" * 16)
@@ -366,4 +409,19 @@ def test_a_reload_and_the_list_of_sweeps_find_it_again(page, done):
     expect(status(page)).to_have_text("Done")
     page.reload()
     expect(status(page)).to_have_text("Done")
+
+
+def test_a_sweep_is_deleted_when_the_question_is_answered(page, done):
+    def answer(name: str) -> None:
+        page.locator("#sweep header").get_by_role("button", name="Delete").click()
+        expect(page.get_by_role("dialog")).to_contain_text("10 runs that it has made stay in Runs.")
+        page.get_by_role("dialog").get_by_role("button", name=name).click()
+
+    answer("Keep it")
+    assert done.path.exists()
+    answer("Delete")
+    expect(page.locator("#sweep .kd-message")).to_have_text("Deleted.")
+    expect(status(page)).to_have_text("Stopped. Resume goes on where it was.")  # the one that is left
+    assert not done.path.exists() and "sweep=" not in page.url
+    assert not serious(page)
     page.context.close()

@@ -13,7 +13,7 @@ from PIL import Image
 from kd import runs
 from kd.config import METHODS, DistillConfig
 from kd.runs import RunError
-from kd.ui import analysis, blocked_paths, dark, look, owners, settings, summary, to_dataset
+from kd.ui import analysis, blocked_paths, compare, dark, look, owners, settings, summary, to_dataset
 from kd.ui.distill import on_method, on_preset, on_recipe, on_student
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -248,6 +248,26 @@ def test_on_a_shared_server_only_an_own_run_can_teach(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="a path"):
         owners.check_names(begun)
     assert "is not asked here" in dark.teacher_says({"teacher": asked.teacher, "example": 0})["problem"]
+
+
+def test_a_teacher_whose_run_was_deleted_is_said_to_be_gone_and_what_still_works(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
+    first = runs.create(DistillConfig(), tmp_path, runs.local_owner(tmp_path))
+    (first.path / "student").mkdir()
+    (first.path / "student" / "config.json").write_text("{}")
+    first.close("done")
+    second = runs.create(DistillConfig(teacher=f"run:{first.id}"), tmp_path, runs.local_owner(tmp_path))
+    second.close("done")
+    first.delete()
+    with pytest.raises(
+        RunError, match=rf"student of run {first.id}, .* deleted.*student alone still works.*distil from"
+    ):
+        compare.side_by_side(second, [str(look.EXAMPLES[0])])
+    kept = second.config().teacher
+    for teacher in (f"run:{first.id}", kept):
+        said = dark.teacher_says({"teacher": teacher, "example": 0})["problem"]
+        assert first.id in said and "hoose another teacher" in said and "stay as they are" in said
+    assert "no such folder" not in said and runs.lost_teacher("sample") is runs.lost_teacher("/no/student") is None
 
 
 def test_a_wait_for_the_hub_and_a_death_are_said_in_the_run_s_line():

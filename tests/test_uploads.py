@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import struct
+import sys
 import time
 import zipfile
 import zlib
@@ -393,6 +394,43 @@ def test_an_import_that_is_called_off_or_killed_leaves_nothing(tmp_path):
     assert sorted(path.name for path in upload.path.parent.iterdir()) == [".lock", upload.id]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a shell's script")
+def test_an_import_that_hangs_is_called_off_at_once_and_takes_along_what_hangs(tmp_path, monkeypatch):
+    stuck = tmp_path / "stuck"  # the process of an import, and in the place of its decoder one that sleeps
+    stuck.write_text(f'#!/bin/sh\necho \'{{"done": 3, "of": 9}}\'\nsleep 60 &\necho $! > {tmp_path}/pid\nwait\n')
+    stuck.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stuck))
+    heard = []
+
+    def call_off(done: int, of: int) -> None:
+        heard.append((done, of))
+        if heard.count((3, 9)) > 1:  # the second time nothing new was said
+            raise CalledOff
+
+    began = time.monotonic()
+    with pytest.raises(CalledOff):
+        uploads.bring(tmp_path, "", tmp_path, "me", call_off)
+    assert time.monotonic() - began < 5
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/status")
+    while status.exists() and "zombie" not in status.read_text():
+        assert time.monotonic() - began < 5
+        time.sleep(0.01)
+
+
+def test_an_import_that_waits_for_its_turn_can_be_called_off(tab, monkeypatch):
+    monkeypatch.setattr(tab, "LOOK_SECONDS", 0.01)
+    mine = {"owner": "a" * 32}
+    file = packed(Path(os.environ["GRADIO_TEMP_DIR"]) / "a.zip", {"a/1.png": PNG})
+    with tab.turn(lambda: None):
+        assert tab.begin({**mine, "way": "archive", "classes": [["", [str(file)]]]}) == {}
+        assert not tab.offered(mine)["now"]["over"] and tab.act({**mine, "do": "cancel"}) == {}
+        end = time.monotonic() + 5
+        while not (now := tab.offered(mine)["now"])["over"]:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert now["words"] == "Cancelled; nothing was stored." and not file.exists()
+
+
 def test_a_dataset_answers_to_its_owner_and_is_deleted_when_no_run_needs_it(tmp_path, lenient):
     upload = take(tmp_path, packed(tmp_path / "a.zip", PHOTOS))
     with pytest.raises(PermissionError, match="belongs to somebody else"):
@@ -463,6 +501,24 @@ def test_the_command_line_imports_lists_and_deletes(tmp_path, capsys, monkeypatc
     assert cli.main(["datasets", "delete", *folder]) == 2 and cli.main(["import", *folder]) == 2
     assert cli.main(["import", str(tmp_path / "nothing.zip"), *folder]) == 1
     assert "There is no archive" in capsys.readouterr().err
+
+
+def test_of_a_refused_import_the_first_files_are_named_and_the_others_counted_by_reason(tmp_path, capsys, monkeypatch):
+    skipped = [(f"{n}.png", "is truncated" if n % 3 else "is empty") for n in range(50)]
+
+    def refuse(*_):
+        raise uploads.ImportRefused("50 of 60 pictures cannot be read.", skipped)
+
+    monkeypatch.setattr(uploads, "bring", refuse)
+    assert cli.main(["import", str(tmp_path), "--runs-dir", str(tmp_path)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "  0.png: is empty" and lines[19] == "  19.png: is truncated"
+    assert lines[20:] == [
+        "and 30 more:",
+        "  20: is truncated",
+        "  10: is empty",
+        "kd: 50 of 60 pictures cannot be read.",
+    ]
 
 
 # --- The page's handlers, without a page

@@ -1,4 +1,4 @@
-"""Commands that work beside the page, in processes of their own, with the lowest priority."""
+"""Commands that work beside the page, in processes of their own, with low priority."""
 
 import os
 import shutil
@@ -11,15 +11,18 @@ from typing import Any
 
 from kd import launch, runs
 
+LOWEST = 19
 HOME = Path(__file__).resolve().parent.parent.parent
 
 
-def start(command: str, *options: str, settings: dict[str, Any], **streams: Any) -> subprocess.Popen:
+def start(
+    command: str, *options: str, settings: dict[str, Any], niceness: int = LOWEST, **streams: Any
+) -> subprocess.Popen:
     """Start ``python -m kd COMMAND`` on the ``settings`` (public names; ``None`` is left out) as a run would be started, in
     a process group of its own. ``streams``: what ``Popen`` takes for them; by default nothing is read or kept."""
     return subprocess.Popen(
         [
-            *(["nice", "-n", "19"] if shutil.which("nice") else []), sys.executable, "-m", "kd", command,
+            *(["nice", "-n", str(niceness)] if shutil.which("nice") else []), sys.executable, "-m", "kd", command,
             f"--runs-dir={runs.default_folder()}", *options,
             *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if value is not None),
         ],

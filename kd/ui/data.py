@@ -5,7 +5,8 @@ import html
 import math
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import BoundedSemaphore, Lock, Thread
@@ -22,6 +23,8 @@ from kd.uploads import ImportRefused, Source, Upload
 FILES = Path(__file__).parent
 MOST_WAITING = 8
 MOST_NAMED = 100
+LOOK_SECONDS = 0.5
+"""How often an import that waits looks whether it is still wanted."""
 WAYS = {
     "archive": ("An archive", "Class folders in a zip, with or without train, validation and test; or pictures alone."),
     "classes": ("Pictures in named classes", "Name each class and give it pictures, from files or from the webcam."),
@@ -144,8 +147,7 @@ def _work(one: Import, source: Source, name: str, whose: str) -> None:
             raise CalledOff
 
     try:
-        with _turn:
-            progress(0, 0)
+        with turn(lambda: progress(0, 0)):
             folder = runs.default_folder()
             room = min(visitors.room(folder, runs.owner_hash(whose)))
             upload = uploads.bring(source, name, folder, whose, progress, room if math.isfinite(room) else None)
@@ -173,6 +175,18 @@ def _work(one: Import, source: Source, name: str, whose: str) -> None:
 
 def _files(source: Source) -> set[Path]:
     return {source} if isinstance(source, Path) else {path for _, path in source}
+
+
+@contextmanager
+def turn(waits: Callable[[], None]) -> Iterator[None]:
+    """For one import at a time; ``waits`` is called until it is this one's turn, and may raise."""
+    waits()
+    while not _turn.acquire(timeout=LOOK_SECONDS):
+        waits()
+    try:
+        yield
+    finally:
+        _turn.release()
 
 
 # --- As HTML

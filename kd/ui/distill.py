@@ -213,7 +213,7 @@ def build() -> DistillTab:
     def all_of(names: tuple[str, ...]) -> list[gr.components.Component]:
         return [every[name] for name in names]
 
-    expected.follow(minutes, widgets)
+    expected.follow(minutes, live, widgets)
     check.follow(pictures, live, widgets)
     chosen = [preset, *all_of(("recipe", "method"))]
     preset.input(on_preset, preset, [*widgets, own_row], **PRIVATE)

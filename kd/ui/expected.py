@@ -1,7 +1,8 @@
 """How long a run of the settings as they stand would take here, said before the click.
 
-``python -m kd estimate`` measures it in a process of low priority: one at a time for all visitors, none while a run
-trains (both would be slower than they are), and none that outlives the start of a run.
+``python -m kd estimate`` measures it in a process with a run's own priority, for with a lower one it would see less of the
+machine than the run will: one at a time for all visitors, none while a run trains (both would be slower than they are),
+and none that outlives the start of a run.
 """
 
 import json
@@ -14,12 +15,12 @@ from typing import Any
 
 import gradio as gr
 
-from kd import runs, uploads
+from kd import launch, runs
 from kd import sweep as sweeps
-from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
+from kd.config import SAMPLE, DistillConfig
 from kd.runs import Run, RunError
 from kd.ui import beside, settings
-from kd.ui.owners import check_names, served, shared
+from kd.ui.owners import check_names, served, with_own
 from kd.ui.summary import roughly, status_of, summarize
 
 SECONDS = 60
@@ -55,17 +56,14 @@ _lock = Lock()
 
 @served
 def expected(asked: dict[str, Any]) -> dict[str, Any]:
-    """The time of a run with the widgets' ``values``, for the open page ``asker``.
+    """The time of a run with the widgets' ``values``, for ``owner`` on the open page ``asker``.
 
     ``line``, or ``problem``; while neither is known ``wait``, in words, and ``again``, in how many seconds to ask.
     """
     try:
         config = settings.from_widgets(tuple(asked.get("values") or ()))
-        if shared() and config.dataset.startswith(uploads.PREFIX):  # whose it is is not known here
-            raise RunError("On a shared server no time is measured for pictures of one's own.")
         check_names(config)
-        if shared() and config.teacher.startswith(RUN_TEACHER):  # whose it is is not known here
-            raise RunError("No time is measured for a teacher that a run has made.")
+        config = with_own(config, asked.get("owner", ""))
         return _answer(config, str(asked.get("asker", ""))[:40])
     except (ValueError, TypeError, RunError, OSError) as problem:
         return {"problem": str(problem)}
@@ -136,7 +134,9 @@ def _give_up() -> None:
 def begin(config: DistillConfig) -> subprocess.Popen:
     """Start ``python -m kd estimate``."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return beside.start("estimate", "--json", "--preset=custom", settings=config.to_dict(), **pipes)
+    return beside.start(
+        "estimate", "--json", "--preset=custom", settings=config.to_dict(), niceness=launch.NICE, **pipes
+    )
 
 
 def _finish(one: Measurement, config: DistillConfig) -> None:
@@ -184,10 +184,10 @@ def in_words(found: dict[str, Any], config: DistillConfig) -> str:
 
 
 def build() -> gr.HTML:
-    """The line; ``follow`` tells it the settings."""
+    """The line; ``follow`` tells it the settings and the visitor."""
     values = [settings.to_widget(name, value) for name, value in settings.preset_values(SAMPLE).items()]
     return gr.HTML(
-        value={"values": values},
+        value={"values": values, "owner": ""},
         html_template='<p class="kd-expected" role="status" aria-live="polite"></p>',
         js_on_load="distillery.expected(element, props, server, watch)",
         server_functions=[expected],
@@ -196,9 +196,10 @@ def build() -> gr.HTML:
     )  # fmt: skip
 
 
-def follow(line: gr.HTML, widgets: list[gr.components.Component]) -> None:
-    """Tell ``line`` the settings whenever one changes."""
+def follow(line: gr.HTML, live: gr.HTML, widgets: list[gr.components.Component]) -> None:
+    """Tell ``line`` the settings and the visitor's token, whenever one changes."""
     gr.on(
-        [widget.change for widget in widgets], None, widgets, line, js="(...values) => ({ values })",
+        [live.change, *(widget.change for widget in widgets)], None, [live, *widgets], line,
+        js="(live, ...values) => ({ owner: live?.owner ?? '', values })",
         api_visibility="private", queue=False, show_progress="hidden",
     )  # fmt: skip

@@ -212,7 +212,7 @@ window.distillery = (() => {
       while (mine === asking && element.isConnected) {
         if (!element.offsetParent || document.hidden) { await sleep(500); continue; }
         const { values } = props.value;
-        const news = await answer(server.expected({ values, asker })).catch(() => ({ wait: "", again: 5 }));
+        const news = await answer(server.expected({ ...props.value, asker })).catch(() => ({ wait: "", again: 5 }));
         if (mine !== asking) return;
         const about = JSON.stringify(values);
         if (!news.trains || told !== about) say(news.line ?? news.problem ?? (news.wait && `${news.wait}${news.trains ? "" : "…"}`), news.line ? "line" : news.problem ? "problem" : "wait");
@@ -221,7 +221,12 @@ window.distillery = (() => {
         await sleep(1000 * news.again);
       }
     }
-    watch("value", () => { say("", ""); told = ""; ask(STILL); });
+    let before = JSON.stringify(props.value.values);
+    watch("value", () => { // the visitor, who is known a moment later, or the settings
+      const now = JSON.stringify(props.value.values);
+      if (now !== before) { say("", ""); told = ""; before = now; }
+      ask(STILL);
+    });
     // A run leaves its pictures and targets: the next one takes less.
     document.addEventListener("click", (event) => { if (element.isConnected && event.target.closest("#distill, #start-sweep, .kd-resume")) ask(5000); });
     ask(FIRST);

@@ -44,7 +44,7 @@
       $(".kd-run").hidden = !id;
       $(".kd-run").dataset.status = "";
       $(".kd-maps").innerHTML = $(".kd-result").innerHTML = "";
-      for (const name of ["title", "about", "pace", "plan", "legend"]) text(`.kd-${name}`, "");
+      for (const name of ["title", "about", "pace", "plan", "legend", "stay"]) text(`.kd-${name}`, "");
       for (const button of element.querySelectorAll("header button")) button.hidden = true;
       text("[role=status]", id ? "Looking for the sweep" : "");
     }
@@ -54,7 +54,7 @@
       $(".kd-run").dataset.status = news.status;
       $(".kd-bar > div").style.width = `${100 * news.share}%`;
       $(".kd-bar").setAttribute("aria-valuenow", Math.round(100 * news.share));
-      for (const name of ["title", "about", "plan", "legend"]) if (name in news) text(`.kd-${name}`, news[name]);
+      for (const name of ["title", "about", "plan", "legend", "stay"]) if (name in news) text(`.kd-${name}`, news[name]);
       if (news.maps) $(".kd-maps").innerHTML = news.maps;
       for (const [nth, cell] of Object.entries(news.cells ?? {})) {
         for (const place of element.querySelectorAll(`[data-point="${nth}"]`)) fill(place, cell);
@@ -63,6 +63,7 @@
       const closed = CLOSED.includes(news.status);
       $(".kd-stop").hidden = closed;
       $(".kd-resume").hidden = !closed || news.status === "done";
+      $(".kd-delete").hidden = !closed;
       if (news.result && !$(".kd-result").firstChild) $(".kd-result").innerHTML = news.result;
       if (news.final) Object.assign($(".kd-final"), { hidden: false, onclick: () => open(news.final) });
       return closed;
@@ -98,6 +99,19 @@
       const { problem } = await answer(server[action]({ owner: owner(), sweep: shown })).catch(() => ({ problem: "The server is away. Try again." }));
       if (problem) text("[role=status]", problem);
       else if (action === "resume_it") show(shown, true);
+    }
+    // The question, and what is done if it is answered with Delete.
+    function sure() {
+      const dialog = $("dialog"), id = shown;
+      text(".kd-which", `${$(".kd-title").textContent}, ${$(".kd-about").textContent}`);
+      dialog.returnValue = "";
+      dialog.onclose = async () => {
+        if (dialog.returnValue !== "delete") return;
+        const { problem } = await answer(server.delete_it({ owner: owner(), sweep: id })).catch(() => ({ problem: "The server is away. Try again." }));
+        text(".kd-message", problem ?? "Deleted.");
+        if (!problem) choose("");
+      };
+      dialog.showModal();
     }
     async function show(asked, fresh) {
       const mine = ++showing, patient = fresh ? Date.now() + PATIENCE : 0;
@@ -147,11 +161,13 @@
     }
     $(".kd-stop").onclick = () => ask("stop_it");
     $(".kd-resume").onclick = () => ask("resume_it");
-    $("select").onchange = () => choose($("select").value);
+    $(".kd-delete").onclick = sure;
+    $("select").onchange = () => { text(".kd-message", ""); choose($("select").value); };
     const follow = () => {
       const key = JSON.stringify(props.value ?? {});
       if (!("owner" in (props.value ?? {})) || key === followed) return;
       followed = key;
+      text(".kd-message", "");
       if (props.value.new) choose(props.value.sweep, true);
       else show(props.value.sweep);
     };

@@ -69,6 +69,14 @@ def resume(id: str, token: str) -> None:
         sweeps.start(sweep)
 
 
+def delete(id: str, token: str) -> None:
+    """Remove a sweep of the visitor's; the runs that it has made stay. Raises ``RunError`` while it is worked on."""
+    sweep = own_sweep(id, token)
+    if (status := sweep.status()) not in CLOSED:
+        raise RunError(f"Sweep {sweep.id} is {status}. Stop it first, then delete it.")
+    sweep.delete()
+
+
 # --- What is asked for
 
 
@@ -94,9 +102,12 @@ def preview(asked: dict[str, Any]) -> dict[str, Any]:
     return {"rest": rest, "plan": plan_words(count, plan, config.trials, grid.budget_minutes)}
 
 
-def plan_words(points: int, plan: list[tuple[int, int]] | None, trials: int, minutes: float | None) -> str:
-    """What is trained, in a sentence."""
-    winner = f"the winner with {many(trials, 'fresh seed')}, with the teacher and without"
+def plan_words(
+    points: int, plan: list[tuple[int, int]] | None, trials: int, minutes: float | None, labels: str = "dataset"
+) -> str:
+    """What is trained, in a sentence; ``labels``: whose they are (``Sweep.labels``)."""
+    winner = f"the winner with {many(trials, 'fresh seed')}"
+    winner += ", with the teacher and without" if labels == "dataset" else ""
     if plan is None:
         return f"{many(points, 'point')}; {minutes:g} minutes set the epochs, after one epoch has set the pace. Then {winner}."
     (first, epochs), *others = plan
@@ -135,7 +146,8 @@ def poll(asked: dict[str, Any]) -> dict[str, Any]:
     """What has happened in ``sweep`` since ``cursor``, for ``owner``.
 
     ``status, line, share, cursor`` always; at first also ``title``, ``about`` and ``maps`` (empty tables); when something
-    was begun or measured the ``cells`` that it changed, ``plan`` and ``legend``; at the end ``result`` and ``final``.
+    was begun or measured the ``cells`` that it changed, ``plan``, ``legend`` and ``stay`` (which runs are left when it is
+    deleted); at the end ``result`` and ``final``.
     ``refused`` where there is no such sweep for this visitor.
     """
     try:
@@ -154,8 +166,9 @@ def _news(sweep: Sweep, since: int) -> dict[str, Any]:
         grid, rows, config = sweep.grid(), sweep.points(), sweep.config()
         plan = sweep.plan() or (None if grid.budget_minutes else sweeps.rungs(len(rows), config.epochs))
         news["cells"] = cells(rows, events, fresh if since else None, status)
-        news["plan"] = plan_words(len(rows), plan, config.trials, grid.budget_minutes)
+        news["plan"] = plan_words(len(rows), plan, config.trials, grid.budget_minutes, sweep.labels())
         news["legend"] = legend(sweep, rows)
+        news["stay"] = stay(sweep, events)
     if status == "done" and (report := sweep.report()):
         news |= {"result": sentence(report), "final": report["final"]}
     return news
@@ -173,7 +186,20 @@ def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
     return outcome(resume, asked.get("sweep", ""), asked.get("owner", ""))
 
 
+@served
+def delete_it(asked: dict[str, Any]) -> dict[str, Any]:
+    """The Delete button, once it is confirmed: ``{}``, or ``problem``."""
+    return outcome(delete, asked.get("sweep", ""), asked.get("owner", ""))
+
+
 # --- In words
+
+
+def stay(sweep: Sweep, events: list[dict[str, Any]]) -> str:
+    """What a deleted sweep leaves, in a sentence."""
+    made = {event["run"] for event in events if event["event"] == "run"}
+    count = sum((sweep.runs_folder / id).exists() for id in made)
+    return f"{many(count, 'run')} that it has made {'stays' if count == 1 else 'stay'} in Runs." if count else ""
 
 
 def introduction(sweep: Sweep) -> dict[str, Any]:
@@ -228,17 +254,18 @@ def share(sweep: Sweep, events: list[dict[str, Any]]) -> float:
         return 1.0
     plan = sweep.plan() or []
     trained = sum(event["epochs"] for event in events if event["event"] == "point")
-    return round(trained / total_epochs(plan, sweep.config().trials), 3) if plan else 0.0
+    return round(trained / total_epochs(sweep, plan), 3) if plan else 0.0
 
 
-def total_epochs(plan: list[tuple[int, int]], trials: int) -> int:
-    return sum(count * length for count, length in plan) + 2 * trials * plan[-1][1]
+def total_epochs(sweep: Sweep, plan: list[tuple[int, int]]) -> int:
+    pair = 2 if sweep.labels() == "dataset" else 1
+    return sum(count * length for count, length in plan) + pair * sweep.config().trials * plan[-1][1]
 
 
 def left_seconds(sweep: Sweep, events: list[dict[str, Any]], now: float) -> float | None:
     """How long it still takes, as its trainings so far went; ``None`` before two of them (the first also asks the
     teacher)."""
-    plan, trials = sweep.plan(), sweep.config().trials
+    plan = sweep.plan()
     begun = {event["run"]: event["time"] for event in events if event["event"] == "run"}
     ended = [event for event in events if event["event"] == "point"]
     good = [event for event in ended if not event["diverged"] and event["run"] in begun]
@@ -246,7 +273,7 @@ def left_seconds(sweep: Sweep, events: list[dict[str, Any]], now: float) -> floa
         return None
     pace = sum(event["seconds"] for event in good) / sum(event["epochs"] for event in good)
     besides = median_low(max(0.0, event["time"] - begun[event["run"]] - event["seconds"]) for event in good)
-    epochs = total_epochs(plan, trials) - sum(event["epochs"] for event in ended)
+    epochs = total_epochs(sweep, plan) - sum(event["epochs"] for event in ended)
     trainings = sum(count for count, _ in plan) - len(ended) + 1
     since = max(event["time"] for event in events if event["event"] in ("run", "point", "started", "resumed"))
     return max(0.0, epochs * pace + trainings * besides - (now - since))
@@ -265,8 +292,8 @@ def sentence(report: dict[str, Any]) -> str:
 def legend(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     """What the cells mean."""
     if not any(row["accuracy"] is not None for row in rows):
-        return "Each cell will show its accuracy on validation, and open its run."
-    words = "Accuracy on validation; the deeper, the better. A cell with fewer epochs was left behind by the others."
+        return "Each cell will show how well its student does on validation, and open its run."
+    words = f"{sweeps.MEASURED[sweep.labels()]} on validation; the deeper, the better. A cell with fewer epochs was left behind by the others."
     return words + (" Without the teacher neither T nor the method matters." if 0 in sweep.grid().lambdas else "")
 
 
@@ -380,7 +407,7 @@ def build(rest: list[gr.components.Component]) -> SweepTab:
                 value={},
                 html_template=(FILES / "sweep.html").read_text(),
                 js_on_load="distillery.sweep(element, props, server, watch, run => trigger('open', {run}))",
-                server_functions=[poll, offered, stop_it, resume_it],
+                server_functions=[poll, offered, stop_it, resume_it, delete_it],
                 apply_default_css=False,
                 elem_id="sweep",
             )
