@@ -29,7 +29,7 @@ def is_offered() -> bool:
     """Whether one can sign in here. Elsewhere than on a Space gradio would let everybody in as the account of the server's
     own Hub token. Raises ``ValueError``, in words, where some of ``VARIABLES`` are missing."""
     missing = [name for name in VARIABLES if not os.environ.get(name)]
-    if get_space() is None or VARIABLES[0] in missing:
+    if not get_space() or VARIABLES[0] in missing:
         return False
     if missing:
         raise ValueError(
