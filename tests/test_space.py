@@ -1,9 +1,10 @@
-"""Sign in with Hugging Face: gradio's own OAuth, as on a Space, against a small OpenID provider on 127.0.0.1."""
+"""The page as a Space starts it, and Sign in with Hugging Face: gradio's own OAuth, against a small OpenID provider."""
 
 import base64
 import functools
 import hashlib
 import json
+import os
 import re
 import urllib.error
 import urllib.request
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import itsdangerous
 import pytest
+from gradio_client import Client
 from openid import Account, Provider
-from pages import Site
+from pages import AS_USER_1000, Site, until
 
 from kd import runs, uploads
 from kd import sweep as sweeps
@@ -32,11 +34,29 @@ def provider():
         yield served
 
 
+IS_ROOT = os.geteuid() == 0
+
+
+def belongs_to_server(path: Path) -> Path:
+    """A folder that a test has made, as the server would have made it."""
+    for one in (path, *path.rglob("*")) if IS_ROOT else ():
+        os.chown(one, 1000, 1000)
+    return path
+
+
 class Space(Site):
-    """``app.py`` as a Space with ``hf_oauth: true`` runs it."""
+    """``app.py`` as a Space with ``hf_oauth: true`` runs it: where only root can become another user, as user 1000."""
 
     def __init__(self, folder: Path, provider: Provider) -> None:
-        super().__init__(folder, **provider.environment())
+        (folder / "home").mkdir()
+        if IS_ROOT:
+            for part in (folder, *folder.parents[:2]):
+                part.chmod(0o755)
+            belongs_to_server(folder)
+        super().__init__(
+            folder, AS_USER_1000 if IS_ROOT else (), HOME=str(folder / "home"), GRADIO_SERVER_NAME="0.0.0.0",
+            GRADIO_TEMP_DIR=str(folder / "uploads"), **provider.environment(),
+        )  # fmt: skip
         self.provider = provider
 
     @functools.cached_property
@@ -107,7 +127,18 @@ def other(space):
 def finished(space: Space, token: str) -> Run:
     run = runs.create(DistillConfig(), space.folder, token)
     run.append("done")
+    belongs_to_server(run.path)
     return run
+
+
+def test_it_starts_as_a_space_starts_it_and_a_visitor_can_start_a_run(space):
+    visitor = Client(space.url, verbose=False)
+    started = visitor.predict("sample", {"epochs": 1}, api_name="/start_run")
+    assert started["token"]
+    run = runs.find(space.folder, started["run"])
+    until(lambda: run.last("started"))
+    visitor.predict(started["run"], started["token"], api_name="/stop_run")
+    until(lambda: run.status() == "stopped")
 
 
 # --- Where one can sign in
@@ -175,9 +206,11 @@ def test_what_the_browser_made_before_comes_along_and_nobody_finds_it_there_afte
     before = browser.open()["owner"]
     run, kept = finished(space, before), finished(space, "cd" * 16)
     sweep = sweeps.create(DistillConfig(), Grid(), space.folder, before)
+    belongs_to_server(sweep.path)
     dataset = space.folder / ".datasets" / run.id
     dataset.mkdir(parents=True)
     (dataset / "dataset.json").write_text(json.dumps({"id": run.id, "name": "coats", "owner": owner_hash(before)}))
+    belongs_to_server(dataset)
     browser.saved["run"] = run.id
     browser.sign_in(BEN)
     live = browser.open()
