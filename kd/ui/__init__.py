@@ -1,6 +1,5 @@
 """The page: five tabs over a folder of runs. It keeps nothing itself; a second tab or a restart shows the same."""
 
-from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,9 @@ def build() -> gr.Blocks:
     with gr.Blocks(
         title="Distillery", analytics_enabled=False, fill_width=True, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)
     ) as page:
-        with gr.Row(elem_id="head") if login.is_offered() else nullcontext():
-            gr.HTML(look.header(), js_on_load=None, apply_default_css=False)
-            if login.is_offered():
-                login.build(page)
+        gr.HTML(look.header(), js_on_load=None, apply_default_css=False)
+        if login.is_offered():
+            login.build(page)
         saved = gr.BrowserState(None, storage_key="distillery", secret="distillery-browser-state")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Distill", id="distill"):

@@ -20,9 +20,7 @@ VARIABLES = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_P
 """What a Space with ``hf_oauth: true`` has in its environment."""
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 SIGN_IN = "Sign in with Hugging Face"
-NOTE = (
-    "What this browser has made comes along: you find it wherever you sign in, and nobody does here once you sign out."
-)
+NOTE = "Sign in to have what this browser has made in every browser; once you sign out, it is hidden here."
 
 
 def is_offered() -> bool:
@@ -42,9 +40,9 @@ def is_offered() -> bool:
 def build(page: gr.Blocks) -> None:
     """The button, and what signing in does. It says whether the visitor is signed in, and the page's script tells the
     browser's other pages."""
-    with gr.Column(scale=0, min_width=270, elem_id="login"):
-        button = gr.LoginButton(SIGN_IN, variant="secondary", size="sm", elem_id="sign-in")
+    with gr.Row(elem_id="login"):
         gr.HTML(f"<p>{NOTE}</p>", js_on_load=None, apply_default_css=False)
+        button = gr.LoginButton(SIGN_IN, variant="secondary", size="sm", scale=0, min_width=210, elem_id="sign-in")
     button.load_event_to_attach = None  # gradio's own would be public API, and tell any site the account's name
     button.click(None, button, None, js="label => distillery.login.leave(label)")
     told = page.load(on_load, None, button, **PRIVATE)
