@@ -13,7 +13,6 @@ from pathlib import Path
 
 import itsdangerous
 import pytest
-from gradio_client import Client
 from openid import Account, Provider
 from pages import AS_USER_1000, Site, until
 
@@ -22,7 +21,7 @@ from kd import sweep as sweeps
 from kd.config import DistillConfig
 from kd.runs import Run, owner_hash
 from kd.sweep import Grid
-from kd.ui import login, look
+from kd.ui import login, look, settings
 
 ANNA, BEN = Account("64a0", "anna"), Account("64b1", "ben")
 TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -94,13 +93,23 @@ class Browser:
         self.space.provider.user = account
         return self.get("/login/huggingface?_target_url=/")
 
-    def ask(self, handler: str, data: list, headers: dict[str, str]) -> list:
+    def post(self, route: str, handler: str, data: list, headers: dict[str, str]) -> dict:
         id = next(one["id"] for one in self.space.config()["dependencies"] if one["api_name"] == handler)
         body = {"data": data, "fn_index": id, "session_hash": "raw"}
         headers = {"Content-Type": "application/json", **headers}
-        request = urllib.request.Request(f"{self.space.url}/gradio_api/run/predict", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(f"{self.space.url}/gradio_api/{route}", json.dumps(body).encode(), headers)
         with self.opener.open(request, timeout=30) as answer:
-            return json.loads(answer.read())["data"]
+            return json.loads(answer.read())
+
+    def ask(self, handler: str, data: list, headers: dict[str, str]) -> list:
+        return self.post("run/predict", handler, data, headers)["data"]
+
+    def click(self, handler: str, data: list) -> list:
+        """What comes of a handler that takes its place in the queue."""
+        self.post("queue/join", handler, data, {})
+        with self.opener.open(f"{self.space.url}/gradio_api/queue/data?session_hash=raw", timeout=60) as answer:
+            events = [json.loads(line[6:]) for line in answer.read().decode().splitlines() if line.startswith("data: ")]
+        return next(one["output"]["data"] for one in events if one["msg"] == "process_completed")
 
     def open(self, headers: dict[str, str] | None = None) -> dict:
         """Open the page: what it is given, the run and the token; what it keeps in the browser is ``saved``."""
@@ -131,14 +140,20 @@ def finished(space: Space, token: str) -> Run:
     return run
 
 
-def test_it_starts_as_a_space_starts_it_and_a_visitor_can_start_a_run(space):
-    visitor = Client(space.url, verbose=False)
-    started = visitor.predict("sample", {"epochs": 1}, api_name="/start_run")
-    assert started["token"]
-    run = runs.find(space.folder, started["run"])
+def test_it_starts_as_a_space_starts_it_and_who_is_signed_in_can_start_a_run(space, browser, other):
+    browser.sign_in(ANNA)
+    live = browser.open()
+    values = {name: settings.widget(name).value for name in settings.FIELDS}
+    saved, shown = browser.click("on_distill", [browser.saved, live, *values.values()])
+    (id,) = browser.listed(live["owner"])
+    assert shown == {"run": id, "owner": live["owner"], "new": True}
+    assert saved == {**browser.saved, "run": id}
+    run = runs.find(space.folder, id)
     until(lambda: run.last("started"))
-    visitor.predict(started["run"], started["token"], api_name="/stop_run")
+    assert "problem" in space.call("live", "stop_it", {"run": id, "owner": other.open()["owner"]})
+    assert space.call("live", "stop_it", {"run": id, "owner": live["owner"]}) == {}
     until(lambda: run.status() == "stopped")
+    run.delete()
 
 
 # --- Where one can sign in
