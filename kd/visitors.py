@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd import limits
-from kd.runs import CLOSED, SWEEPS, Run, RunError, list_runs, local_owner, owner_hash
+from kd.runs import CLOSED, SWEEPS, Run, RunError, list_runs, local_owner, owner_hash, write_whole
 
 DATASETS, VISITORS = ".datasets", ".visitors"
 SEEN_SECONDS = 60
@@ -48,6 +48,12 @@ class Belonging:
         except RunError:  # deleted meanwhile
             return False
 
+    def give(self, owner: str) -> None:
+        """Let it belong to another, the hash of whose token is ``owner``; what is at work goes on."""
+        is_dataset = (self.path / "dataset.json").exists()
+        path = self.path / ("dataset.json" if is_dataset else "config.json")
+        write_whole(path, json.dumps({**json.loads(path.read_text()), "owner": owner}, indent=2))
+
 
 def size_of(path: Path) -> int:
     """Bytes of the files in a folder, and in those in it."""
@@ -70,6 +76,14 @@ def _datasets(folder: Path) -> Iterator[Belonging]:
     for path in sorted(folder.glob("*/dataset.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
             yield Belonging(path.parent, json.loads(path.read_text())["owner"])
+
+
+def hand_over(folder: Path, old: str, new: str) -> None:
+    """Whatever belongs to ``old`` (a token's hash) belongs to ``new``."""
+    for one in belongings(folder):
+        if one.owner == old:
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                one.give(new)
 
 
 def check_room(folder: Path, owner: str) -> None:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import time
 import urllib.error
 import urllib.parse
@@ -12,7 +11,7 @@ import pytest
 from conftest import ROOT
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from pages import AS_USER_1000, Site, shared_site, site, until
+from pages import shared_site, site, until
 
 from kd import runs
 from kd import sweep as sweeps
@@ -161,7 +160,7 @@ def test_a_private_handler_answers_a_raw_post_for_its_owner_only(finished):
     for dependency in private:
         if "on_compare" not in str(dependency["api_name"]):
             continue
-        data = [{"owner": "0" * 32}, {}, finished["run"], None]
+        data = [{"owner": "0" * 32}, finished["run"], None]
         body = {"data": data, "fn_index": dependency["id"], "session_hash": "raw"}
         request = urllib.request.Request(
             f"{shared_site().url}/gradio_api/queue/join",
@@ -177,29 +176,6 @@ def test_a_private_handler_answers_a_raw_post_for_its_owner_only(finished):
         assert "among yours" in answer and "confidence" not in answer
         return
     pytest.fail("The page has no handler for Compare")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_it_starts_as_a_space_starts_it_and_a_visitor_can_start_a_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("space")
-    for part in (folder, *folder.parents[:2]):
-        part.chmod(0o755)
-    (folder / "home").mkdir()
-    os.chown(folder, 1000, 1000)
-    os.chown(folder / "home", 1000, 1000)
-    space = Site(
-        folder, AS_USER_1000, HOME=str(folder / "home"), SPACE_ID="someone/distillery", SYSTEM="spaces",
-        GRADIO_SERVER_NAME="0.0.0.0", GRADIO_TEMP_DIR=str(folder / "uploads"),
-    )  # fmt: skip
-    space.start()
-    visitor = Client(space.url, verbose=False)
-    started = visitor.predict("sample", {"epochs": 1}, api_name="/start_run")
-    assert started["token"]
-    run = runs.find(folder, started["run"])
-    until(lambda: run.last("started"))
-    visitor.predict(started["run"], started["token"], api_name="/stop_run")
-    until(lambda: run.status() == "stopped")
-    space.stop()
 
 
 # --- Another visitor attacks a run and a sweep
@@ -397,8 +373,8 @@ def test_the_pages_own_handlers_say_nothing_of_anothers_run(theirs, unchanged):
     run, _ = theirs
     handlers = {d["api_name"]: d["id"] for d in shared_site().config()["dependencies"] if d["backend_fn"]}
     for kind, token in tokens().items():
-        saved, live = {"owner": token, "run": run.id}, {"run": run.id, "owner": token, "view": token}
-        for name, data in (("on_compare", [saved, live, run.id, None]), ("offer", [saved, live, run.id])):
+        live = {"run": run.id, "owner": token, "view": token}
+        for name, data in (("on_compare", [live, run.id, None]), ("offer", [live, run.id])):
             session = f"{name} {kind}".replace(" ", "-").replace("'", "")
             posted("queue/join", {"data": data, "fn_index": handlers[name], "session_hash": session})
             answer = got(f"gradio_api/queue/data?session_hash={session}")[1]
@@ -407,7 +383,7 @@ def test_the_pages_own_handlers_say_nothing_of_anothers_run(theirs, unchanged):
     image = {"image": {"path": str(run.path / "config.json")}}
     posted(
         "queue/join",
-        {"data": [{"owner": VICTIM}, {}, run.id, [image]], "fn_index": handlers["on_compare"], "session_hash": "file"},
+        {"data": [{"owner": VICTIM}, run.id, [image]], "fn_index": handlers["on_compare"], "session_hash": "file"},
     )
     assert says_nothing(got("gradio_api/queue/data?session_hash=file")[1])
 

@@ -30,7 +30,7 @@ def test_the_front_matter_is_a_space_s():
 def test_the_space_s_gradio_is_the_one_that_is_tested():
     assert front_matter()["sdk_version"] == version("gradio")
     gradio = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("gradio"))
-    assert re.fullmatch(r"gradio>=[\d.]+,<\d+", gradio)
+    assert re.fullmatch(r"gradio\[oauth\]>=[\d.]+,<\d+", gradio)
 
 
 def test_every_command_that_the_readme_names_exists():

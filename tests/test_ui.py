@@ -34,8 +34,8 @@ def report(seeds: int = 1, baseline: bool = True) -> dict:
     }  # fmt: skip
 
 
-def test_the_page_is_built_without_torch_or_transformers():
-    code = "import sys; from kd.ui import build; build(); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+def test_the_page_is_built_without_torch_transformers_or_what_a_login_needs():
+    code = "import sys; from kd.ui import build; build(); print([m for m in ('torch', 'transformers', 'authlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

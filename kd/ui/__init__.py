@@ -9,9 +9,9 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from kd import limits
-from kd.runs import default_folder
-from kd.ui import api, compare, data, distill, look, runs, settings, sweep
-from kd.ui.owners import keep_clean, kind_errors, own_upload, visitor
+from kd.runs import RunError, default_folder
+from kd.ui import api, compare, data, distill, login, look, runs, settings, sweep
+from kd.ui.owners import keep_clean, kind_errors, own, own_upload, token_of, visitor
 from kd.uploads import PREFIX
 
 __all__ = ["build", "keep_clean", "launch_options"]
@@ -25,6 +25,8 @@ def build() -> gr.Blocks:
         title="Distillery", analytics_enabled=False, fill_width=True, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)
     ) as page:
         gr.HTML(look.header(), js_on_load=None, apply_default_css=False)
+        if login.is_offered():
+            login.build(page)
         saved = gr.BrowserState(None, storage_key="distillery", secret="distillery-browser-state")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Distill", id="distill"):
@@ -34,7 +36,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Sweep", id="sweep"):
                 swept = sweep.build(first.widgets)
             with gr.Tab("Compare", id="compare") as second_tab:
-                second = compare.build(saved, first.live)
+                second = compare.build(first.live)
             with gr.Tab("Runs", id="runs"):
                 third = runs.build()
         api.add()
@@ -42,23 +44,26 @@ def build() -> gr.Blocks:
         # Through the queue, beside any number of others: outside it gradio shows no error.
         queued = {**quick, "queue": True, "concurrency_limit": None}
         for button, begin in ((first.button, distill.on_distill), (first.make, distill.on_make)):
-            button.click(begin, [saved, *first.widgets], [saved, first.live], **queued)
-        swept.button.click(sweep.on_sweep, [saved, *swept.widgets], [saved, swept.board], **queued)
-        second_tab.select(compare.offer, [saved, first.live, second.run], second.run, **quick)
+            button.click(begin, [saved, first.live, *first.widgets], [saved, first.live], **queued)
+        swept.button.click(sweep.on_sweep, [first.live, *swept.widgets], swept.board, **queued)
+        second_tab.select(compare.offer, [first.live, second.run], second.run, **quick)
         for source in (first.live, third):
-            source.compare(to_compare, [saved, first.live], [tabs, second.run], **quick)
+            source.compare(to_compare, first.live, [tabs, second.run], **quick)
         for source in (swept.board, third):
-            source.open(to_run, saved, [tabs, saved, first.live], **quick)
-        brought.use(to_dataset, saved, [tabs, *first.chosen], **quick)
+            source.open(to_run, [saved, first.live], [tabs, saved, first.live], **quick)
+        brought.use(to_dataset, first.live, [tabs, *first.chosen], **quick)
         page.load(arrive, saved, [saved, first.live, swept.board, third, brought, tabs], **quick)
     return page
 
 
-def arrive(saved: dict | None, request: gr.Request) -> tuple[dict, dict, dict, dict, dict, Any]:
-    """A page is opened: its browser's token (a new one for a new visitor), and the run to show, the one in the
-    address or else the browser's last; with a sweep in the address, its tab."""
+def arrive(
+    saved: dict | None, request: gr.Request, profile: gr.OAuthProfile | None
+) -> tuple[dict, dict, dict, dict, dict, Any]:
+    """A page is opened: its browser's token (a new one for a new visitor), that of whoever is signed in, and the run to
+    show, the one in the address or else the last; with a sweep in the address, its tab."""
     saved, asked = visitor(saved), request.query_params
-    owner, run, swept = saved["owner"], asked.get("run") or saved.get("run"), asked.get("sweep", "")
+    owner, swept = login.owner_of(saved["owner"], request, profile), asked.get("sweep", "")
+    run = asked.get("run") or last_run(saved, owner)
     return (
         saved,
         {"run": run, "owner": owner, "view": asked.get("view", "")},
@@ -69,26 +74,33 @@ def arrive(saved: dict | None, request: gr.Request) -> tuple[dict, dict, dict, d
     )
 
 
-def to_compare(saved: dict | None, live: dict | None, event: gr.EventData) -> tuple[gr.Tabs, gr.Dropdown]:
+def last_run(saved: dict, token: str) -> str | None:
+    """The run that the browser has shown last, unless it is gone, or that of a login that has signed out."""
+    try:
+        return own(saved.get("run"), token).id
+    except RunError:
+        return None
+
+
+def to_compare(live: dict | None, event: gr.EventData) -> tuple[gr.Tabs, gr.Dropdown]:
     """From a run to the Compare tab, the run chosen."""
-    return gr.Tabs(selected="compare"), compare.offer(saved, live, event.run)
+    return gr.Tabs(selected="compare"), compare.offer(live, event.run)
 
 
-def to_run(saved: dict | None, event: gr.EventData) -> tuple[gr.Tabs, dict, dict]:
+def to_run(saved: dict | None, live: dict | None, event: gr.EventData) -> tuple[gr.Tabs, dict, dict]:
     """From the list to the run itself."""
-    saved = visitor(saved)
     return (
         gr.Tabs(selected="distill"),
-        {**saved, "run": event.run},
-        {"run": event.run, "owner": saved["owner"], "new": True},
+        {**visitor(saved), "run": event.run},
+        {"run": event.run, "owner": token_of(live), "new": True},
     )
 
 
-def to_dataset(saved: dict | None, event: gr.EventData) -> list[Any]:
+def to_dataset(live: dict | None, event: gr.EventData) -> list[Any]:
     """From a dataset of the visitor's to the Distill tab, its preset for one's own things, with the dataset chosen and the
     teacher to be: the sample's knows other classes."""
     with kind_errors():
-        upload = own_upload(event.dataset, visitor(saved)["owner"])
+        upload = own_upload(event.dataset, token_of(live))
         name = upload.info()["name"]
     *updates, own_row = distill.on_preset("custom")
     value = f"{PREFIX}{upload.id}"

@@ -17,7 +17,7 @@ import gradio as gr
 from kd.config import NO_TEACHER
 from kd.runs import Run, RunError
 from kd.ui import look
-from kd.ui.owners import kind_errors, own_runs, readable
+from kd.ui.owners import kind_errors, own_runs, readable, token_of
 from kd.ui.summary import costs, how_timed, status_of, summarize, table, times
 from kd.uploads import short
 
@@ -212,7 +212,7 @@ EMPTY = (
 )
 
 
-def build(saved: gr.BrowserState, live: gr.HTML) -> CompareTab:
+def build(live: gr.HTML) -> CompareTab:
     """Run and pictures on the left, the answers on the right."""
     with gr.Row(elem_classes="kd-columns"):
         with gr.Column(scale=3, min_width=300):
@@ -243,7 +243,7 @@ def build(saved: gr.BrowserState, live: gr.HTML) -> CompareTab:
             result = gr.HTML(EMPTY, js_on_load=None, apply_default_css=False, elem_id="comparison")  # fmt: skip
     examples.take(take, pictures, pictures, queue=False, **PRIVATE)
     button.click(
-        on_compare, [saved, live, run, pictures], result,
+        on_compare, [live, run, pictures], result,
         concurrency_id="compare", concurrency_limit=1, show_progress_on=result, **PRIVATE,
     )  # fmt: skip
     return CompareTab(run, result)
@@ -272,20 +272,19 @@ def take(pictures: list[tuple[str, Any]] | None, event: gr.EventData) -> list[st
     return [*(path for path, _ in pictures or []), EXAMPLES[nth]]
 
 
-def on_compare(saved: dict | None, live: dict | None, id: str | None, pictures: list[tuple[str, Any]] | None) -> str:
+def on_compare(live: dict | None, id: str | None, pictures: list[tuple[str, Any]] | None) -> str:
     """The Compare button. A run that is seen through a read-only link can be compared too."""
     with kind_errors():
         if not id:
             raise RunError("Choose a finished run first. The Distill tab makes one.")
-        token = saved.get("owner", "") if isinstance(saved, dict) else ""
         view = live.get("view", "") if isinstance(live, dict) else ""
         paths = [path for path, _ in pictures or []]
-        return shown(side_by_side(readable(id, token, view), paths), paths)
+        return shown(side_by_side(readable(id, token_of(live), view), paths), paths)
 
 
-def choices(saved: dict | None, live: dict | None) -> list[tuple[str, str]]:
+def choices(live: dict | None) -> list[tuple[str, str]]:
     """The finished runs that a visitor may compare, those with a teacher, as (words, id), newest first."""
-    token = saved.get("owner", "") if isinstance(saved, dict) else ""
+    token = token_of(live)
     runs = own_runs(token)
     if isinstance(live, dict) and live.get("run") and live["run"] not in [run.id for run in runs]:
         with suppress(RunError):
@@ -302,10 +301,10 @@ def in_words(run: Run) -> str:
     return f"{when}: {name}{short(config.student)}, T {config.temperature:g}, lambda {run.lambda_():g}, {short(config.dataset)}"
 
 
-def offer(saved: dict | None, live: dict | None, chosen: str | None) -> gr.Dropdown:
+def offer(live: dict | None, chosen: str | None) -> gr.Dropdown:
     """The tab is opened: list the runs, and get torch ready meanwhile."""
     Thread(target=warm_up, daemon=True).start()
-    known = choices(saved, live)
+    known = choices(live)
     ids = [id for _, id in known]
     return gr.Dropdown(known, value=chosen if chosen in ids else next(iter(ids), None))
 

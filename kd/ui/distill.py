@@ -23,6 +23,7 @@ from kd.ui.owners import (
     place,
     readable,
     served,
+    token_of,
     view_key,
     visitor,
     with_own,
@@ -266,12 +267,13 @@ def _shown_for(method: str) -> list[dict[str, Any]]:
     ]
 
 
-def on_distill(saved: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
+def on_distill(saved: dict[str, Any] | None, live: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
     """The Distill button: start a run; it is the one that is shown, and the one a new page comes back to."""
     saved = visitor(saved)
+    token = token_of(live) or saved["owner"]  # the button is there before the page has its token
     with kind_errors():
-        run = start(settings.from_widgets(values), saved["owner"])
-    return {**saved, "run": run.id}, {"run": run.id, "owner": saved["owner"], "new": True}
+        run = start(settings.from_widgets(values), token)
+    return {**saved, "run": run.id}, {"run": run.id, "owner": token, "new": True}
 
 
 OF_TEACHER = (
@@ -281,15 +283,16 @@ OF_TEACHER = (
 """The settings that a run that makes a teacher has from the page; the others are those for pretrained weights."""
 
 
-def on_make(saved: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
+def on_make(saved: dict[str, Any] | None, live: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
     """The Make a teacher button: start a run that fine-tunes the model in Teacher on the pictures, and show it."""
     saved = visitor(saved)
+    token = token_of(live) or saved["owner"]
     with kind_errors():
         asked = settings.from_widgets(values).to_dict()
         config = DistillConfig.finetune(asked["teacher"], **{name: asked[name] for name in OF_TEACHER})
-        run = start(config, saved["owner"])
+        run = start(config, token)
     gr.Info("The model in Teacher is fine-tuned on these pictures first. When it is done, click Use as teacher.")
-    return {**saved, "run": run.id}, {"run": run.id, "owner": saved["owner"], "new": True}
+    return {**saved, "run": run.id}, {"run": run.id, "owner": token, "new": True}
 
 
 def to_teacher(event: gr.EventData) -> str:

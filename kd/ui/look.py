@@ -7,6 +7,7 @@ import plotly
 from gradio.themes import Base, Color
 
 from kd import check_report
+from kd.ui import login
 
 FILES = Path(__file__).parent
 ASSETS = FILES.parent.parent / "assets"
@@ -78,9 +79,10 @@ def css() -> str:
 def head() -> str:
     """Our script, and Plotly's from this server: nothing is fetched from anywhere else."""
     gr.set_static_paths([PLOTLY, *EXAMPLES])
+    names = ("page", "sweep", "check", "data", *(["login"] if login.is_offered() else []))
     return (
         f'<script defer src="gradio_api/file={PLOTLY}"></script>'
-        f"<script>{''.join((FILES / f'{name}.js').read_text() for name in ('page', 'sweep', 'check', 'data'))}</script>"
+        f"<script>{''.join((FILES / f'{name}.js').read_text() for name in names)}</script>"
         '<meta name="description" content="Turn a big image classifier into a small, fast one, and prove it.">'
     )
 

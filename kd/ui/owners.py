@@ -1,7 +1,8 @@
 """Who may see and change a run.
 
 On one's own machine, one token owns all runs and nobody is asked for it. On a Space (``SPACE_ID``), or where
-``KD_SHARED=1``, each browser has a random token; it is handed to every handler, and a run answers to its own only.
+``KD_SHARED=1``, each browser has a random token, and each login (``login``) one of its own; the open page hands it to every
+handler, and a run answers to its own only.
 """
 
 import dataclasses
@@ -56,6 +57,11 @@ def visitor(saved: Any) -> dict[str, Any]:
     """What a browser keeps, ``owner`` (its token) and ``run`` (its last); new for one that has nothing of use here."""
     known = isinstance(saved, dict) and is_token(saved.get("owner"))
     return saved if known else {"owner": new_token(), "run": None}
+
+
+def token_of(live: Any) -> str:
+    """The token that an open page has been given, with the run that it shows (``live``)."""
+    return live.get("owner", "") if isinstance(live, dict) else ""
 
 
 def owner(token: str) -> str:
@@ -137,8 +143,13 @@ def with_own(config: DistillConfig, token: str) -> DistillConfig:
 
 def view_key(run: Run) -> str:
     """What lets anyone who has it read ``run``, and no more: made from the folder's secret, so it cannot be guessed."""
-    secret = runs.local_owner(run.path.parent)
-    return hmac.new(secret.encode(), f"view {run.id}".encode(), hashlib.sha256).hexdigest()[:32]
+    return secret_key(f"view {run.id}", run.path.parent)
+
+
+def secret_key(purpose: str, folder: Path) -> str:
+    """What is made from the secret of a folder of runs for one purpose, 128 bits that look like ``new_token``'s. Nobody who
+    knows the purpose, or other keys, can make it."""
+    return hmac.new(runs.local_owner(folder).encode(), purpose.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 _beginning = Lock()

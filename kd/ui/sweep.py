@@ -25,7 +25,7 @@ from kd.ui.owners import (
     owner,
     place,
     served,
-    visitor,
+    token_of,
     with_own,
 )
 from kd.ui.summary import MARKS, roughly, summarize
@@ -415,9 +415,9 @@ def build(rest: list[gr.components.Component]) -> SweepTab:
     return SweepTab(board, button, every)
 
 
-def on_sweep(saved: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
+def on_sweep(live: dict[str, Any] | None, *values: Any) -> dict[str, Any]:
     """The Sweep button: start one, and show it."""
-    saved = visitor(saved)
+    token = token_of(live)
     with kind_errors():
-        sweep = start(*from_widgets(values), saved["owner"])
-    return saved, {"sweep": sweep.id, "owner": saved["owner"], "new": True}
+        sweep = start(*from_widgets(values), token)
+    return {"sweep": sweep.id, "owner": token, "new": True}

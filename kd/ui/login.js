@@ -1,0 +1,26 @@
+// Where one can sign in: the browser's other pages follow, and Back does not show again what has been signed out of.
+window.distillery.login = (() => {
+  const others = new BroadcastChannel("distillery-login");
+  const isIn = (label) => label.startsWith("Sign out");
+  let says = null; // what the button says here
+  const forget = () => history.replaceState(history.state, "", window.distillery.address({}));
+
+  others.onmessage = ({ data }) => {
+    if (says === null || data === says) return;
+    if (isIn(says)) forget();
+    window.location.reload();
+  };
+  window.addEventListener("pageshow", ({ persisted }) => { if (persisted) window.location.reload(); });
+
+  function arrived(label) {
+    says = label;
+    others.postMessage(label);
+  }
+  // gradio's own handler of the click goes half a second later, and takes along what the address has behind its "?", as
+  // the value of one parameter.
+  function leave(label) {
+    if (isIn(label)) forget();
+    history.replaceState(history.state, "", window.location.pathname + window.location.search.replaceAll("&", "%26"));
+  }
+  return { arrived, leave };
+})();

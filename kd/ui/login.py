@@ -1,0 +1,73 @@
+"""Sign in with Hugging Face: on a Space whose front matter has ``hf_oauth: true``, by gradio's own OAuth.
+
+A login owns runs as a browser does, by a token, which is made of the folder's secret and the account's id: it is the same
+in every browser, and nobody can make it of a name. Only an open page has it. What a browser keeps is its own token, so
+after signing out nothing of the login is left there.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+from gradio.utils import get_space
+
+from kd import runs, visitors
+from kd.ui.owners import secret_key
+
+VARIABLES = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
+"""What a Space with ``hf_oauth: true`` has in its environment."""
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+SIGN_IN = "Sign in with Hugging Face"
+NOTE = "Sign in to have what this browser has made in every browser; once you sign out, it is hidden here."
+
+
+def is_offered() -> bool:
+    """Whether one can sign in here. Elsewhere than on a Space gradio would let everybody in as the account of the server's
+    own Hub token. Raises ``ValueError``, in words, where some of ``VARIABLES`` are missing."""
+    missing = [name for name in VARIABLES if not os.environ.get(name)]
+    if not get_space() or VARIABLES[0] in missing:
+        return False
+    if missing:
+        raise ValueError(
+            f"{VARIABLES[0]} is set, {' and '.join(missing)} not. A Space with hf_oauth: true in its README has all of "
+            f"{', '.join(VARIABLES)}; without {VARIABLES[0]} the page has no login."
+        )
+    return True
+
+
+def build(page: gr.Blocks) -> None:
+    """The button, and what signing in does. It says whether the visitor is signed in, and the page's script tells the
+    browser's other pages."""
+    with gr.Row(elem_id="login"):
+        gr.HTML(f"<p>{NOTE}</p>", js_on_load=None, apply_default_css=False)
+        button = gr.LoginButton(SIGN_IN, variant="secondary", size="sm", scale=0, min_width=210, elem_id="sign-in")
+    button.load_event_to_attach = None  # gradio's own would be public API, and tell any site the account's name
+    button.click(None, button, None, js="label => distillery.login.leave(label)")
+    told = page.load(on_load, None, button, **PRIVATE)
+    told.then(None, button, None, js="label => distillery.login.arrived(label)")
+
+
+def on_load(request: gr.Request, profile: gr.OAuthProfile | None) -> gr.Button:
+    """What the button says."""
+    signed_in = profile and is_from_our_page(request.headers)
+    return gr.Button(f"Sign out ({profile.username})" if signed_in else SIGN_IN)
+
+
+def owner_of(saved: str, request: gr.Request, profile: gr.OAuthProfile | None) -> str:
+    """The token of whoever opens the page: the login's, to whom all goes that the browser's token, ``saved``, owns; else
+    the browser's."""
+    if profile is None or not is_from_our_page(request.headers):
+        return saved
+    token = secret_key(f"login {profile['sub']}", runs.default_folder())
+    visitors.hand_over(runs.default_folder(), runs.owner_hash(saved), runs.owner_hash(token))
+    return token
+
+
+def is_from_our_page(headers: Mapping[str, str]) -> bool:
+    """Whether it is this server's own page that asks. gradio's session cookie comes with any other site's requests too,
+    and gradio lets that site read the answer (https://developer.mozilla.org/docs/Glossary/Fetch_metadata_request_header)."""
+    if site := headers.get("sec-fetch-site"):
+        return site == "same-origin"
+    return urlsplit(headers.get("origin", "")).netloc == headers.get("host")
