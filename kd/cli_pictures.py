@@ -89,11 +89,11 @@ def label_table(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Look at a dataset and say what is wrong with it, the worst first. Problems are findings, not failures."""
-    config, asked = config_from(options), given_settings(options)
     if options.out and options.out.suffix not in (".html", ".json"):
         raise BadUsage(f"--out is {options.out}; expected a name that ends in .html or .json.")
     if options.out and not options.out.absolute().parent.is_dir():
         raise BadUsage(f"There is no folder {options.out.absolute().parent} to keep the check in.")
+    config, asked = config_from(options), given_settings(options)
     quiet()
     from kd import check_report
     from kd.check import check as look

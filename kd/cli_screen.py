@@ -138,6 +138,7 @@ def result_table(report: dict[str, Any], agreed: float | None) -> str:
     quality = ["test accuracy", "macro F1"] if scored else []
     whose = "" if labelled else " of the test pictures; they have no labels, so who is right is not known"
     latency = report["student"]["latency_ms"]
+    threads = "1 thread" if latency["threads"] == 1 else f"{latency['threads']} threads"
     against = ""
     if report["teacher"]:
         against = (
@@ -147,7 +148,7 @@ def result_table(report: dict[str, Any], agreed: float | None) -> str:
     return (
         table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)
         + f"{against}\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
-        f"{latency['threads']} threads, {latency['n']} trials, without preprocessing."
+        f"{threads}, {latency['n']} trials, without preprocessing."
     )
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from kd import limits
 from kd.config import SAMPLE, DistillConfig
 from kd.hub import from_hub
-from kd.layout import SPLIT_NAMES
+from kd.layout import SPLIT_NAMES, layout
 from kd.pictures import ENDINGS, BadPicture, identified, open_picture
 from kd.runs import RunError, write_whole
 from kd.visitors import DATASETS
@@ -97,7 +97,7 @@ def load_splits(config: DistillConfig) -> Splits:
     Raises ``RunError`` on anything that a user can mend.
     """
     said: list[str] = []
-    found = _pick_splits(_load(config), config)
+    found = _pick_splits(_load(config, said), config)
     columns = list(found["train"].features)
     found = {name: _standard(part, config, name) for name, part in found.items()}
     labelled = {name: not _is_unlabelled(part) for name, part in found.items()}
@@ -120,7 +120,7 @@ def load_splits(config: DistillConfig) -> Splits:
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name not in found:
             found["train"], found[name] = cut(found["train"], fraction, name)
-            said.append(f"No {name} split: {len(found[name])} pictures were cut from train.")
+            said.append(f"No {name} split: {_many(len(found[name]))} cut from train.")
     counts = np.bincount(found["train"]["label"], minlength=len(classes))
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
         raise RunError(f"No training picture of {some(empty)}. Add some, or remove the class.")
@@ -142,7 +142,7 @@ def _unlabelled(found: dict[str, Any], config: DistillConfig, columns: list[str]
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name not in found:
             found["train"], found[name] = cut(found["train"], fraction, name)
-            said.append(f"No {name} split: {len(found[name])} pictures were cut from train.")
+            said.append(f"No {name} split: {_many(len(found[name]))} cut from train.")
     return Splits(found["train"], found["validation"], found["test"], [], said, labelled=False)
 
 
@@ -179,15 +179,19 @@ def cut(dataset: Any, fraction: float, name: str) -> tuple[Any, Any]:
     return dataset.select(np.setdiff1d(np.arange(len(labels)), chosen)), dataset.select(chosen)
 
 
-def _load(config: DistillConfig) -> dict[str, Any]:
-    """Split name -> dataset, as they come."""
+def _many(count: int) -> str:
+    return "1 picture was" if count == 1 else f"{count:,} pictures were"
+
+
+def _load(config: DistillConfig, said: list[str]) -> dict[str, Any]:
+    """Split name -> dataset, as they come; into ``said``, what was left out."""
     if config.dataset == SAMPLE:
         return _load_parquet({name: [ASSETS / "sample" / f"{name}.parquet"] for name in SPLIT_NAMES})
     path = Path(os.path.expanduser(config.dataset))
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
         if not files:
-            return _load_folder(path)
+            return _load_folder(path, said)
         names = [file.stem.split("-")[0] for file in files]  # train-00000-of-00002 is a part of train
         return _load_parquet({name: [f for f, n in zip(files, names, strict=True) if n == name] for name in names})
     if path.is_file():
@@ -216,42 +220,63 @@ def _load_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
     return found
 
 
-def _load_folder(path: Path) -> dict[str, Any]:
-    """A folder of class folders, or of split folders that hold class folders; or of one folder that is such a one."""
-    folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith((".", "_"))]
-    if len(folders) == 1 and any(entry.is_dir() for entry in folders[0].iterdir()):
-        return _load_folder(folders[0])
-    known = {name for names in SPLIT_NAMES.values() for name in names}
-    if not any(folder.name.lower() in known for folder in folders):
-        return {"train": _class_folders(path, folders)}
-    return {
-        folder.name: _class_folders(folder, [entry for entry in sorted(folder.iterdir()) if entry.is_dir()])
-        for folder in folders
-        if folder.name.lower() in known
-    }
-
-
-def _class_folders(path: Path, folders: list[Path]) -> Any:
-    """The pictures of class folders; those that lie in ``path`` itself, without labels, where there are no folders."""
+def _load_folder(path: Path, said: list[str]) -> dict[str, Any]:
+    """The splits of a folder of pictures, understood as an import understands it (``kd.layout``); into ``said``, which
+    pictures have no place."""
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
 
-    def pictures_in(folder: Path) -> list[str]:
-        files = (file for file in sorted(folder.rglob("[!.]*")) if file.suffix.lower() in ENDINGS)
-        return [str(file) for file in files if file.is_file()]  # a dot file is what macOS has left behind
-
-    if not folders:
-        if loose := pictures_in(path):
-            return Dataset.from_dict({"image": loose}, features=Features({"image": ImageFeature()}))
+    files = _pictures_in(path)
+    if not files:
         raise RunError(
             f"{path} is empty. Expected a folder for each class, with pictures in it, or pictures without labels."
         )
-    found = {folder.name: pictures_in(folder) for folder in folders}
-    if empty := [name for name, files in found.items() if not files]:
-        raise RunError(f"No pictures in {some(empty)} (in {path}). Add some, or remove the folder.")
-    features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(found))})
-    rows = [(file, index) for index, files in enumerate(found.values()) for file in files]
-    return Dataset.from_dict({"image": [r[0] for r in rows], "label": [r[1] for r in rows]}, features=features)
+    plan = layout(file.relative_to(path).parts for file in files)
+    homes = {
+        path.joinpath(*parts[: parts.index(label)])
+        for index, (_, label) in plan.places.items()
+        if label and (parts := files[index].relative_to(path).parts)
+    }
+    if empty := [one for home in sorted(homes) for one in _folders_in(home) if not _pictures_in(one)]:
+        raise RunError(
+            f"No pictures in {some([one.name for one in empty])} (in {path}). Add some, or remove the folder."
+        )
+    for why, indices in _by_value(plan.skipped).items():
+        said.append(f"{len(indices)} left out, {files[indices[0]].relative_to(path)} first: it {why}.")
+    columns: dict[str, Any] = {"image": ImageFeature()}
+    if plan.classes:
+        columns["label"] = ClassLabel(names=plan.classes)
+    found = {}
+    for split in SPLIT_NAMES:
+        rows = [(str(files[i]), label) for i, (where, label) in plan.places.items() if where == split]
+        values = {"image": [file for file, _ in rows], "label": [label for _, label in rows]}
+        if rows:
+            found[split] = Dataset.from_dict({name: values[name] for name in columns}, features=Features(columns))
+    return found
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """The pictures below a folder, sorted, without what systems leave behind (dot files, ``__MACOSX``)."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in ENDINGS
+        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
+        and file.is_file()
+    ]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return [
+        entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
+    ]
+
+
+def _by_value(places: dict[int, str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for index, value in places.items():
+        found.setdefault(value, []).append(index)
+    return found
 
 
 def _load_hub(config: DistillConfig) -> dict[str, Any]:

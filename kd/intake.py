@@ -28,7 +28,7 @@ from kd.decoder import Decoder, Judge, bound_memory
 from kd.layout import SPLIT_NAMES, Layout, layout
 from kd.pictures import ENDINGS
 from kd.runs import RunError
-from kd.uploads import HALF, ImportRefused, list_uploads, place_of, sweep_up
+from kd.uploads import HALF, ImportRefused, Upload, list_uploads, place_of, sweep_up
 
 MB = archive.MB
 EXAMPLES = 100
@@ -71,7 +71,7 @@ def take(job: dict[str, Any], judge: Judge, tell: Tell) -> str:
     """Do what ``uploads.bring`` asks for; the id of the dataset. Raises ``RunError``."""
     source = _source(job["source"])
     print_ = _sha256(source) if isinstance(source, Path) and source.is_file() else None
-    known = (one for one in list_uploads(job["folder"]) if print_ and _is(one.info(), job["owner"], print_))
+    known = (one for one in list_uploads(job["folder"]) if print_ and _is(one, job["owner"], print_))
     if same := next(known, None):
         return same.id
     survey = look(source, judge, tell)
@@ -89,8 +89,12 @@ def take(job: dict[str, Any], judge: Judge, tell: Tell) -> str:
     return id
 
 
-def _is(info: dict[str, Any], owner: str, sha256: str) -> bool:
-    return info["owner"] == owner and info["sha256"] == sha256
+def _is(upload: Upload, owner: str, sha256: str) -> bool:
+    try:
+        info = upload.info()
+    except RunError:  # deleted meanwhile, or damaged: another's bad file is not this import's concern
+        return False
+    return info.get("owner") == owner and info.get("sha256") == sha256
 
 
 def _own_name(source: "Path | list[Member]") -> str:
@@ -117,7 +121,7 @@ def _source(asked: str | list[list[str]]) -> "Path | list[Member]":
             raise RunError(f"The class {archive.shown(name)!r} cannot be called so: {problem}. Choose another name.")
     if "" in classes.values() and len(classes) > 1:
         raise RunError("A class has no name. Name it, or remove it.")
-    if len(classes) == 1 and "" not in classes:
+    if len(set(classes.values())) == 1 and "" not in classes.values():
         raise RunError("There is one class. A classifier needs at least two: add another, with pictures in it.")
     found = [_member(classes[name], Path(file)) for name, file in asked]
     if sum(member.size for member in found) > most * MB:

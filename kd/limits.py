@@ -93,6 +93,19 @@ def markdown() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def check_pictures(pictures: int, classes: int) -> None:
+    """Raises ``ValueError``, in words, for a dataset of more pictures or classes than the limits; an import is stopped
+    earlier, one from the Hub is counted when it is there."""
+    for count, most, what in (
+        (pictures, current().pictures, "pictures"),
+        (classes, current().classes, "classes"),
+    ):
+        if count > most:
+            raise ValueError(
+                f"The dataset has {count:,} {what}; this server takes {most:,.0f} at most. Choose a smaller one."
+            )
+
+
 def check_steps(epochs: int, pictures: int, batch: int, trainings: int) -> None:
     """Raises ``ValueError``, in words, for a run of more training steps than the limit."""
     each, most = epochs * math.ceil(pictures / batch), current().steps

@@ -39,6 +39,8 @@ LIFECYCLE = {
 """Lifecycle event -> status. *died* is derived: not closed, and nobody holds the lock."""
 CLOSED = ("done", "failed", "stopped", "died")
 SWEEPS = ".sweeps"
+GONE = ".gone-"
+"""How a folder begins that is being deleted."""
 """The folder of the sweeps, beside the runs."""
 START_SECONDS = 20
 """A process that has been started needs this long at most to take the run's lock."""
@@ -294,7 +296,10 @@ class Run:
             raise RunError(f"Run {self.id} is still running. Stop it first, then delete it.")
         if run := user_of(self.path / "student", self.path.parent):
             raise RunError(f"Run {run} learns from run {self.id}. Stop that first, or wait until it is done.")
-        shutil.rmtree(self.path)
+        gone = self.path.with_name(GONE + self.id)
+        os.replace(self.path, gone)  # at once: nobody finds half of it
+        for left in self.path.parent.glob(GONE + "*"):  # this one, and what a killed deletion has left
+            shutil.rmtree(left, ignore_errors=left != gone)
 
 
 _held: dict[Path, int] = {}

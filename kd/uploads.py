@@ -28,12 +28,11 @@ from filelock import FileLock
 from kd import runs, visitors
 from kd.config import RUN_TEACHER, DistillConfig
 from kd.launch import taken
-from kd.runs import ID, RunError, owner_hash
+from kd.runs import GONE, ID, RunError, owner_hash
 
 PREFIX = "upload:"
-FOLDER = ".datasets"
-HALF, GONE = ".half-", ".gone-"
-"""How folders begin that are being filled, and that are being deleted."""
+HALF = ".half-"
+"""How a folder begins that is being filled."""
 SILENCE_SECONDS = 0.5
 Source = Path | str | Sequence[tuple[str, Path | str]]
 """An archive, a folder, or (class name, file) pairs, the class name '' for pictures without labels."""
@@ -129,7 +128,7 @@ def resolved(config: DistillConfig, folder: Path, token: str) -> DistillConfig:
 def is_labelled(dataset: str) -> bool | None:
     """Whether the pictures of the dataset in this folder have labels; ``None`` for what is not one of these, or gone."""
     path = Path(dataset)
-    if path.parent.name != FOLDER or not (path / "dataset.json").exists():
+    if path.parent.name != visitors.DATASETS or not (path / "dataset.json").exists():
         return None
     return bool(Upload(path).info()["classes"])
 
@@ -137,7 +136,7 @@ def is_labelled(dataset: str) -> bool | None:
 def title(dataset: str) -> str | None:
     """The name that somebody gave the dataset in this folder; ``None`` for what is not one of these."""
     path = Path(dataset)
-    if path.parent.name != FOLDER or not ID.fullmatch(path.name):
+    if path.parent.name != visitors.DATASETS or not ID.fullmatch(path.name):
         return None
     try:
         return Upload(path).info()["name"]
@@ -156,7 +155,7 @@ def short(name: str) -> str:
 
 def place_of(folder: Path) -> Path:
     """Where the datasets are kept, beside the runs in ``folder``."""
-    return Path(folder).resolve() / FOLDER
+    return Path(folder).resolve() / visitors.DATASETS
 
 
 def sweep_up(place: Path) -> None:

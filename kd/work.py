@@ -118,6 +118,7 @@ def prepare(run: Run, progress: Progress) -> Work:
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
         config = with_epochs(run, config, student, device, precision, len(splits.train))
+    limits.check_pictures(sum(splits.sizes().values()), len(splits.classes))
     limits.check_steps(config.epochs, len(splits.train), config.batch_size, len(arms_of(config)))
     if teacher:
         said += check_classes(config.method, len(splits.classes) if teacher.known is None else int(teacher.known.sum()))

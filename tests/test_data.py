@@ -1,6 +1,7 @@
 """Pictures, splits and crops."""
 
 import io
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -196,14 +197,22 @@ def test_a_folder_that_will_not_do_says_why(tmp_path, make, words):
         load_splits(config(tmp_path))
 
 
-def test_one_class_is_not_enough(tmp_path):
+def test_pictures_in_one_folder_have_no_labels(tmp_path):
     toys.class_folders(tmp_path, 8)
     for name in toys.CLASSES[1:]:
-        for file in (tmp_path / name).iterdir():
-            file.unlink()
-        (tmp_path / name).rmdir()
-    with pytest.raises(RunError, match="at least two"):
-        load_splits(config(tmp_path))
+        shutil.rmtree(tmp_path / name)
+    assert not load_splits(config(tmp_path)).labelled
+
+
+def test_a_class_may_be_called_as_a_split_is_and_loose_pictures_are_told(tmp_path):
+    toys.class_folders(tmp_path, 8)
+    (tmp_path / toys.CLASSES[0]).rename(tmp_path / "train")
+    (tmp_path / ".trash" / "x").mkdir(parents=True)
+    for loose in ("000.png", ".trash/x/1.png"):
+        shutil.copy(tmp_path / "train" / "000.png", tmp_path / loose)
+    splits = load_splits(config(tmp_path))
+    assert splits.classes == sorted(["train", *toys.CLASSES[1:]]) and sum(splits.sizes().values()) == 24
+    assert "1 left out, 000.png first: it lies beside the class folders" in splits.warnings[0]
 
 
 def test_a_dataset_without_pictures_says_which_columns_it_has(tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from kd import cli, visitors
-from kd.limits import VARIABLES, Limits, check_steps, current, table
+from kd.limits import VARIABLES, Limits, check_pictures, check_steps, current, table
 from kd.lru import Cache
 from kd.ui import owners
 
@@ -40,6 +40,14 @@ def test_a_run_of_too_many_steps_is_refused_in_words(monkeypatch):
     )
     with pytest.raises(ValueError, match=words):
         check_steps(epochs=10, pictures=65, batch=32, trainings=5)
+
+
+def test_a_dataset_of_too_many_pictures_or_classes_is_refused_in_words(monkeypatch):
+    check_pictures(10**7, 10**4 // 10)
+    monkeypatch.setenv("KD_SHARED", "1")
+    for pictures, classes, words in ((20_001, 2, "20,001 pictures; this server takes 20,000"), (9, 201, "201 classes")):
+        with pytest.raises(ValueError, match=words):
+            check_pictures(pictures, classes)
 
 
 def test_the_table_for_the_readme_has_what_holds_here(monkeypatch, capsys):

@@ -29,6 +29,13 @@ def hold(run: Run) -> subprocess.Popen:
     return process
 
 
+def test_a_deleted_run_is_gone_at_once_and_with_it_what_a_killed_deletion_has_left(run):
+    half = run.path.with_name(f"{runs.GONE}{run.id}-before")
+    half.mkdir()
+    run.delete()
+    assert list(run.path.parent.glob("*")) == [] and runs.list_runs(run.path.parent) == []
+
+
 def test_events_are_read_from_a_cursor_on(run):
     first, cursor = run.read()
     run.append("started")

@@ -43,6 +43,8 @@ class Import:
     called_off: bool = False
     problem: str = ""
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    """The first of those that were ``refused``."""
+    refused: int = 0
     found: str = ""
 
     def words(self) -> str:
@@ -81,7 +83,7 @@ def offered(asked: dict[str, Any]) -> dict[str, Any]:
         if one := _imports.get(owner(token)):
             news["now"] = {
                 "words": one.words(), "done": one.done, "of": one.of, "over": one.over, "problem": bool(one.problem),
-                "skipped": named(one.skipped), "found": one.found,
+                "skipped": named(one.skipped, one.refused), "found": one.found,
             }  # fmt: skip
     return news
 
@@ -155,7 +157,7 @@ def _work(one: Import, source: Source, name: str, whose: str) -> None:
     except CalledOff:
         pass
     except ImportRefused as problem:
-        one.problem, one.skipped = str(problem), problem.skipped
+        one.problem, one.skipped, one.refused = str(problem), problem.skipped[:MOST_NAMED], len(problem.skipped)
     except (RunError, OSError) as problem:
         one.problem = str(problem)
     except Exception:

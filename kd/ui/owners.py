@@ -241,7 +241,9 @@ def uploaded(image: Any) -> str:
     path = image.get("path") if isinstance(image, dict) else getattr(image, "path", image)
     folder = Path(get_upload_folder()).resolve()
     if not isinstance(path, str) or not Path(os.path.realpath(path)).is_relative_to(folder):
-        raise RunError("images must be uploaded files. With gradio_client: handle_file('picture.png').")
+        raise RunError(
+            "Expected a file that was uploaded to this server. With gradio_client: handle_file('picture.png')."
+        )
     return path
 
 
@@ -267,7 +269,7 @@ def outcome(action: Callable[..., Any], id: str, token: str, *more: Any) -> dict
     """What a script is told of an action on a visitor's run or sweep: ``{}``, or ``problem``."""
     try:
         action(id, token, *more)
-    except (RunError, PermissionError, ValueError) as problem:
+    except (RunError, OSError, ValueError) as problem:
         return {"problem": str(problem)}
     return {}
 
