@@ -69,7 +69,7 @@ def test_compare_answers_for_uploaded_pictures_and_names_the_bad_one(client, fin
 
 def test_a_file_of_the_server_is_not_taken_for_an_upload(client, finished):
     for path in (str(ROOT / "assets" / "examples" / "coat-1.png"), "/etc/hostname"):
-        with pytest.raises(AppError, match="must be uploaded files"):
+        with pytest.raises(AppError, match="must be uploaded"):
             client.predict(finished["run"], [{"path": path}], api_name="/compare")
 
 

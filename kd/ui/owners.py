@@ -242,7 +242,7 @@ def uploaded(image: Any) -> str:
     folder = Path(get_upload_folder()).resolve()
     if not isinstance(path, str) or not Path(os.path.realpath(path)).is_relative_to(folder):
         raise RunError(
-            "Expected a file that was uploaded to this server. With gradio_client: handle_file('picture.png')."
+            "Pictures must be uploaded to this server first: on the page, or with gradio_client's handle_file('picture.png')."
         )
     return path
 
