@@ -198,4 +198,4 @@ def _against(study: Study, label: str, rows: dict[int, dict[str, Any]], found: l
         return ""
     said = verdict(*(np.stack([right_of(side[seed]) for seed in both]) for side in (rows, other)))
     words = {"helps": "better", "hurts": "worse"}.get(said["answer"], said["answer"])
-    return f"{said['points']:+.1f} points (95% {said['low']:.1f} to {said['high']:.1f}), {len(both)} seeds: {words}"
+    return f"{said['points']:+.1f} points (95% {said['low']:.1f} to {said['high']:.1f}), {len(both)} seed{'s' * (len(both) > 1)}: {words}"
