@@ -31,7 +31,7 @@ def test_a_study_trains_each_once_compares_and_goes_on_where_it_was(small_study,
     assert first["accuracy"] == pytest.approx(study.right_of(first).mean(), abs=1e-4)
     *_, labels, dist = done.stdout.splitlines()
     assert labels.startswith("labels") and "points" not in labels
-    assert "points (95% " in dist and "1 seeds" in dist
+    assert "points (95% " in dist and "1 seed:" in dist
     # the last result is lost, half written: its run is done and found again, and nothing is trained anew
     results = small_study.with_name("study.json.results")
     results.write_text(results.read_text()[:-20])
