@@ -6,12 +6,12 @@ and port; ``KD_SHARED=1`` keeps visitors apart as on a Space. ``python -m kd lim
 
 import sys
 
-from kd.ui import build, keep_clean, launch_options
-
 SWITCH_SECONDS = 0.0005
 """How long a thread that computes may keep another waiting: Python's own 5 ms make a poll wait at each of its many turns."""
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # what is imported here, the process that asks the models (``kd.inference``) does without
+    from kd.ui import build, keep_clean, launch_options
+
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
         options = launch_options()

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 WARM_UP = 5
 TRIALS = 30
-SECONDS = 0.5
+SECONDS = 0.25
 
 
 def parameters(model: nn.Module) -> int:

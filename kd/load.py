@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,13 +173,13 @@ async def _visit(
         async with _training(first, visit):
             tell("one visitor compares alone, while a run trains")
             await visit.compare_once(first, Tally())  # loads the models
-            memory = [rss_anon(pid)]
+            memory = [page_memory(pid)]
             alone, took = await _for(max(seconds / 3, 5), [lambda tally, end: visit.comparing(first, tally, end)])
             tell(f"{clients} visitors, for {seconds:g} s")
             others = [Client(http, live, secrets.token_hex(16)) for _ in range(clients)]
             later = asyncio.create_task(_after(min(60, seconds / 2), pid))
             together, took_all = await _for(seconds, [visit.of(nth, client) for nth, client in enumerate(others)])
-            memory += [await later, rss_anon(pid)]
+            memory += [await later, page_memory(pid)]
     found = {"alone": summary(alone, took), "together": summary(together, took_all), "memory": memory}
     rates = [found[when].get("compare", {}).get("rate", 0.0) for when in ("alone", "together")]
     return {"clients": clients, **found, "share": round(rates[1] / rates[0], 3) if rates[0] else None}
@@ -260,7 +260,7 @@ async def _until_done(client: Client, run: str) -> None:
 
 async def _after(seconds: float, pid: int | None) -> float | None:
     await asyncio.sleep(seconds)
-    return rss_anon(pid)
+    return page_memory(pid)
 
 
 # --- What is read off
@@ -282,6 +282,17 @@ def rss_anon(pid: int | None) -> float | None:
         return None
     kilobytes = next((line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")), None)
     return kilobytes and round(int(kilobytes) * 1024 / 1e6, 1)
+
+
+def page_memory(pid: int | None) -> float | None:
+    """The memory of the page and of the process that asks the models for it (``kd.inference``), MB; not that of runs."""
+    found = [rss_anon(pid)]
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # ended meanwhile
+            for child in file.read_text().split():
+                if b"multiprocessing.spawn" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(rss_anon(int(child)))
+    return None if None in found else round(sum(found), 1)
 
 
 def listener(port: int) -> int | None:

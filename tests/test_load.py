@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from kd import cli, load
+from kd.inference import Inference
 from kd.load import Refused, Tally
 
 
@@ -89,7 +90,12 @@ def test_who_listens_is_found_with_its_memory():
         server.bind(("127.0.0.1", 0))
         server.listen()
         assert load.listener(server.getsockname()[1]) == os.getpid()
-    assert load.rss_anon(os.getpid()) > 10 and load.rss_anon(None) is None
+    alone = load.rss_anon(os.getpid())
+    assert alone > 10 and load.rss_anon(None) is load.page_memory(None) is None
+    asked = Inference()
+    asked(int, "1")
+    assert load.page_memory(os.getpid()) > alone + 5
+    asked.end()
 
 
 def test_the_page_is_told_by_the_place_that_shows_a_run():

@@ -86,8 +86,7 @@ def compare(run: str, images: list[gr.FileData], token: str = "") -> dict[str, A
         agreement, speedup, size_ratio, and a note where another run slowed both down.
     """
     with kind_errors():
-        found = compare_tab.side_by_side(readable(run, token, token), [uploaded(image) for image in images or []])
-        return {name: value for name, value in found.items() if name != "order"}
+        return compare_tab.side_by_side(readable(run, token, token), [uploaded(image) for image in images or []])
 
 
 def add() -> None:

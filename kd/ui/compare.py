@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from kd import inference
 from kd.config import NO_TEACHER
 from kd.runs import Run, RunError
 from kd.ui import look
@@ -24,14 +25,13 @@ from kd.uploads import short
 MOST_PICTURES = 64
 CARDS = 4
 """Up to so many pictures are shown large; more become a table."""
-THUMBNAIL = 160
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 EXAMPLES = [str(path) for path in look.EXAMPLES]
 
 
-def side_by_side(run: Run, pictures: Sequence[str]) -> dict[str, Any]:
-    """``kd.compare`` of up to 64 files, each with its ``disagreement``, the most disagreed on first, and those with
-    different first choices before all others; ``order`` are the files' places.
+def side_by_side(run: Run, pictures: Sequence[str], thumbnails: bool = False) -> dict[str, Any]:
+    """``kd.compare`` of up to 64 files, each with its ``disagreement`` (and its ``thumbnail``), the most disagreed on first,
+    and those with different first choices before all others.
 
     Raises ``RunError`` for no pictures, too many, or none that can be read.
     """
@@ -39,14 +39,11 @@ def side_by_side(run: Run, pictures: Sequence[str]) -> dict[str, Any]:
         raise RunError("Choose at least one picture: upload or paste your own, or take an example.")
     if len(pictures) > MOST_PICTURES:
         raise RunError(f"{len(pictures)} pictures are too many at once; the most is {MOST_PICTURES}.")
-    from kd.compare import compare
-
-    found = compare(run, list(pictures))
-    for row, path in zip(found["pictures"], pictures, strict=True):
-        row |= {"name": Path(path).name, "disagreement": disagreement(row)}
-    rank = {nth: (row.get("agree", True), -row["disagreement"]) for nth, row in enumerate(found["pictures"])}
-    order = sorted(rank, key=rank.get)
-    return {**found, "pictures": [found["pictures"][nth] for nth in order], "order": order}
+    found = inference.ask(inference.side_by_side, run.path, list(pictures), thumbnails)
+    for row in found["pictures"]:
+        row |= {"name": Path(row["name"]).name, "disagreement": disagreement(row)}
+    found["pictures"].sort(key=lambda row: (row.get("agree", True), -row["disagreement"]))
+    return found
 
 
 def disagreement(row: dict[str, Any]) -> float:
@@ -61,9 +58,9 @@ def disagreement(row: dict[str, Any]) -> float:
 # --- As HTML
 
 
-def shown(found: dict[str, Any], paths: Sequence[str]) -> str:
-    """A comparison: figures, then a card a picture, or a table of many."""
-    rows = [(row, thumbnail(paths[nth])) for row, nth in zip(found["pictures"], found["order"], strict=True)]
+def shown(found: dict[str, Any]) -> str:
+    """A comparison with thumbnails: figures, then a card a picture, or a table of many."""
+    rows = [(row, data_url(row.pop("thumbnail"))) for row in found["pictures"]]
     note = f'<p class="kd-note">{html.escape(found["note"])}</p>' if found["note"] else ""
     pictures = cards(rows) if len(rows) <= CARDS else many(rows)
     return f'<div class="kd-list">{figures(found)}{note}{pictures}{details(found)}</div>'
@@ -181,18 +178,9 @@ def harmless(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 
-def thumbnail(path: str) -> str:
-    """A small copy of a picture as a data URL; nothing for one that cannot be read."""
-    from kd.pictures import BadPicture, open_picture
-
-    try:
-        picture = open_picture(Path(path))
-    except BadPicture:
-        return ""
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    data = io.BytesIO()
-    picture.save(data, "PNG" if max(picture.size) <= 64 else "JPEG")
-    return f"data:image;base64,{base64.b64encode(data.getvalue()).decode()}"
+def data_url(picture: bytes | None) -> str:
+    """A picture's bytes as a data URL; nothing for none."""
+    return f"data:image;base64,{base64.b64encode(picture).decode()}" if picture else ""
 
 
 # --- The tab
@@ -261,7 +249,7 @@ def example_buttons() -> str:
 
 def png(path: str) -> str:
     """A small PNG file as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+    return data_url(Path(path).read_bytes())
 
 
 def take(pictures: list[tuple[str, Any]] | None, event: gr.EventData) -> list[str]:
@@ -279,7 +267,7 @@ def on_compare(live: dict | None, id: str | None, pictures: list[tuple[str, Any]
             raise RunError("Choose a finished run first. The Distill tab makes one.")
         view = live.get("view", "") if isinstance(live, dict) else ""
         paths = [path for path, _ in pictures or []]
-        return shown(side_by_side(readable(id, token_of(live), view), paths), paths)
+        return shown(side_by_side(readable(id, token_of(live), view), paths, thumbnails=True))
 
 
 def choices(live: dict | None) -> list[tuple[str, str]]:
@@ -303,17 +291,7 @@ def in_words(run: Run) -> str:
 
 def offer(live: dict | None, chosen: str | None) -> gr.Dropdown:
     """The tab is opened: list the runs, and get torch ready meanwhile."""
-    Thread(target=warm_up, daemon=True).start()
+    Thread(target=inference.ask, args=(inference.warm_up,), daemon=True).start()
     known = choices(live)
     ids = [id for _, id in known]
     return gr.Dropdown(known, value=chosen if chosen in ids else next(iter(ids), None))
-
-
-def warm_up() -> None:
-    """Import what a comparison needs: seconds that the first visitor to compare would wait."""
-    from transformers.utils import logging
-
-    import kd.compare  # noqa: F401
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

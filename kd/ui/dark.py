@@ -14,10 +14,11 @@ from typing import Any
 
 import gradio as gr
 
+from kd import inference
 from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
 from kd.runs import RunError
 from kd.ui import look
-from kd.ui.compare import png, warm_up
+from kd.ui.compare import png
 from kd.ui.owners import check_names, served, shared, uploaded, with_own
 from kd.verdict import dark_knowledge
 
@@ -28,8 +29,8 @@ MOST_KEPT = 64
 _kept: OrderedDict[tuple, tuple[list[str], list[float]]] = OrderedDict()
 """(teacher, picture) -> class names and logits, the last ones that were asked for."""
 _keeping = Lock()
-_asking, _waiting = Lock(), BoundedSemaphore(4)
-"""One teacher is asked at a time, and few may wait for it: the polls of all visitors share the threads."""
+_waiting = BoundedSemaphore(4)
+"""Few may wait for an answer: the polls of all visitors share the threads."""
 
 
 @served
@@ -88,13 +89,10 @@ def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
         if key in _kept:
             _kept.move_to_end(key)
             return _kept[key]
-    from kd.pictures import open_picture
-
     if not _waiting.acquire(blocking=False):
         raise RunError("Several others are asking a teacher just now. Try again in a moment.")
     try:
-        with _asking:
-            found = ask(name, open_picture(path))
+        found = inference.ask(inference.teacher_says, name, path)
     finally:
         _waiting.release()
     with _keeping:
@@ -109,25 +107,6 @@ def stamp(name: str) -> float:
     folder = os.path.expanduser(name)
     files = os.scandir(folder) if name != SAMPLE and os.path.isdir(folder) else ()
     return max((file.stat().st_mtime for file in files), default=0.0)
-
-
-def ask(name: str, picture: Any) -> tuple[list[str], list[float]]:
-    """Load the teacher and put the picture to it. torch is imported here."""
-    warm_up()
-    import torch
-
-    from kd.models import load_teacher, run_processor
-
-    teacher, _ = load_teacher(name, None)  # any teacher may be asked, whatever its classes are called
-    id2label = teacher.model.config.id2label
-    names = [str(id2label[index]) for index in sorted(id2label)]
-    if len(names) < 2:
-        raise RunError(f"The teacher {name!r} knows one class only: there is nothing to learn from its answer.")
-    with torch.inference_mode():
-        logits = teacher(run_processor(teacher.processor, [picture])).logits[0].float()
-    if not logits.isfinite().all():
-        raise RunError("The teacher answers with numbers that are not finite: its weights are damaged.")
-    return names, [round(value, 4) for value in logits.tolist()]
 
 
 # --- The panel
