@@ -23,6 +23,10 @@ NICE = 5
 """Lower in priority than the page, higher than a run."""
 FIRST_TO_GO = 500
 """Where a machine's memory ends, Linux kills this process rather than the page (``man 5 proc``, ``oom_score_adj``)."""
+SPIN = "1000"
+"""How often one of torch's threads looks whether the others are done before it sleeps (``GOMP_SPINCOUNT``): some 50 us.
+With libgomp's own milliseconds, two of them that the scheduler puts on one core while a run trains on the other each waste
+the other's time, and an answer takes ten times as long."""
 THUMBNAIL = 160
 """Of a compared picture, in pixels."""
 ENDED = (
@@ -86,6 +90,7 @@ ask = Inference()
 def _serve(pipe: Connection) -> None:
     """The process: answers until its page is gone."""
     Thread(target=_end_with_the_page, daemon=True).start()
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported
     if sys.platform == "linux":
         os.nice(NICE)
         with suppress(OSError):
