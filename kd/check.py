@@ -317,10 +317,11 @@ def _of_pictures(found: dict[str, Any]) -> list[Problem]:
     count = len(found["unreadable"])
     share = count / (count + sizes["readable"])
     if count:
-        refused = share > limits.current().unreadable_share
+        most = limits.current().unreadable_share
+        refused = share > most
         problems.append(Problem(
             100 if refused else 100 * share, f"{count:,} file{'s' * (count > 1)} cannot be read.",
-            "More than a tenth is unreadable: a run refuses that." if refused else "A run leaves them out.",
+            f"More than {most:.0%} is unreadable: a run refuses that." if refused else "A run leaves them out.",
             "They are named below with the reason. Export them anew, or remove them.",
         ))  # fmt: skip
     if below := sizes["below"]:

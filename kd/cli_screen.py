@@ -142,7 +142,7 @@ def result_table(report: dict[str, Any], agreed: float | None) -> str:
     against = ""
     if report["teacher"]:
         against = (
-            f"\nThe student is {pace(report['speedup'])} and {report['size_ratio']:g} times smaller; it agrees with the "
+            f"\nThe student is {pace(report['speedup'])} and {size(report['size_ratio'])}; it agrees with the "
             f"teacher on {agreed:.1%}{whose}."
         )
     return (
@@ -157,6 +157,11 @@ def pace(speedup: float) -> str:
     if 0.95 < speedup < 1.05:
         return "as fast"
     return f"{speedup:g} times faster" if speedup >= 1 else f"{1 / speedup:.2g} times slower"
+
+
+def size(ratio: float) -> str:
+    """How much smaller, in words: "3.8 times smaller", below one "2 times larger"."""
+    return f"{ratio:g} times smaller" if ratio >= 1 else f"{1 / ratio:.2g} times larger"
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:

@@ -459,7 +459,7 @@ def load_pixels(
 ) -> Pixels:
     """Decode a split to ``side`` pixels, or map what an earlier run decoded.
 
-    Raises ``RunError`` if more than a tenth of the pictures cannot be read.
+    Raises ``RunError`` if more of the pictures cannot be read than ``limits.unreadable_share``.
     """
     print_ = fingerprint(dataset)
     labels = np.asarray(dataset["label"], dtype=np.int64)
@@ -516,7 +516,9 @@ def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int]
                     unreadable.append({"index": index, "reason": answer})
             if len(unreadable) > max(1, limits.current().unreadable_share * len(dataset)):
                 reasons = " ".join(entry["reason"] for entry in unreadable[:5])
-                raise RunError(f"More than a tenth of the pictures cannot be read. The first: {reasons}")
+                raise RunError(
+                    f"More than {limits.current().unreadable_share:.0%} of the pictures cannot be read. The first: {reasons}"
+                )
             if keep and (read := [answer for answer in answers if not isinstance(answer, str)]):
                 write(np.stack(read))
             done += len(answers)

@@ -76,7 +76,7 @@ class Match:
         raise RunError(
             f"The teacher predicts {len(self.theirs)} classes ({some(self.theirs)}), the dataset has {len(self.classes)} "
             f"({some(self.classes)}), and {f'only {known[0]} is' if known else 'none is'} in both. Pick a teacher fine-tuned on "
-            f'these classes, or say which is which with --label-map, for example "{example}".'
+            f'these classes, or say which is which with a label map (--label-map), for example "{example}".'
         )
 
     def in_words(self, counts: list[int] | None = None) -> list[str]:
@@ -93,7 +93,7 @@ class Match:
         ]
         if guesses:
             said.append(
-                f"Classes were matched by guessing: {some(guesses)}. Where one is wrong, say it with --label-map."
+                f"Classes were matched by guessing: {some(guesses)}. Where one is wrong, say it with a label map (--label-map)."
             )
         if len(known) == len(self.classes) < len(self.theirs):
             said.append(
@@ -110,7 +110,7 @@ class Match:
         return (
             f"The teacher does not know {len(places)} of {len(self.classes)} classes ({some(names)}). Their{many} training "
             f"pictures learn from the labels alone; of the others the student copies the teacher's answers among the "
-            f"{len(self.known())} classes that both know, and agreement is measured on those. --label-map can match more."
+            f"{len(self.known())} classes that both know, and agreement is measured on those. A label map (--label-map) can match more."
         )
 
 

@@ -142,17 +142,18 @@ def pace_of(run: Run) -> Pace:
     return Pace(train["seconds"] / train["epochs"], max(0.0, rest), targets["seconds"])
 
 
-def seconds_of(points: int, epochs: int, config: DistillConfig, pace: Pace) -> float:
-    """How long a sweep takes whose longest trainings are of ``epochs``, with its last trials."""
+def seconds_of(points: int, epochs: int, config: DistillConfig, pace: Pace, sides: int = 2) -> float:
+    """How long a sweep takes whose longest trainings are of ``epochs``, with its last trials, of each of ``sides``: with
+    the teacher and, where there are labels, without."""
     steps = rungs(points, epochs)
-    trained = sum(count * length for count, length in steps) + 2 * config.trials * epochs
+    trained = sum(count * length for count, length in steps) + sides * config.trials * epochs
     begun = sum(count for count, _ in steps) + 1
     return trained * pace.epoch + begun * pace.run + (min(config.views, epochs) - 1) * pace.view
 
 
-def epochs_within(seconds: float, points: int, config: DistillConfig, pace: Pace) -> int:
+def epochs_within(seconds: float, points: int, config: DistillConfig, pace: Pace, sides: int = 2) -> int:
     """The most epochs with which a sweep is done in ``seconds``; 0 if it cannot be."""
-    fits = (seconds_of(points, epochs, config, pace) <= seconds for epochs in range(1, MOST_EPOCHS + 1))
+    fits = (seconds_of(points, epochs, config, pace, sides) <= seconds for epochs in range(1, MOST_EPOCHS + 1))
     return next((epochs for epochs, fit in enumerate(fits) if not fit), MOST_EPOCHS)
 
 
@@ -375,7 +376,11 @@ def plan(sweep: Sweep, points: int, tell: Tell) -> list[tuple[int, int]]:
     config, minutes = sweep.config(), sweep.grid().budget_minutes
     if sweep.plan() is None:
         labels = check_labels(config, sweep.grid())
-        epochs = config.epochs if minutes is None else affordable(sweep, minutes * 60, points, tell)
+        epochs = (
+            config.epochs
+            if minutes is None
+            else affordable(sweep, minutes * 60, points, 2 if labels == "dataset" else 1, tell)
+        )
         sweep.append("plan", epochs=epochs, rungs=rungs(points, epochs), labels=labels)
     steps = sweep.plan()
     words = ", then ".join(f"{count} of {_count(epochs, 'epoch')}" for count, epochs in steps)
@@ -387,7 +392,7 @@ def plan(sweep: Sweep, points: int, tell: Tell) -> list[tuple[int, int]]:
     return steps
 
 
-def affordable(sweep: Sweep, seconds: float, points: int, tell: Tell) -> int:
+def affordable(sweep: Sweep, seconds: float, points: int, sides: int, tell: Tell) -> int:
     """The epochs of the longest trainings so that all is done in about so many seconds, from one training of one epoch.
 
     Raises ``RunError`` where that is too short for any.
@@ -400,9 +405,9 @@ def affordable(sweep: Sweep, seconds: float, points: int, tell: Tell) -> int:
         raise RunError(f"The run of one epoch that was to set the pace: {run.last('failed')['message']}")
     pace, spent = pace_of(run), run.last("done")["time"] - run.last("created")["time"]
     tell(f"pace: {pace.epoch:.1f} s an epoch and {pace.run:.1f} s a run (run {run.id})")
-    epochs = epochs_within(seconds - spent, points, config, pace)
+    epochs = epochs_within(seconds - spent, points, config, pace, sides)
     if not epochs:
-        needed = math.ceil((spent + seconds_of(points, 1, config, pace)) / 60)
+        needed = math.ceil((spent + seconds_of(points, 1, config, pace, sides)) / 60)
         raise RunError(
             f"{seconds / 60:g} minutes are too few for {_count(points, 'point')}: with one epoch each and "
             f"{_count(config.trials, 'trial')} it takes about {needed} here. Begin another sweep with those, or with fewer points or trials."

@@ -51,7 +51,7 @@ def check_known(splits: Splits, teacher: Teacher) -> None:
         if splits.labelled and not taught(teacher, labels).any():
             raise RunError(
                 f"The {name} split has no picture of a class that the teacher knows, so whether the student agrees with it "
-                "cannot be measured. Add some, or match more classes with --label-map."
+                "cannot be measured. Add some, or match more classes with a label map (--label-map)."
             )
 
 

@@ -299,7 +299,7 @@ def test_many_unreadable_pictures_stop_the_run(tmp_path):
     toys.class_folders(tmp_path / "d", 10)
     for file in list((tmp_path / "d" / "red brick").iterdir())[:8]:
         file.write_text("no")
-    with pytest.raises(RunError, match="More than a tenth"):
+    with pytest.raises(RunError, match="More than 10% of"):
         load_pixels(load_splits(config(tmp_path / "d")).train, 32, tmp_path / "cache")
 
 

@@ -14,7 +14,7 @@ import toys
 from conftest import flags, kd
 
 from kd import cli, cli_runs, launch, plots, runs, study
-from kd.cli_screen import Screen, result_table
+from kd.cli_screen import Screen, pace, result_table, size
 from kd.compare import compare
 from kd.config import DistillConfig
 from kd.distill import execute
@@ -146,6 +146,11 @@ def test_compare_shows_both_on_good_pictures_and_names_the_bad_one(finished, col
     assert cli.main(["compare", "last", *bad, "--runs-dir", str(run.path.parent)]) == 1
     said = capsys.readouterr().err
     assert "gone.png: there is no such file" in said and "Traceback" not in said
+
+
+def test_what_is_slower_or_larger_is_called_that():
+    assert [pace(ratio) for ratio in (2, 1.01, 0.5)] == ["2 times faster", "as fast", "2 times slower"]
+    assert [size(ratio) for ratio in (3.8, 0.25)] == ["3.8 times smaller", "4 times larger"]
 
 
 def test_runs_lists_it_and_resume_and_stop_say_it_is_done(finished):

@@ -136,6 +136,8 @@ def test_a_budget_buys_the_most_epochs_that_fit():
     needed = (4 * 1 + 2 * 2 + 4 + 2 * 2 * 4) * 2.0 + 8 * 5.0 + 2 * 10.0
     assert sweep.seconds_of(4, 4, config, pace) == needed
     assert sweep.epochs_within(needed, 4, config, pace) == 4
+    alone = sweep.seconds_of(4, 4, config, pace, sides=1)
+    assert needed - alone == 4 * config.trials * pace.epoch  # without labels there is no training without the teacher
     assert sweep.epochs_within(needed - 0.1, 4, config, pace) == 3
     assert sweep.epochs_within(1, 4, config, pace) == 0
 
@@ -233,7 +235,7 @@ def test_one_epoch_shows_what_a_budget_buys_and_one_that_is_too_small_is_refused
     with pytest.raises(RunError, match=r"0.01 minutes are too few for 1 point: .* takes about 1 here"):
         sweep.go_on(one)
     assert one.status() == "failed" and one.plan() is None
-    assert sweep.affordable(one, 3600, 1, lambda text: None) > 10 and runs.list_runs(tmp_path) == [run]
+    assert sweep.affordable(one, 3600, 1, 2, lambda text: None) > 10 and runs.list_runs(tmp_path) == [run]
 
 
 def test_a_sweep_is_killed_and_goes_on_to_a_verdict_on_fresh_seeds(small, tmp_path):

@@ -234,8 +234,9 @@ def costs(sides: dict[str, Any]) -> list[list[str]]:
 
 def how_timed(latency: dict[str, Any]) -> str:
     """The small print under a latency."""
+    threads = f"{latency['threads']} thread{'s' * (latency['threads'] > 1)}"
     return (
-        f"Latency: one picture, {latency['dtype']}, {latency['device']}, {latency['threads']} threads, "
+        f"Latency: one picture, {latency['dtype']}, {latency['device']}, {threads}, "
         f"{latency['n']} trials, without preprocessing. A multiply-add counts as two FLOPs."
     )
 
