@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -39,9 +39,9 @@ LIFECYCLE = {
 """Lifecycle event -> status. *died* is derived: not closed, and nobody holds the lock."""
 CLOSED = ("done", "failed", "stopped", "died")
 SWEEPS = ".sweeps"
+"""The folder of the sweeps, beside the runs."""
 GONE = ".gone-"
 """How a folder begins that is being deleted."""
-"""The folder of the sweeps, beside the runs."""
 START_SECONDS = 20
 """A process that has been started needs this long at most to take the run's lock."""
 ID = re.compile(r"\d{8}-\d{12}-[0-9a-f]{4}")
@@ -49,6 +49,9 @@ ID = re.compile(r"\d{8}-\d{12}-[0-9a-f]{4}")
 LONGEST_NAME = 80
 RESERVE_BYTES = 64 * 1024
 """Kept by a working run and given back when the disk is full, so that the last event can still be written."""
+
+Made = TypeVar("Made")
+"""What has an ``id`` as ``ID`` has it: a run, a sweep, a dataset."""
 
 
 class RunError(Exception):
@@ -408,19 +411,25 @@ def find(folder: Path, id: str) -> Run:
 
     An id from outside never becomes a path: it is only compared with the names that are there.
     """
-    runs = list_runs(folder)
-    if id == "last" and runs:
-        return runs[0]
-    exact = [run for run in runs if run.id == id]
-    matches = exact or [run for run in runs if id and run.id.startswith(id)]
+    return one_of(list_runs(folder), id, "run", folder, "There are no runs yet.")
+
+
+def one_of(every: list[Made], id: str, kind: str, folder: Path, none: str) -> Made:
+    """The one of ``every`` (newest first, all in ``folder``) with this ``id``, the start of one, or ``last``.
+
+    Raises ``RunError`` where there are several, or none, with ``none`` as a hint where there are none at all.
+    """
+    if id == "last" and every:
+        return every[0]
+    exact = [one for one in every if one.id == id]
+    matches = exact or [one for one in every if id and one.id.startswith(id)]
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise RunError(
-            f"{len(matches)} runs start with {id!r}: {', '.join(run.id for run in matches[:5])}. Say more of it."
-        )
-    hint = f"The newest are {', '.join(run.id for run in runs[:3])}." if runs else "There are no runs yet."
-    raise RunError(f"There is no run {id!r} in {Path(folder).resolve()}. {hint}")
+        named = ", ".join(one.id for one in matches[:5])
+        raise RunError(f"{len(matches)} {kind}s start with {id!r}: {named}. Say more of it.")
+    hint = f"The newest are {', '.join(one.id for one in every[:3])}." if every else none
+    raise RunError(f"There is no {kind} {id!r} in {Path(folder).resolve()}. {hint}")
 
 
 def list_runs(folder: Path) -> list[Run]:

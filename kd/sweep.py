@@ -302,13 +302,7 @@ def list_sweeps(folder: Path) -> list[Sweep]:
 
 def find(folder: Path, id: str) -> Sweep:
     """The sweep with this id, the start of one, or ``last``. Raises ``RunError`` where there is none, or several."""
-    sweeps = list_sweeps(folder)
-    matches = sweeps[:1] if id == "last" else [sweep for sweep in sweeps if id and sweep.id.startswith(id)]
-    if len(matches) == 1:
-        return matches[0]
-    hint = f"The newest are {', '.join(s.id for s in sweeps[:3])}." if sweeps else "`python -m kd sweep` makes one."
-    found = f"{len(matches)} sweeps start with" if matches else "There is no sweep"
-    raise RunError(f"{found} {id!r} in {Path(folder).resolve()}. {hint}")
+    return runs.one_of(list_sweeps(folder), id, "sweep", folder, "`python -m kd sweep` makes one.")
 
 
 def start(sweep: Sweep) -> subprocess.Popen:

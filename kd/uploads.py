@@ -103,16 +103,9 @@ def find(folder: Path, id: str) -> Upload:
 
     An id from outside never becomes a path: it is only compared with the names that are there.
     """
-    id, every = id.removeprefix(PREFIX), list_uploads(folder)
-    if id == "last" and every:
-        return every[0]
-    exact = [upload for upload in every if upload.id == id]
-    matches = exact or [upload for upload in every if id and upload.id.startswith(id)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise RunError(f"{len(matches)} datasets start with {id!r}: {', '.join(one.id for one in matches[:5])}.")
-    raise RunError(f"There is no dataset {id!r}. `python -m kd datasets` lists those that there are.")
+    return runs.one_of(
+        list_uploads(folder), id.removeprefix(PREFIX), "dataset", folder, "`python -m kd import` makes one of pictures."
+    )
 
 
 def resolved(config: DistillConfig, folder: Path, token: str) -> DistillConfig:

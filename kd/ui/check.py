@@ -20,7 +20,7 @@ from typing import Any
 import gradio as gr
 
 from kd import check_report
-from kd.config import CHECKED, SAMPLE, DistillConfig
+from kd.config import CHECKED, DistillConfig
 from kd.runs import RunError
 from kd.ui import beside, settings
 from kd.ui.owners import check_names, is_token, served, with_own
@@ -196,22 +196,12 @@ def _file(key: str, kind: str) -> dict[str, Any]:
 
 
 def build() -> gr.HTML:
-    """The panel; ``follow`` tells it the settings and the visitor."""
-    values = [settings.to_widget(name, value) for name, value in settings.preset_values(SAMPLE).items()]
+    """The panel; ``settings.follow`` tells it the settings and the visitor."""
     return gr.HTML(
-        value={"values": values, "owner": ""},
+        value=settings.at_first(),
         html_template=(FILES / "check.html").read_text(),
         js_on_load="distillery.check(element, props, server, watch)",
         server_functions=[checked, cancel],
         apply_default_css=False,
         elem_id="check",
     )
-
-
-def follow(panel: gr.HTML, live: gr.HTML, widgets: list[gr.components.Component]) -> None:
-    """Tell the panel the settings and the visitor's token, whenever one changes."""
-    gr.on(
-        [live.change, *(widget.change for widget in widgets)], None, [live, *widgets], panel,
-        js="(live, ...values) => ({ owner: live?.owner ?? '', values })",
-        api_visibility="private", queue=False, show_progress="hidden",
-    )  # fmt: skip

@@ -214,8 +214,8 @@ def build() -> DistillTab:
     def all_of(names: tuple[str, ...]) -> list[gr.components.Component]:
         return [every[name] for name in names]
 
-    expected.follow(minutes, live, widgets)
-    check.follow(pictures, live, widgets)
+    for panel in (minutes, pictures):
+        settings.follow(panel, live, widgets)
     chosen = [preset, *all_of(("recipe", "method"))]
     preset.input(on_preset, preset, [*widgets, own_row], **PRIVATE)
     follows = [every["method"], own_row, *all_of((*settings.SET_BY_METHOD, *settings.OWN))]

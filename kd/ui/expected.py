@@ -17,7 +17,7 @@ import gradio as gr
 
 from kd import launch, runs
 from kd import sweep as sweeps
-from kd.config import SAMPLE, DistillConfig
+from kd.config import DistillConfig
 from kd.runs import Run, RunError
 from kd.ui import beside, settings
 from kd.ui.owners import check_names, served, with_own
@@ -184,22 +184,12 @@ def in_words(found: dict[str, Any], config: DistillConfig) -> str:
 
 
 def build() -> gr.HTML:
-    """The line; ``follow`` tells it the settings and the visitor."""
-    values = [settings.to_widget(name, value) for name, value in settings.preset_values(SAMPLE).items()]
+    """The line; ``settings.follow`` tells it the settings and the visitor."""
     return gr.HTML(
-        value={"values": values, "owner": ""},
+        value=settings.at_first(),
         html_template='<p class="kd-expected" role="status" aria-live="polite"></p>',
         js_on_load="distillery.expected(element, props, server, watch)",
         server_functions=[expected],
         apply_default_css=False,
         elem_id="expected",
-    )  # fmt: skip
-
-
-def follow(line: gr.HTML, live: gr.HTML, widgets: list[gr.components.Component]) -> None:
-    """Tell ``line`` the settings and the visitor's token, whenever one changes."""
-    gr.on(
-        [live.change, *(widget.change for widget in widgets)], None, [live, *widgets], line,
-        js="(live, ...values) => ({ owner: live?.owner ?? '', values })",
-        api_visibility="private", queue=False, show_progress="hidden",
     )  # fmt: skip

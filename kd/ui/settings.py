@@ -144,3 +144,20 @@ def suggestions(name: str) -> list[str]:
     """Known good values of a setting: those its field names, and those of the presets."""
     known = [*FIELDS[name].metadata.get("suggestions", ()), *(preset_values(preset)[name] for preset in PRESETS)]
     return list(dict.fromkeys(known))
+
+
+# --- What follows them
+
+
+def at_first() -> dict[str, Any]:
+    """What a panel that follows the settings begins with: the sample's, and no visitor yet."""
+    return {"values": [to_widget(name, value) for name, value in preset_values(SAMPLE).items()], "owner": ""}
+
+
+def follow(panel: gr.HTML, live: gr.HTML, widgets: list[Component]) -> None:
+    """Tell ``panel`` the widgets' values and the visitor's token, whenever one changes."""
+    gr.on(
+        [live.change, *(widget.change for widget in widgets)], None, [live, *widgets], panel,
+        js="(live, ...values) => ({ owner: live?.owner ?? '', values })",
+        api_visibility="private", queue=False, show_progress="hidden",
+    )  # fmt: skip
