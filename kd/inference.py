@@ -5,6 +5,7 @@ out, does not take the page along, and the page's threads need not take turns wi
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -24,7 +25,7 @@ NICE = 5
 FIRST_TO_GO = 500
 """Where a machine's memory ends, Linux kills this process rather than the page (``man 5 proc``, ``oom_score_adj``)."""
 SPIN = "1000"
-"""How often one of torch's threads looks whether the others are done before it sleeps (``GOMP_SPINCOUNT``): some 50 us.
+"""How often one of torch's threads looks whether the others are done before it sleeps (``GOMP_SPINCOUNT``).
 With libgomp's own milliseconds, two of them that the scheduler puts on one core while a run trains on the other each waste
 the other's time, and an answer takes ten times as long."""
 THUMBNAIL = 160
@@ -89,6 +90,7 @@ ask = Inference()
 
 def _serve(pipe: Connection) -> None:
     """The process: answers until its page is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the page's to hear
     Thread(target=_end_with_the_page, daemon=True).start()
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported
     if sys.platform == "linux":
