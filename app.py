@@ -1,15 +1,18 @@
 """The page. ``python app.py``, then open the address it prints.
 
 ``KD_RUNS_DIR`` is where runs are kept (default: ``runs``); ``GRADIO_SERVER_NAME`` and ``GRADIO_SERVER_PORT`` are host
-and port; ``KD_SHARED=1`` keeps visitors apart as on a Space. ``python -m kd limits`` lists the variables that set limits.
+and port; ``KD_SHARED=1``, or ``--shared``, keeps visitors apart as on a Space. ``python -m kd limits`` lists the variables that set limits.
 """
 
+import os
 import sys
 
 SWITCH_SECONDS = 0.0005
 """How long a thread that computes may keep another waiting: Python's own 5 ms make a poll wait at each of its many turns."""
 
 if __name__ == "__main__":  # what is imported here, the process that asks the models (``kd.inference``) does without
+    if "--shared" in sys.argv[1:]:
+        os.environ["KD_SHARED"] = "1"
     from kd.ui import build, keep_clean, launch_options
 
     sys.setswitchinterval(SWITCH_SECONDS)

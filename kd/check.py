@@ -27,6 +27,7 @@ from kd.duplicates import (
     looks,
     one_side,
 )
+from kd.labels import match_classes, tabulated
 from kd.pictures import BadPicture
 from kd.runs import RunError
 from kd.uploads import short
@@ -190,7 +191,9 @@ def _agree(seen: Seen, pair: Pair) -> bool:
 
 def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> dict[str, Any]:
     """The teacher on the validation pictures that a run would have, its answers kept as a run's: ``accuracy``, ``chance``
-    (always the commonest class, with its noise) and ``confused`` (truth, answer, count, of); or ``problem``."""
+    (always the commonest class, with its noise) and ``confused`` (truth, answer, count, of); or ``problem``. ``labels`` is
+    the table of what its classes were matched with (``kd.labels.tabulated``)."""
+    classes, matched = seen.splits.classes, []
     try:
         from kd import models
         from kd.compare import quality, score
@@ -199,9 +202,19 @@ def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> di
         from kd.verdict import confusion
 
         part = one_side(seen.splits, config, cache, phase).validation
-        teacher, said = models.load_teacher(config.teacher, seen.splits.classes or None, config.label_map)
-        if not seen.splits.classes:
-            return {"name": short(config.teacher), "problem": None, "said": said, "accuracy": None, "confused": []}
+        if classes:
+            match = match_classes(models.teacher_classes(config.teacher), classes, config.label_map)
+            matched = tabulated(match, class_counts(seen.splits.train, classes).tolist())
+        teacher, said = models.load_teacher(config.teacher, classes or None, config.label_map)
+        if not classes:
+            return {
+                "name": short(config.teacher),
+                "problem": None,
+                "said": said,
+                "accuracy": None,
+                "confused": [],
+                "labels": [],
+            }
         keep = np.setdiff1d(np.arange(len(part)), list(looks(part, cache).unreadable))
         device, labels = models.pick_device(config.device), np.asarray(part["label"])[keep]
         tell = phase("asking the teacher")
@@ -210,13 +223,14 @@ def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> di
             lambda: score(teacher, teacher.processor, part, device, tell).logits,
         )  # fmt: skip
     except RunError as problem:
-        return {"name": short(config.teacher), "problem": str(problem)}
-    matrix = np.asarray(confusion(logits.argmax(-1), labels, len(seen.splits.classes)))
+        return {"name": short(config.teacher), "problem": str(problem), "labels": matched}
+    matrix = np.asarray(confusion(logits.argmax(-1), labels, len(classes)))
     return {
         "name": short(config.teacher), "problem": None, "said": said,
         "accuracy": round(float(quality(logits, labels)["accuracy"]), 4),
         "chance": round(guessing(labels), 4),
-        "confused": _confused(matrix, seen.splits.classes),
+        "confused": _confused(matrix, classes),
+        "labels": matched,
     }  # fmt: skip
 
 
@@ -318,7 +332,7 @@ def _of_pictures(found: dict[str, Any]) -> list[Problem]:
     share = count / (count + sizes["readable"])
     if count:
         most = limits.current().unreadable_share
-        refused = share > most
+        refused = count > max(1, most * (count + sizes["readable"]))  # as a run does
         problems.append(Problem(
             100 if refused else 100 * share, f"{count:,} file{'s' * (count > 1)} cannot be read.",
             f"More than {most:.0%} is unreadable: a run refuses that." if refused else "A run leaves them out.",

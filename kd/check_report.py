@@ -148,12 +148,30 @@ def in_words(picture: dict[str, Any]) -> str:
 
 
 def teacher(found: dict[str, Any]) -> str:
-    """The teacher's accuracy, and which classes it mixes up."""
-    if not (one := found["teacher"]) or one["problem"] or one["accuracy"] is None:
+    """The teacher's accuracy, which classes it mixes up, and which of its classes is which of the dataset's."""
+    if not (one := found["teacher"]):
         return ""
+    if one["problem"] or one["accuracy"] is None:
+        return matched(one["labels"])
     rows = "".join(f"<li>{html.escape(line)}</li>" for line in confused(one))
     said = "".join(f"<p><small>{html.escape(words)}</small></p>" for words in one["said"])
-    return f"<h3>The teacher</h3><p>{html.escape(accuracy(one))}</p><ul>{rows}</ul>{said}"
+    return f"<h3>The teacher</h3><p>{html.escape(accuracy(one))}</p><ul>{rows}</ul>{said}{matched(one['labels'])}"
+
+
+def matched(rows: list[dict[str, Any]]) -> str:
+    """A table of the dataset's classes and the teacher's, unless all have the same names."""
+    if all(row["teacher"] == row["class"] for row in rows):
+        return ""
+    cells = "".join(
+        f'<tr><th scope="row">{html.escape(row["class"])}</th><td>{html.escape(row["teacher"] or "none")}</td>'
+        f"<td>{html.escape(row['found'])}</td>{_number(row['pictures'])}</tr>"
+        for row in rows
+    )
+    return (
+        '<h3>Which class is which</h3><p>Another one is said with the label map: "class=teacher class".</p><div class="kd-wide">'
+        '<table><thead><tr><th scope="col">class</th><th scope="col">of the teacher</th><th scope="col">found by</th>'
+        f'<th scope="col">training pictures</th></tr></thead><tbody>{cells}</tbody></table></div>'
+    )
 
 
 def accuracy(one: dict[str, Any]) -> str:

@@ -18,7 +18,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
     try:
+        limits.current()
+    except ValueError as problem:
+        print(f"kd: {problem}", file=sys.stderr)
+        return 2
+    try:
         return options.call(options)
+    except KeyboardInterrupt:
+        print("kd: stopped", file=sys.stderr)
+        return 1
     except RunError as problem:
         print(f"kd: {problem}", file=sys.stderr)
         return 1
@@ -87,10 +95,7 @@ def clean(options: argparse.Namespace) -> int:
 
 
 def show_limits(options: argparse.Namespace) -> int:
-    try:
-        print(limits.markdown())
-    except ValueError as error:
-        raise BadUsage(str(error)) from error
+    print(limits.markdown())
     return 0
 
 

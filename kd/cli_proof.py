@@ -129,6 +129,8 @@ def _resumed_sweep(options: argparse.Namespace) -> Sweep:
         raise BadUsage("--resume goes on with the sweep's own settings. Leave the others out, or begin a new sweep.")
     one = sweeps.find(options.runs_dir, options.resume)
     one.check_owner(runs.local_owner(options.runs_dir))
+    if one.status() in runs.CLOSED:
+        one.forget_stop()
     return one
 
 

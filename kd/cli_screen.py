@@ -152,16 +152,22 @@ def result_table(report: dict[str, Any], agreed: float | None) -> str:
     )
 
 
+LEAST = 0.005
+"""A ratio that was rounded to 0.00 was less."""
+
+
 def pace(speedup: float) -> str:
     """A speed-up in words: "2 times faster", below one "1.3 times slower", near one "as fast"."""
     if 0.95 < speedup < 1.05:
         return "as fast"
-    return f"{speedup:g} times faster" if speedup >= 1 else f"{1 / speedup:.2g} times slower"
+    return f"{speedup:g} times faster" if speedup >= 1 else f"{1 / max(speedup, LEAST):.2g} times slower"
 
 
 def size(ratio: float) -> str:
-    """How much smaller, in words: "3.8 times smaller", below one "2 times larger"."""
-    return f"{ratio:g} times smaller" if ratio >= 1 else f"{1 / ratio:.2g} times larger"
+    """How much smaller, in words: "3.8 times smaller", below one "2 times larger", near one "as large"."""
+    if 0.95 < ratio < 1.05:
+        return "as large"
+    return f"{ratio:g} times smaller" if ratio >= 1 else f"{1 / max(ratio, LEAST):.2g} times larger"
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:

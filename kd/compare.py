@@ -12,14 +12,13 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from kd import latency, limits
-from kd.config import NO_TEACHER
 from kd.data import pictures, some
 from kd.launch import busy
 from kd.lru import Cache, stamp
 from kd.metrics import Agreement, classification
 from kd.models import Pipeline, load_teacher, pipeline, run_processor
 from kd.pictures import BadPicture, open_picture, upright_rgb
-from kd.runs import Run, RunError, lost_teacher
+from kd.runs import Run, RunError, check_teacher
 
 BATCH = 64
 TOP = 5
@@ -182,17 +181,7 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
     Raises ``RunError`` if the run has no student, or no teacher, or none of the pictures can be read.
     """
     run = run if isinstance(run, Run) else Run(Path(run))
-    if run.config().teacher == NO_TEACHER:
-        raise RunError(
-            f"Run {run.id} learned from the labels alone: it has no teacher to be compared with. Distil from it with the "
-            f"teacher run:{run.id}, and compare that."
-        )
-    if lost := lost_teacher(run.config().teacher):
-        raise RunError(
-            f"The teacher of run {run.id} is gone: it was the student of run {lost}, which has been deleted or moved. So the "
-            "two cannot be compared any more. The student alone still works, and the run keeps its report and where they "
-            "differed on the test pictures. To compare, make the teacher again, then distil from it once more."
-        )
+    check_teacher(run)
     student = kept_student(run)
     id2label = student.model.config.id2label
     classes = [id2label[i] for i in range(len(id2label))]

@@ -188,7 +188,7 @@ class DistillConfig:
             return False
 
     @classmethod
-    def finetune(cls, base: str, **changes: Any) -> Self:
+    def finetune(cls, base: str, /, **changes: Any) -> Self:
         """A run that makes a teacher: a pretrained ``base`` (a Hub id or a folder) learns these classes from the labels.
         ``changes`` are settings by their public names. Raises ``ValueError`` for a base that is none."""
         if base in (SAMPLE, NO_TEACHER) or base.startswith(RUN_TEACHER):
@@ -199,7 +199,7 @@ class DistillConfig:
         return cls.preset("custom", **changes, teacher=NO_TEACHER, student=base)
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> Self:
+    def preset(cls, name: str, /, **changes: Any) -> Self:
         """One of ``PRESETS`` with some settings (public names) changed; with a method comes what its paper sets, with a
         recipe what it has. A student that is not one of ours has the recipe for pretrained ones, unless asked otherwise."""
         if not isinstance(name, str) or name not in PRESETS:

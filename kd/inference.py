@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
+from kd import memory
 from kd.pictures import open_picture
 from kd.runs import Run, RunError
 
@@ -22,8 +23,6 @@ SECONDS = 600.0
 """An answer may take so long: sixty-four of the largest pictures take some minutes."""
 NICE = 5
 """Lower in priority than the page, higher than a run."""
-FIRST_TO_GO = 500
-"""Where a machine's memory ends, Linux kills this process rather than the page (``man 5 proc``, ``oom_score_adj``)."""
 SPIN = "1000"
 """How often one of torch's threads looks whether the others are done before it sleeps (``GOMP_SPINCOUNT``).
 With libgomp's own milliseconds, two of them that the scheduler puts on one core while a run trains on the other each waste
@@ -95,8 +94,7 @@ def _serve(pipe: Connection) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported
     if sys.platform == "linux":
         os.nice(NICE)
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_GO))
+    memory.go_first()
     with suppress(EOFError, OSError):
         while True:
             function, arguments = pipe.recv()
@@ -105,6 +103,8 @@ def _serve(pipe: Connection) -> None:
             except (RunError, ValueError) as problem:
                 answer = False, problem
             except Exception as error:  # others need not survive being pickled
+                if memory.ran_out(error):
+                    return  # which the page says; the next process begins with none taken
                 answer = False, RuntimeError(f"{type(error).__name__}: {error}")
                 answer[1].add_note(traceback.format_exc())
             pipe.send(answer)

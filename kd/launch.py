@@ -47,6 +47,8 @@ def start(run: Run, resume: bool = False, behind: bool = False) -> subprocess.Po
         log = (run.path / "stderr.txt").open("ab")
     except OSError as error:
         raise RunError(run.not_writable(error)) from error
+    if resume:
+        run.forget_stop()
     with log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment

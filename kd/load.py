@@ -31,7 +31,7 @@ START_SECONDS = 5.0
 EVERY = 5
 PATIENCE = 600
 """Seconds that the run which is compared may take."""
-BUSY = re.compile(r"queue is full|waiting or running|take [\d,]+ MB|Several others|Queue is full", re.IGNORECASE)
+BUSY = re.compile(r"queue is full|waiting or running|take [\d,]+ MB|Several others", re.IGNORECASE)
 """What the page says when it has too much to do, or a visitor asks for too much."""
 POLL_P95, COMPARE_SHARE, GROWTH_MB = 250.0, 0.8, 20.0
 """The goals: milliseconds; of one client's comparisons a second; what counts as growth of memory, MB."""
@@ -147,7 +147,7 @@ def measure(
 ) -> dict[str, Any]:
     """Visit the page at ``url``, whose process is ``pid``: ``alone`` and ``together`` (each the seconds that it took and,
     by kind, ``n``, ``rate`` a second, ``p50``, ``p95``, ``p99`` in milliseconds, ``busy`` and ``errors``), ``share``
-    (comparisons a second, together by alone) and ``memory`` (MB before, after the first minute, after).
+    (comparisons a second, together by alone) and ``memory`` (MB before, half-way, after).
 
     Raises ``RunError`` where the page does not answer or the run that is to be compared does not end.
     """
@@ -356,7 +356,7 @@ def goals(found: dict[str, Any]) -> list[tuple[str, bool | None]]:
         (f"poll p95: {_figure(p95)} ms, below {POLL_P95:g}", None if p95 is None else p95 < POLL_P95),
         (f"compare throughput, all by one alone: {_figure(share)}, {COMPARE_SHARE} or more", None if share is None else share >= COMPARE_SHARE),
         (
-            f"memory (RssAnon): {_figure(before)} MB before, {_figure(minute)} after the first minute, {_figure(after)} after; "
+            f"memory (RssAnon): {_figure(before)} MB before, {_figure(minute)} half-way, {_figure(after)} after; "
             f"it may grow by {GROWTH_MB:g} MB",
             None if grown is None else grown < GROWTH_MB,
         ),

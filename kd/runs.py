@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from kd import memory
-from kd.config import RUN_TEACHER, DistillConfig
+from kd.config import NO_TEACHER, RUN_TEACHER, DistillConfig
 
 LIFECYCLE = {
     "created": "queued",
@@ -104,7 +104,11 @@ class Run:
             raise RunError(f"{self.path / 'config.json'} is damaged: {error}") from error
 
     def config(self) -> DistillConfig:
-        return DistillConfig.from_dict(self.settings()["config"])
+        """The settings. Raises ``RunError`` where they are damaged, or another version's."""
+        try:
+            return DistillConfig.from_dict(self.settings()["config"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(f"Run {self.id} has settings that this version does not take: {error}") from error
 
     def owner(self) -> str:
         """The hash of the owner's token: read once, since a list of all runs asks for each one's, every two seconds."""
@@ -272,6 +276,10 @@ class Run:
     def stop_asked(self) -> bool:
         return (self.path / "STOP").exists()
 
+    def forget_stop(self) -> None:
+        """Whoever wants a run that is closed to go on takes back that it should stop, obeyed or not."""
+        (self.path / "STOP").unlink(missing_ok=True)
+
     def forget_old_stop(self) -> None:
         """Before a resume: drop the ``STOP`` that the run obeyed already, not one that came since."""
         closed, stop = self.last("done", "failed", "stopped"), self.path / "STOP"
@@ -302,7 +310,10 @@ class Run:
         gone = self.path.with_name(GONE + self.id)
         os.replace(self.path, gone)  # at once: nobody finds half of it
         for left in self.path.parent.glob(GONE + "*"):  # this one, and what a killed deletion has left
-            shutil.rmtree(left, ignore_errors=left != gone)
+            shutil.rmtree(left, ignore_errors=True)  # another deletion may be at the same
+        shutil.rmtree(gone, ignore_errors=True)
+        if gone.exists():
+            raise RunError(f"Run {self.id} is deleted, but some of its files could not be removed from the disk.")
 
 
 _held: dict[Path, int] = {}
@@ -386,6 +397,22 @@ def lost_teacher(teacher: str) -> str | None:
     folder = Path(teacher)
     is_run = folder.is_absolute() and folder.name == "student" and ID.fullmatch(folder.parent.name)
     return folder.parent.name if is_run and not folder.is_dir() else None
+
+
+def check_teacher(run: Run) -> None:
+    """Raises ``RunError`` where a run's student cannot be compared with its teacher: there was none, or it is gone."""
+    teacher = run.config().teacher
+    if teacher == NO_TEACHER:
+        raise RunError(
+            f"Run {run.id} learned from the labels alone: it has no teacher to be compared with. Distil from it with the "
+            f"teacher run:{run.id}, and compare that."
+        )
+    if lost := lost_teacher(teacher):
+        raise RunError(
+            f"The teacher of run {run.id} is gone: it was the student of run {lost}, which has been deleted or moved. So the "
+            "two cannot be compared any more. The student alone still works, and the run keeps its report and where they "
+            "differed on the test pictures. To compare, make the teacher again, then distil from it once more."
+        )
 
 
 def new_id(created: float) -> str:

@@ -56,13 +56,16 @@ def load(path: Path) -> Study:
         raise RunError(f"The study {path} is not JSON: {error}.") from error
     if not isinstance(asked, dict) or not isinstance(asked.get("vary"), dict) or not asked["vary"]:
         raise RunError(f'The study {path} varies nothing. Expected {{"vary": {{"label": {{"setting": value}}}}, ...}}.')
+    settings, vary, seeds = asked.get("settings", {}), asked["vary"], asked.get("seeds", [0, 1, 2])
+    if not all(isinstance(one, dict) for one in (settings, *vary.values())) or not (seeds and isinstance(seeds, list)):
+        raise RunError(f"The study {path}: settings and each of vary are objects, seeds is a list and not empty.")
     if unknown := sorted(set(asked) - set(KEYS)):
         raise RunError(f"The study {path} has {', '.join(unknown)}; it can have {', '.join(KEYS)}.")
     if asked.get("against") not in (None, *asked["vary"]):
         raise RunError(f"The study {path} compares with {asked['against']!r}, which it does not vary.")
-    settings = {name: _expanded(name, value) for name, value in asked.get("settings", {}).items()}
+    settings = {name: _expanded(name, value) for name, value in settings.items()}
     study = Study(
-        Path(path), asked.get("preset", "custom"), settings, asked["vary"], asked.get("seeds", [0, 1, 2]), asked.get("against")
+        Path(path), asked.get("preset", "custom"), settings, vary, seeds, asked.get("against")
     )  # fmt: skip
     try:
         for label in study.vary:
@@ -111,11 +114,18 @@ def go_on(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
             keep(study, {"label": label, "seed": seed, **result_of(run)})
 
 
+def _has(run: Run, config: DistillConfig) -> bool:
+    try:
+        return run.config() == config
+    except RunError:  # damaged, or another version's
+        return False
+
+
 def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) -> Run:
     """A run of ``config`` that is done: an earlier one, one that is under way, one that was interrupted and goes on, or
     a new one."""
     wanted = runs.resolved(uploads.resolved(config, folder, runs.local_owner(folder)), folder)
-    same = {run.status(): run for run in runs.list_runs(folder) if run.config() == wanted}
+    same = {run.status(): run for run in runs.list_runs(folder) if _has(run, wanted)}
     if "done" in same:
         return same["done"]
     old = next((same[status] for status in ("running", "queued", "stopped", "died") if status in same), None)

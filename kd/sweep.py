@@ -12,6 +12,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -266,7 +267,11 @@ def create(config: DistillConfig, grid: Grid, folder: Path, owner: str) -> Sweep
     if uploads.is_labelled(config.dataset) is False:
         refuse_without_labels(grid)
     sweep = Sweep(runs.create(config, Path(folder) / SWEEPS, owner).path)
-    runs.write_whole(sweep.path / "sweep.json", json.dumps(asdict(grid), indent=2))
+    try:
+        runs.write_whole(sweep.path / "sweep.json", json.dumps(asdict(grid), indent=2))
+    except OSError as error:
+        shutil.rmtree(sweep.path, ignore_errors=True)
+        raise RunError(sweep.not_writable(error)) from error
     return sweep
 
 
@@ -309,7 +314,12 @@ def start(sweep: Sweep) -> subprocess.Popen:
     """Work on a sweep, new or interrupted, in a detached process, which outlives this one and stands behind the page."""
     home = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    with (sweep.path / "stderr.txt").open("ab") as log:
+    sweep.forget_stop()
+    try:
+        log = (sweep.path / "stderr.txt").open("ab")
+    except OSError as error:
+        raise RunError(sweep.not_writable(error)) from error
+    with log:
         return subprocess.Popen(
             [sys.executable, "-m", "kd", "run", str(sweep.path), *launch.niceness(sweep, behind=True)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,

@@ -50,8 +50,8 @@ AS_USER_1000 = [
 class Site:
     """``app.py`` over a folder of runs, on a port of its own."""
 
-    def __init__(self, folder: Path, prefix: tuple | list = (), **environment: str) -> None:
-        self.folder, self.prefix, self.port = folder, list(prefix), free_port()
+    def __init__(self, folder: Path, prefix: tuple | list = (), flags: tuple = (), **environment: str) -> None:
+        self.folder, self.prefix, self.flags, self.port = folder, list(prefix), flags, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {
             **os.environ, "KD_RUNS_DIR": str(folder), "GRADIO_SERVER_PORT": str(self.port), **environment,
@@ -63,7 +63,7 @@ class Site:
         """Seconds until the page answers."""
         started = time.monotonic()
         self.process = subprocess.Popen(
-            [*self.prefix, sys.executable, str(ROOT / "app.py")],
+            [*self.prefix, sys.executable, str(ROOT / "app.py"), *self.flags],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.DEVNULL,
@@ -113,7 +113,7 @@ def site() -> Site:
 @functools.cache
 def shared_site() -> Site:
     """The same runs, served to strangers."""
-    made = Site(site().folder, KD_SHARED="1", KD_OPEN_RUNS="2")
+    made = Site(site().folder, flags=("--shared",), KD_OPEN_RUNS="2")
     made.start()
     return made
 

@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -254,6 +255,14 @@ def test_a_teacher_is_asked_once_and_one_of_other_classes_is_a_problem(colours, 
     assert check(config, tmp_path, ask_teacher=True)["teacher"] == first["teacher"]
     other = check(DistillConfig(dataset=str(colours)), tmp_path, ask_teacher=True)
     assert other["problems"][0]["what"] == "The teacher cannot be asked." and "10" in other["problems"][0]["why"]
+    monkeypatch.undo()
+    # what is which is shown where the names differ, also where the teacher cannot be asked
+    assert "Which class is which" not in check_report.body(first) and "<td>none</td>" in check_report.body(other)
+    told = check(replace(config, label_map="blue sky=green leaf, green leaf=blue sky"), tmp_path, ask_teacher=True)
+    assert [(row["class"], row["teacher"], row["found"]) for row in told["teacher"]["labels"]] == [
+        ("blue sky", "green leaf", "as told"), ("green leaf", "blue sky", "as told"), ("red brick", "red brick", "the same name"),
+    ]  # fmt: skip
+    assert "<td>green leaf</td><td>as told</td>" in check_report.body(told) and told["teacher"]["accuracy"] < 0.5
 
 
 def test_the_command_line_keeps_a_page_or_json_and_problems_are_no_failure(bad, tmp_path, capsys):

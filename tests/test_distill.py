@@ -150,7 +150,8 @@ def test_compare_shows_both_on_good_pictures_and_names_the_bad_one(finished, col
 
 def test_what_is_slower_or_larger_is_called_that():
     assert [pace(ratio) for ratio in (2, 1.01, 0.5)] == ["2 times faster", "as fast", "2 times slower"]
-    assert [size(ratio) for ratio in (3.8, 0.25)] == ["3.8 times smaller", "4 times larger"]
+    assert [size(ratio) for ratio in (3.8, 1.0, 0.25)] == ["3.8 times smaller", "as large", "4 times larger"]
+    assert size(0.0) == "2e+02 times larger"  # rounded away
 
 
 def test_runs_lists_it_and_resume_and_stop_say_it_is_done(finished):
@@ -305,6 +306,8 @@ def test_a_killed_run_has_died_and_resumes_to_the_same_end(small, tmp_path):
     run = runs.create(config, tmp_path, runs.local_owner(tmp_path))
     process = start(run)
     until(run, "eval", epoch=2)  # the first epoch's checkpoint is whole by then
+    os.kill(process.pid, signal.SIGSTOP)
+    run.ask_to_stop()  # it is killed before it can obey: whoever resumes has thought better of it
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     if run.last("done"):

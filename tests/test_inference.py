@@ -50,6 +50,13 @@ def test_a_question_that_ends_the_process_is_told_and_the_next_is_answered(ask):
     assert ask(int, "7") == 7
 
 
+def test_where_memory_runs_out_the_process_makes_way_for_one_with_none_taken(ask):
+    before = ask(os.getpid)
+    with pytest.raises(RunError, match="want of memory"):
+        ask(bytearray, 2**62)
+    assert ask(os.getpid) != before
+
+
 def test_a_question_that_takes_too_long_is_given_up(ask, monkeypatch):
     before = ask(os.getpid)
     monkeypatch.setattr(ask, "seconds", 0.2)

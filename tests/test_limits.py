@@ -27,6 +27,13 @@ def test_what_is_no_number_is_refused_in_words(text):
         Limits.from_environment({"KD_FILES": text})
 
 
+def test_a_mistyped_limit_is_told_by_every_command(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("KD_QUOTA_MB", "abc")
+    for command in ("limits", "runs"):
+        assert cli.main([command, *(["--runs-dir", str(tmp_path)] if command == "runs" else [])]) == 2
+        assert "KD_QUOTA_MB is 'abc'; expected a number" in capsys.readouterr().err
+
+
 def test_every_limit_is_told_with_its_variable():
     assert ("KD_STEPS", "none", "50,000", "training steps of a run, over all its trainings") in table()
 

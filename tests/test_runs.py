@@ -13,6 +13,8 @@ from filelock import FileLock
 from kd import cli, launch, runs
 from kd.config import DistillConfig
 from kd.runs import Run, RunDeleted, RunError
+from kd.ui import compare
+from kd.ui.runs import rows
 
 HOLD = "import sys, time; from pathlib import Path; from kd.runs import Run\nwith Run(Path(sys.argv[1])).work():\n    print('held', flush=True); time.sleep(60)"
 
@@ -34,6 +36,26 @@ def test_a_deleted_run_is_gone_at_once_and_with_it_what_a_killed_deletion_has_le
     half.mkdir()
     run.delete()
     assert list(run.path.parent.glob("*")) == [] and runs.list_runs(run.path.parent) == []
+
+
+def test_settings_of_another_version_are_told_in_words_and_hide_no_other_run(run, monkeypatch, capsys):
+    monkeypatch.setenv("KD_RUNS_DIR", str(run.path.parent))
+    other = runs.create(DistillConfig(), run.path.parent, runs.local_owner(run.path.parent))
+    for one in (run, other):
+        one.close("done")
+    kept = json.loads((other.path / "config.json").read_text())
+    (other.path / "config.json").write_text(json.dumps({**kept, "config": {"cooling": 3}}))
+    with pytest.raises(RunError, match=r"settings that this version does not take.*cooling"):
+        other.config()
+    assert [id for _, id in compare.choices(None)] == [run.id]
+    assert run.id in rows({})["html"]
+    assert cli.main(["compare", other.id, "x.png", "--runs-dir", str(run.path.parent)]) == 1
+    assert "does not take" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_an_end_and_no_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(cli.limits, "markdown", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert cli.main(["limits"]) == 1 and capsys.readouterr().err == "kd: stopped\n"
 
 
 def test_events_are_read_from_a_cursor_on(run):

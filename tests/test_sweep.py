@@ -1,5 +1,6 @@
 """Sweeps: halving, plans and figures by hand; one real sweep that is killed on its way and goes on to its verdict."""
 
+import errno
 import json
 import os
 import shutil
@@ -187,6 +188,18 @@ def test_a_run_of_a_sweep_is_of_its_owner_and_is_found_by_what_it_was_made_for(t
 def test_a_method_has_its_papers_weight_unless_another_was_asked_for():
     assert sweep.settings_of(DistillConfig(), DIST, 1)["weight"] == 2
     assert sweep.settings_of(DistillConfig(weight=3), DIST, 1)["weight"] == 3
+
+
+def test_a_sweep_for_which_the_disk_has_no_room_leaves_nothing(tmp_path, monkeypatch):
+    def write(path, text, whole=runs.write_whole):
+        if path.name == "sweep.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(path, text)
+
+    monkeypatch.setattr(runs, "write_whole", write)
+    with pytest.raises(RunError, match="No space left"):
+        make(tmp_path)
+    assert not runs.list_runs(tmp_path / runs.SWEEPS)
 
 
 def test_a_sweep_is_found_by_the_start_of_its_id(tmp_path):

@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from kd import inference, runs
+from kd import runs
 from kd.config import METHODS, DistillConfig
 from kd.runs import RunError
 from kd.ui import analysis, blocked_paths, compare, dark, look, owners, settings, summary, to_dataset
@@ -194,7 +194,7 @@ def test_a_gallery_shows_its_own_pictures_and_no_more_than_fit(run, monkeypatch)
 
 def test_a_teacher_is_asked_once_for_a_picture(monkeypatch):
     asked = []
-    monkeypatch.setattr(inference, "ask", lambda says, name, path: asked.append(name) or (["Coat", "Bag"], [2.0, 1.0]))
+    monkeypatch.setattr(dark, "ask", lambda says, name, path: asked.append(name) or (["Coat", "Bag"], [2.0, 1.0]))
     dark._kept.clear()
     coat = next(nth for nth, path in enumerate(look.EXAMPLES) if path.stem == "coat-1")
     for _ in range(2):
@@ -205,7 +205,7 @@ def test_a_teacher_is_asked_once_for_a_picture(monkeypatch):
 
 
 def test_a_label_that_the_teacher_does_not_know_is_replaced_by_its_first_choice(monkeypatch):
-    monkeypatch.setattr(inference, "ask", lambda says, name, path: (["cat", "dog"], [1.0, 2.0]))
+    monkeypatch.setattr(dark, "ask", lambda says, name, path: (["cat", "dog"], [1.0, 2.0]))
     dark._kept.clear()
     answer = dark.teacher_says({"teacher": "sample", "example": 0})
     assert not answer["labelled"] and answer["label"] == 1

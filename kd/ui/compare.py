@@ -1,4 +1,4 @@
-"""The second tab: teacher and student side by side on the visitor's pictures."""
+"""The fourth tab: teacher and student side by side on the visitor's pictures."""
 
 import base64
 import csv
@@ -16,7 +16,7 @@ import gradio as gr
 
 from kd import inference
 from kd.config import NO_TEACHER
-from kd.runs import Run, RunError
+from kd.runs import Run, RunError, check_teacher
 from kd.ui import look
 from kd.ui.owners import kind_errors, own_runs, readable, token_of
 from kd.ui.summary import costs, how_timed, status_of, summarize, table, times
@@ -39,6 +39,7 @@ def side_by_side(run: Run, pictures: Sequence[str], thumbnails: bool = False) ->
         raise RunError("Choose at least one picture: upload or paste your own, or take an example.")
     if len(pictures) > MOST_PICTURES:
         raise RunError(f"{len(pictures)} pictures are too many at once; the most is {MOST_PICTURES}.")
+    check_teacher(run)
     found = inference.ask(inference.side_by_side, run.path, list(pictures), thumbnails)
     for row in found["pictures"]:
         row |= {"name": Path(row["name"]).name, "disagreement": disagreement(row)}
@@ -277,8 +278,12 @@ def choices(live: dict | None) -> list[tuple[str, str]]:
     if isinstance(live, dict) and live.get("run") and live["run"] not in [run.id for run in runs]:
         with suppress(RunError):
             runs = [readable(live["run"], token, live.get("view", "")), *runs]
-    done = [run for run in runs if status_of(run, summarize(run)) == "done"]
-    return [(in_words(run), run.id) for run in done if run.config().teacher != NO_TEACHER]
+    found = []
+    for run in runs:
+        with suppress(RunError):  # deleted meanwhile, or of another version
+            if status_of(run, summarize(run)) == "done" and run.config().teacher != NO_TEACHER:
+                found.append((in_words(run), run.id))
+    return found
 
 
 def in_words(run: Run) -> str:
@@ -291,7 +296,8 @@ def in_words(run: Run) -> str:
 
 def offer(live: dict | None, chosen: str | None) -> gr.Dropdown:
     """The tab is opened: list the runs, and get torch ready meanwhile."""
-    Thread(target=inference.ask, args=(inference.warm_up,), daemon=True).start()
+    if inference.ask.process is None:
+        Thread(target=inference.ask, args=(inference.warm_up,), daemon=True).start()
     known = choices(live)
     ids = [id for _, id in known]
     return gr.Dropdown(known, value=chosen if chosen in ids else next(iter(ids), None))

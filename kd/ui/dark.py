@@ -16,6 +16,7 @@ import gradio as gr
 
 from kd import inference
 from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
+from kd.lru import stamp
 from kd.runs import RunError
 from kd.ui import look
 from kd.ui.compare import png
@@ -29,6 +30,9 @@ MOST_KEPT = 64
 _kept: OrderedDict[tuple, tuple[list[str], list[float]]] = OrderedDict()
 """(teacher, picture) -> class names and logits, the last ones that were asked for."""
 _keeping = Lock()
+ask = inference.Inference(seconds=150)
+"""A process of its own: a teacher may have to come from the Hub first, and comparisons need not wait for that. The script
+waits a little longer."""
 _waiting = BoundedSemaphore(4)
 """Few may wait for an answer: the polls of all visitors share the threads."""
 
@@ -82,7 +86,7 @@ def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
     """The teacher's class names, and its logits for the picture. Raises ``RunError``, or ``ValueError``, in words."""
     try:
         with path.open("rb") as file:
-            key = name, stamp(name), hashlib.file_digest(file, "sha256").hexdigest()
+            key = name, stamp(Path(os.path.expanduser(name))), hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         raise RunError(f"{path.name} is not on this server any more. Choose it again.") from None
     with _keeping:
@@ -92,7 +96,7 @@ def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
     if not _waiting.acquire(blocking=False):
         raise RunError("Several others are asking a teacher just now. Try again in a moment.")
     try:
-        found = inference.ask(inference.teacher_says, name, path)
+        found = ask(inference.teacher_says, name, path)
     finally:
         _waiting.release()
     with _keeping:
@@ -100,13 +104,6 @@ def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
         while len(_kept) > MOST_KEPT:
             _kept.popitem(last=False)
     return found
-
-
-def stamp(name: str) -> float:
-    """When a teacher's folder was last written; 0 for what is no folder. Another teacher may be saved in its place."""
-    folder = os.path.expanduser(name)
-    files = os.scandir(folder) if name != SAMPLE and os.path.isdir(folder) else ()
-    return max((file.stat().st_mtime for file in files), default=0.0)
 
 
 # --- The panel

@@ -77,7 +77,8 @@ window.distillery.data = (element, props, server, watch, upload, use) => {
     const one = async () => {
       for (let next; (next = queue.shift()) && !stopped;) {
         paths[next.nth].push((await upload(next.file)).path);
-        show(++done, of, `Uploading ${done} of ${of}`);
+        done += 1;
+        if (!stopped) show(done, of, `Uploading ${done} of ${of}`);
       }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, one));
@@ -106,6 +107,7 @@ window.distillery.data = (element, props, server, watch, upload, use) => {
       const { problem } = stopped ? { problem: "Cancelled; nothing was stored." } : await answer(server.begin(asked), PATIENCE);
       if (problem) { working(false); say(problem, !stopped); }
     } catch {
+      stopped = true; // the other uploads too
       working(false);
       say("The files could not be uploaded: one is too large, or the server is away.", true);
     }

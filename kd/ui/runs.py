@@ -1,4 +1,4 @@
-"""The third tab: all runs, newest first; their curves overlaid; rename, stop and delete."""
+"""The fifth tab: all runs, newest first; their curves overlaid; rename, stop and delete."""
 
 import hashlib
 import html
@@ -32,7 +32,7 @@ def rows(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def row(run: Run) -> str:
-    """One run; nothing for one that is deleted meanwhile."""
+    """One run; nothing for one that is deleted meanwhile, or of another version."""
     try:
         return _row(run)
     except RunError:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ class Summary:
         where = f" in epoch {self._epoch()} of {self.epochs}" if self.epochs else ""
         return {
             "done": "Done",
-            "failed": self.message or "Failed",
+            "failed": re.sub(r"`python -m kd resume \S+`", "Resume", self.message or "Failed"),
             "stopped": f"Stopped{where}. Resume goes on from the last checkpoint.",
             "died": f"The run's process is gone: it ended{where} without a word. {memory.epitaph(self.oom_kills)} "
             "Resume goes on from the last checkpoint.",

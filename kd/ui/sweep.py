@@ -1,4 +1,4 @@
-"""The second tab: temperatures x lambdas x methods. Cells fill as they are trained, and each opens its run."""
+"""The third tab: temperatures x lambdas x methods. Cells fill as they are trained, and each opens its run."""
 
 import html
 import time
@@ -11,7 +11,7 @@ import gradio as gr
 
 from kd import runs
 from kd import sweep as sweeps
-from kd.config import SAMPLE, DistillConfig
+from kd.config import DistillConfig
 from kd.runs import CLOSED, RunError
 from kd.sweep import Grid, Point, Sweep
 from kd.ui import expected, settings
@@ -280,13 +280,11 @@ def left_seconds(sweep: Sweep, events: list[dict[str, Any]], now: float) -> floa
 
 
 def sentence(report: dict[str, Any]) -> str:
-    """What a sweep found, as HTML: the verdict's sign beside its words."""
+    """What a sweep found, as HTML: the verdict's sign, where there is one, beside its words."""
     found = report.get("verdict")
     answer = found["answer"] if found else "no difference shown"
-    return (
-        f'<p class="kd-verdict kd-{answer.split()[0]}"><span class="kd-mark" aria-hidden="true">{MARKS[answer]}</span> '
-        f"<span>{html.escape(report['sentence'])}</span></p>"
-    )
+    mark = f'<span class="kd-mark" aria-hidden="true">{MARKS[answer]}</span> ' if found else ""
+    return f'<p class="kd-verdict kd-{answer.split()[0]}">{mark}<span>{html.escape(report["sentence"])}</span></p>'
 
 
 def legend(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
@@ -393,7 +391,7 @@ def build(rest: list[gr.components.Component]) -> SweepTab:
                 ]  # fmt: skip
             button = gr.Button("Sweep", variant="primary", size="lg", elem_id="start-sweep")
             every = [*widgets, *rest]
-            values = [settings.to_widget(name, value) for name, value in settings.preset_values(SAMPLE).items()]
+            values = settings.at_first()["values"]
             plan = gr.HTML(
                 value={"values": [*(widget.value for widget in widgets), *values]},
                 html_template='<p class="kd-plan" role="status" aria-live="polite"></p><p class="kd-note kd-rest"></p>',
