@@ -189,6 +189,18 @@ def test_a_gallery_shows_its_own_pictures_and_no_more_than_fit(run, monkeypatch)
         assert analysis.picture({"picture": name}, run, 10_000) == ("", 0)
 
 
+# --- Words
+
+
+def test_what_is_said_of_flags_and_commands_is_said_of_the_page():
+    said = settings.on_page(
+        "Name it with --label-column, or `python -m kd resume 2026-1`. Not --nobody, nor a -- dash."
+    )
+    assert said == "Name it with “Label column”, or Resume. Not --nobody, nor a -- dash."
+    with pytest.raises(gr.Error, match="“Label map”"), owners.kind_errors():
+        raise RunError("Say it with a label map (--label-map).")
+
+
 # --- Dark knowledge
 
 

@@ -104,7 +104,7 @@ def _news(run: Run, since: int, token: str) -> dict[str, Any]:
         news["figures"] = {name: figure.to_plotly_json() for name, figure in drawn.items()}
     elif any(event["event"] in ("step", "eval") for event in events):
         news["append"] = plots.points(events)
-    warnings = [text for event in events for text in event.get("warnings", [])]
+    warnings = [settings.on_page(text) for event in events for text in event.get("warnings", [])]
     if warnings:
         news["warnings"] = warnings
     if status == "done" and (report := run.report()):

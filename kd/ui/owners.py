@@ -29,6 +29,7 @@ from kd import sweep as sweeps
 from kd.config import SAMPLE, DistillConfig
 from kd.runs import ID, START_SECONDS, Run, RunError
 from kd.sweep import Sweep
+from kd.ui.settings import on_page
 from kd.ui.summary import status_of, summarize
 from kd.uploads import Upload
 
@@ -255,7 +256,8 @@ def served(function: Answers) -> Answers:
 
     @functools.wraps(function)
     def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        return function(asked if isinstance(asked, dict) else {})
+        found = function(asked if isinstance(asked, dict) else {})
+        return {**found, "problem": on_page(found["problem"])} if "problem" in found else found
 
     return answer
 
@@ -276,11 +278,11 @@ def outcome(action: Callable[..., Any], id: str, token: str, *more: Any) -> dict
 
 @contextmanager
 def kind_errors():
-    """What the user can act on, as the page's own kind of error, with its words unchanged and no traceback."""
+    """What the user can act on, as the page's own kind of error, in the page's words and with no traceback."""
     try:
         yield
     except (ValueError, RunError, PermissionError) as problem:
-        raise gr.Error(str(problem), print_exception=False) from problem
+        raise gr.Error(on_page(str(problem)), print_exception=False) from problem
 
 
 def _at(id: str) -> Run | None:

@@ -1,6 +1,7 @@
 """The widgets of a run's settings, made from ``DistillConfig``'s fields: their types, help and rules."""
 
 import dataclasses
+import re
 from typing import Any, get_args
 
 import gradio as gr
@@ -85,6 +86,21 @@ def method_info(method: str) -> str:
     return METHOD_WORDS[method][1] + (f". Its paper sets {values}" if values else "")
 
 
+def label_of(name: str) -> str:
+    """What a setting is called on the page."""
+    return LABELS.get(name, name.replace("_", " ").capitalize())
+
+
+def on_page(text: str) -> str:
+    """A message with the page's words for the command line's: a setting's label for its flag, Resume for that command."""
+    text = re.sub(r"`python -m kd resume \S+`", "Resume", text)
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda flag: _label_for(flag[1].replace("-", "_")) or flag[0], text)
+
+
+def _label_for(name: str) -> str | None:
+    return f"“{label_of(name)}”" if name in FIELDS else None
+
+
 def is_switch(name: str) -> bool:
     """Whether a setting is yes or no: a checkbox."""
     return set(FIELDS[name].metadata.get("choices", ())) == {"yes", "no"}
@@ -116,7 +132,7 @@ def widget(name: str, method: str = "kd") -> Component:
     rules, help = field.metadata, HELP.get(name, field.metadata["help"]).removeprefix(f"{name}: ")
     kind, *none = get_args(field.type) or (field.type,)
     common = {
-        "label": LABELS.get(name, name.replace("_", " ").capitalize()),
+        "label": label_of(name),
         "info": help[:1].upper() + help[1:] or None,
         "value": to_widget(name, preset_values(SAMPLE)[name]),
         "elem_id": f"set-{name.replace('_', '-')}",

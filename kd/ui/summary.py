@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from kd import memory
 from kd.runs import CLOSED, LIFECYCLE, Run
+from kd.ui.settings import on_page
 
 STAGES = ("Queue", "Pictures", "Teacher", "Targets", "Training", "Test")
 STAGE_OF = {"created": 0, "queued": 0, "started": 1, "resumed": 1, "data": 2, "teacher": 3, "targets": 4, "exported": 5}
@@ -123,7 +123,7 @@ class Summary:
         where = f" in epoch {self._epoch()} of {self.epochs}" if self.epochs else ""
         return {
             "done": "Done",
-            "failed": re.sub(r"`python -m kd resume \S+`", "Resume", self.message or "Failed"),
+            "failed": on_page(self.message or "Failed"),
             "stopped": f"Stopped{where}. Resume goes on from the last checkpoint.",
             "died": f"The run's process is gone: it ended{where} without a word. {memory.epitaph(self.oom_kills)} "
             "Resume goes on from the last checkpoint.",
