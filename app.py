@@ -1,7 +1,8 @@
 """The page. ``python app.py``, then open the address it prints.
 
 ``KD_RUNS_DIR`` is where runs are kept (default: ``runs``); ``GRADIO_SERVER_NAME`` and ``GRADIO_SERVER_PORT`` are host
-and port; ``KD_SHARED=1``, or ``--shared``, keeps visitors apart as on a Space. ``python -m kd limits`` lists the variables that set limits.
+and port; ``KD_SHARED=1``, or ``--shared``, keeps visitors apart as on a Space. ``python -m kd limits`` lists the variables
+that set limits.
 """
 
 import os

@@ -193,7 +193,7 @@ def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> di
     """The teacher on the validation pictures that a run would have, its answers kept as a run's: ``accuracy``, ``chance``
     (always the commonest class, with its noise) and ``confused`` (truth, answer, count, of); or ``problem``. ``labels`` is
     the table of what its classes were matched with (``kd.labels.tabulated``)."""
-    classes, matched = seen.splits.classes, []
+    classes, name, matched = seen.splits.classes, short(config.teacher), []
     try:
         from kd import models
         from kd.compare import quality, score
@@ -207,14 +207,7 @@ def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> di
             matched = tabulated(match, class_counts(seen.splits.train, classes).tolist())
         teacher, said = models.load_teacher(config.teacher, classes or None, config.label_map)
         if not classes:
-            return {
-                "name": short(config.teacher),
-                "problem": None,
-                "said": said,
-                "accuracy": None,
-                "confused": [],
-                "labels": [],
-            }
+            return {"name": name, "problem": None, "said": said, "accuracy": None, "confused": [], "labels": matched}
         keep = np.setdiff1d(np.arange(len(part)), list(looks(part, cache).unreadable))
         device, labels = models.pick_device(config.device), np.asarray(part["label"])[keep]
         tell = phase("asking the teacher")
@@ -223,10 +216,10 @@ def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> di
             lambda: score(teacher, teacher.processor, part, device, tell).logits,
         )  # fmt: skip
     except RunError as problem:
-        return {"name": short(config.teacher), "problem": str(problem), "labels": matched}
+        return {"name": name, "problem": str(problem), "labels": matched}
     matrix = np.asarray(confusion(logits.argmax(-1), labels, len(classes)))
     return {
-        "name": short(config.teacher), "problem": None, "said": said,
+        "name": name, "problem": None, "said": said,
         "accuracy": round(float(quality(logits, labels)["accuracy"]), 4),
         "chance": round(guessing(labels), 4),
         "confused": _confused(matrix, classes),

@@ -55,7 +55,7 @@ def test_right_and_wrong_survive_the_file(tmp_path):
         ('{"vary": {"a": {}}, "seed": 1}', "has seed; it can have preset"),
         ('{"vary": {"a": {}}, "against": "b"}', "compares with 'b'"),
         ('{"vary": {"a": {"temperature": 0}}}', "temperature is 0"),
-        ('{"vary": {"a": {"name": "x"}}}', "name"),
+        ('{"vary": {"a": {"name": "x"}}}', "Unknown setting name"),
         ('{"vary": {"a": 1}}', "each of vary are objects"),
         ('{"vary": {"a": {}}, "settings": []}', "settings and each"),
         ('{"vary": {"a": {}}, "seeds": []}', "seeds is a list and not empty"),
