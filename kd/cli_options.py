@@ -101,9 +101,11 @@ def own_run(options: argparse.Namespace) -> Run:
 
 
 def quiet() -> None:
-    """No library's remarks between the lines of a table."""
+    """No library's remarks or bars between the lines of a table."""
+    import datasets
     from transformers.utils import logging
 
+    datasets.disable_progress_bars()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
