@@ -12,7 +12,7 @@ from kd.compare import BATCH, score
 from kd.config import NO_TEACHER, DistillConfig
 from kd.targets import targets_folder
 from kd.taught import taught_alone
-from kd.work import arms_of, pixel_side, sizes_of, threads
+from kd.work import arms_of, fitting_epochs, mean_area, pixel_side, threads
 
 FEW = 8
 """Pictures that are decoded for their speed, and that are measured at once where they are of 224 pixels."""
@@ -55,8 +55,8 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         step = TRAINER_SHARE * models.batch_seconds(student.model, size, device, precision, config.batch_size, rounds=3)
     speed = config.batch_size / step
     pictures = len(splits.train)
-    epochs = config.epochs if config.minutes is None else max(1, round(config.minutes * 60 * speed / pictures))
-    area = np.mean([np.prod(sizes_of(config, size)(epoch / epochs)) for epoch in range(epochs)]) / np.prod(size)
+    epochs = config.epochs if config.minutes is None else fitting_epochs(config, size, speed, pictures)
+    area = mean_area(config, size, epochs)
     arms = len(arms_of(config))
     side = pixel_side(teacher, student, long)
     ruler = {"teacher": 0.0, "student": _per_picture((student.model, student.processor), splits.validation, device)}
@@ -76,7 +76,7 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         "seconds": round(float(sum(stages.values())), 1),
         "stages": {name: round(float(seconds), 1) for name, seconds in stages.items()},
         "epochs": epochs,
-        "images_per_second": round(float(speed / area), 1),
+        "images_per_second": round(speed / area, 1),
     }
 
 

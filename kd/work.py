@@ -4,6 +4,7 @@ Nothing heavy is imported until a run has its device: one that waits for its tur
 """
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -190,6 +191,17 @@ def sizes_of(config: DistillConfig, full: tuple[int, int]) -> Callable[[float], 
     return size
 
 
+def mean_area(config: DistillConfig, full: tuple[int, int], epochs: int = 300) -> float:
+    """The pixels of the student's input, on the average over ``epochs``, as a share of the ``full`` one's."""
+    size = sizes_of(config, full)
+    return sum(math.prod(size(epoch / epochs)) for epoch in range(epochs)) / epochs / math.prod(full)
+
+
+def fitting_epochs(config: DistillConfig, full: tuple[int, int], speed: float, pictures: int) -> int:
+    """The epochs that fit into ``config.minutes`` at ``speed`` images/s of the ``full`` input; smaller ones take less."""
+    return max(1, round(config.minutes * 60 * speed / mean_area(config, full) / pictures))
+
+
 def with_epochs(
     run: Run, config: DistillConfig, student: "Student", device: "torch.device", precision: str, pictures: int
 ) -> DistillConfig:
@@ -202,8 +214,9 @@ def with_epochs(
         from kd.models import batch_seconds
 
         step = batch_seconds(student.model, student.pipeline.size, device, precision, config.batch_size)
-        speed = config.batch_size / step
-        epochs = max(1, round(config.minutes * 60 * speed / pictures))
+        speed, full = config.batch_size / step, student.pipeline.size
+        epochs = fitting_epochs(config, full, speed, pictures)
+        speed /= mean_area(config, full, epochs)
         run.append("plan", minutes=config.minutes, images_per_second=round(speed, 1), epochs=epochs)
         plan = run.last("plan")
     return dataclasses.replace(config, epochs=plan["epochs"])

@@ -10,7 +10,7 @@ from kd.config import DistillConfig
 from kd.distill import execute
 from kd.runs import RunError
 from kd.trainer import RunCallback
-from kd.work import sizes_of
+from kd.work import fitting_epochs, sizes_of
 
 
 def made(small: dict, folder, **changes) -> runs.Run:
@@ -137,3 +137,14 @@ def test_the_input_grows_from_its_start_to_the_full_size_in_two_thirds_of_traini
     assert [sizes(share) for share in (0, 0.25, 0.5, 0.67, 1)] == [(n, n) for n in (64, 96, 112, 128, 128)]
     assert sizes_of(DistillConfig(), (28, 28))(0) == (28, 28)
     assert sizes_of(DistillConfig(start_size=16), (28, 28))(0.7) == (28, 28)
+
+
+def test_more_epochs_of_an_input_that_grows_fit_into_the_same_minutes():
+    full, speed, pictures = (128, 128), 80.0, 2400
+    growing = DistillConfig(minutes=20, start_size=64)
+    epochs = fitting_epochs(growing, full, speed, pictures)
+    sizes = sizes_of(growing, full)
+    seconds = sum(pictures / speed * sizes(epoch / epochs)[0] ** 2 / 128**2 for epoch in range(epochs))
+    assert abs(seconds - 20 * 60) < pictures / speed
+    assert epochs > fitting_epochs(DistillConfig(minutes=20), full, speed, pictures) == 40
+    assert fitting_epochs(DistillConfig(minutes=0.001), full, speed, pictures) == 1
