@@ -82,16 +82,19 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def help_of(field: dataclasses.Field) -> str:
-    """A setting's help with its default, and where a preset has another, that."""
+    """A setting's help with its choices, unless it names them, and its default, and where a preset has another, that."""
+    help, choices = field.metadata["help"], field.metadata.get("choices", ())
+    if choices and not all(choice in help for choice in choices):
+        help += f": {', '.join(choices)}"
     if field.default is None:
-        return field.metadata["help"]
+        return help
     name = public_name(field)
     others = [
         f"{preset}: {values[name]}"
         for preset, values in PRESETS.items()
         if values.get(name, field.default) != field.default
     ]
-    return f"{field.metadata['help']} ({'; '.join([f'default: {field.default}', *others])})"
+    return f"{help} ({'; '.join([f'default: {field.default}', *others])})"
 
 
 def own_run(options: argparse.Namespace) -> Run:

@@ -87,6 +87,8 @@ def study(options: argparse.Namespace) -> int:
     finally:
         head, *lines = studies.table(asked)
         print(table(head, lines))
+        if others := len(studies.kept(asked)) - len(studies.rows_of(asked)):
+            print(f"{asked.results}: {others} of other labels or settings, left out.", file=sys.stderr)
     return 0
 
 

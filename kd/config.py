@@ -73,6 +73,7 @@ class DistillConfig:
         0.1, "share of train to cut where there is no validation split", above=0, high=0.5
     )
     test_fraction: float = setting(0.1, "share of train to cut where there is no test split", above=0, high=0.5)
+    split_seed: int = setting(0, "seed of the splits that are cut; one for all runs that are compared", low=0)
     image_column: str | None = setting(None, "column of the pictures (default: found by type)")
     label_column: str | None = setting(None, "column of the labels (default: found by type and name)")
     label_map: str | None = setting(
@@ -96,7 +97,13 @@ class DistillConfig:
         "scratch: for random weights; pretrained: for others; guide: the Transformers guide's",
         choices=tuple(RECIPES),
     )
-    method: str = setting("kd", "what the student learns of the teacher's answers", choices=tuple(METHODS))
+    method: str = setting(
+        "kd",
+        "what the student learns of the teacher's answers. kd: softened, try it first; dist: which are alike, try it second; "
+        "dkd, dkd+std: the wrong classes apart, for long runs, in short ones they hurt; kd+std: standardised, for teachers "
+        "that are too sure",
+        choices=tuple(METHODS),
+    )
     temperature: float = setting(5.0, "softens both distributions; higher shows more of the wrong classes", above=0)
     lambda_: float = setting(0.5, "weight of the teacher: 0 is labels only, 1 is teacher only", low=0, high=1)
     weight: float = setting(1.0, "of the method's own loss, inside its share lambda", above=0)
@@ -128,14 +135,18 @@ class DistillConfig:
     start_size: int | None = setting(
         None, "input side at which training begins; it grows to the full one in the first two thirds", low=16, high=1024
     )
-    views: int = setting(4, "crops of each picture that the teacher sees; epoch e trains on view e mod views", low=1)
+    views: int = setting(
+        4,
+        "crops of each picture that the teacher sees; epoch e trains on view e mod views (online: each on its own)",
+        low=1,
+    )
     crop_area: float = setting(0.5, "smallest crop, as a share of the picture's area", above=0, high=1)
     targets: str = setting(
         "cached", "cached: the teacher sees each view once; online: in every step", choices=("cached", "online")
     )
     heal: str = setting(
         "yes",
-        "yes: random weights get PyTorch's BatchNorm momentum and dropout, and Kaiming's size; no: as transformers has them",
+        "yes: BatchNorm momentum and dropout as PyTorch means them, and random weights of Kaiming's size; no: as transformers has them",
         choices=("yes", "no"),
     )
     seed: int = setting(0, "seed of the student's weights and of the order of pictures", low=0, high=2**32 - 1)
@@ -256,7 +267,7 @@ def label_pairs(text: str) -> dict[str, str]:
 
 OF_PICTURES = (
     "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
-    "image_column", "label_column",
+    "split_seed", "image_column", "label_column",
 )  # fmt: skip
 """The settings that say which pictures are learned from."""
 CHECKED = ("teacher", "label_map", *OF_PICTURES, "student", "image_size", "device")

@@ -29,8 +29,6 @@ from kd.runs import RunError, write_whole
 from kd.visitors import DATASETS
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-SPLIT_SEED = 0
-"""Splits are cut with this seed, never the run's: two runs on the same pictures share their test split."""
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
 SMALL_SIDE = 64
@@ -119,7 +117,7 @@ def load_splits(config: DistillConfig) -> Splits:
             )
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name not in found:
-            found["train"], found[name] = cut(found["train"], fraction, name)
+            found["train"], found[name] = cut(found["train"], fraction, name, config.split_seed)
             said.append(f"No {name} split: {_many(len(found[name]))} cut from train.")
     counts = np.bincount(found["train"]["label"], minlength=len(classes))
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
@@ -141,7 +139,7 @@ def _unlabelled(found: dict[str, Any], config: DistillConfig, columns: list[str]
     found = {name: _without_labels(part) for name, part in found.items()}
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name not in found:
-            found["train"], found[name] = cut(found["train"], fraction, name)
+            found["train"], found[name] = cut(found["train"], fraction, name, config.split_seed)
             said.append(f"No {name} split: {_many(len(found[name]))} cut from train.")
     return Splits(found["train"], found["validation"], found["test"], [], said, labelled=False)
 
@@ -161,11 +159,11 @@ def _with_labels(dataset: Any) -> tuple[Any, int]:
     return (dataset if len(known) == len(labels) else dataset.select(known)), len(labels) - len(known)
 
 
-def cut(dataset: Any, fraction: float, name: str) -> tuple[Any, Any]:
+def cut(dataset: Any, fraction: float, name: str, seed: int = 0) -> tuple[Any, Any]:
     """``dataset`` without, and only, a share of it: of each class ``fraction``, at least one picture; of all pictures
-    where they have no labels."""
+    where they have no labels. ``seed`` is never the run's: two runs on the same pictures share their test split."""
     labels, names = np.asarray(dataset["label"]), getattr(dataset.features["label"], "names", None)
-    rng, taken = np.random.default_rng(SPLIT_SEED), []
+    rng, taken = np.random.default_rng(seed), []
     for index in range(len(names)) if names else (-1,):
         members = np.flatnonzero(labels == index)
         if len(members) < 2:

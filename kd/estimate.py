@@ -1,5 +1,6 @@
 """How long a run will take here, from a short measurement: a few batches of both models, a few pictures decoded."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,12 @@ from kd.compare import BATCH, score
 from kd.config import NO_TEACHER, DistillConfig
 from kd.targets import targets_folder
 from kd.taught import taught_alone
-from kd.work import arms_of, fitting_epochs, mean_area, pixel_side, threads
+from kd.work import TRAINER_SHARE, arms_of, fitting_epochs, mean_area, pixel_side, threads, views_of
 
 FEW = 8
 """Pictures that are decoded for their speed, and that are measured at once where they are of 224 pixels."""
 LEAST, MOST, SECONDS = 3, 25, 0.4
 """They are measured at least so often and then, up to the second number, for so long."""
-TRAINER_SHARE = 1.06
-"""A training step with crops, optimiser and `Trainer` around it, in forward and backward passes (`python -m kd bench`)."""
 LATENCY_TRIALS = 70
 """About so many forward passes of the slower model time both (``kd.latency``)."""
 
@@ -55,8 +54,10 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         step = TRAINER_SHARE * models.batch_seconds(student.model, size, device, precision, config.batch_size, rounds=3)
     speed = config.batch_size / step
     pictures = len(splits.train)
-    epochs = config.epochs if config.minutes is None else fitting_epochs(config, size, speed, pictures)
-    area = mean_area(config, size, epochs)
+    if config.minutes is not None:
+        epochs = fitting_epochs(config, size, speed, pictures, len(splits.validation))
+        config = dataclasses.replace(config, epochs=epochs)
+    area, epochs = mean_area(config, size), config.epochs
     arms = len(arms_of(config))
     side = pixel_side(teacher, student, long)
     ruler = {"teacher": 0.0, "student": _per_picture((student.model, student.processor), splits.validation, device)}
@@ -68,7 +69,7 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         "start": start,
         "pictures": sum(_decoding(part, side, cache) for part in (splits.train, splits.validation)),
         "teacher": len(splits.validation) * ruler["teacher"],
-        "targets": _targets(config, splits.train, teacher, side, cache, device, precision, epochs),
+        "targets": _targets(config, splits.train, teacher, side, cache, device, precision),
         "training": arms * epochs * (pictures * area / speed + len(splits.validation) * forward),
         "test": len(splits.test) * (ruler["teacher"] + arms * ruler["student"]) + LATENCY_TRIALS * max(ruler.values()),
     }
@@ -115,7 +116,7 @@ def _decoding(dataset: Any, side: int, cache: Path) -> float:
 
 
 def _targets(
-    config: DistillConfig, train: Any, teacher: Any, side: int, cache: Path, device: Any, precision: str, epochs: int
+    config: DistillConfig, train: Any, teacher: Any, side: int, cache: Path, device: Any, precision: str
 ) -> float:
     """Seconds until the teacher has answered for every view that is not kept yet."""
     if config.targets == "online" or teacher is None:
@@ -125,5 +126,5 @@ def _targets(
     seconds = models.batch_seconds(teacher, teacher.pipeline.size, device, precision, batch, rounds=3) / batch
     views = data.Views(data.fingerprint(train), len(train), config.crop_area)
     folder = targets_folder(teacher, views, (len(train), 3, side, side), cache, device, precision)
-    missing = [view for view in range(min(config.views, epochs)) if not (folder / f"view-{view}.npy").exists()]
+    missing = [view for view in range(views_of(config)) if not (folder / f"view-{view}.npy").exists()]
     return len(missing) * len(train) * seconds

@@ -155,8 +155,8 @@ class Method:
         return self.weight * loss
 
 
-def check_classes(name: str, classes: int) -> list[str]:
-    """What is lost, in words, when a method meets a data set of so few classes; nothing above two.
+def check_classes(name: str, classes: int, whose: str = "The data has") -> list[str]:
+    """What is lost, in words, when a method meets so few classes; nothing above two. ``whose`` begins the words.
 
     Raises:
         RunError: where nothing of the method would be left.
@@ -164,7 +164,7 @@ def check_classes(name: str, classes: int) -> list[str]:
     """
     if _known(name) == "kd" or classes > 2:
         return []
-    found = f"The data has two classes, and {name} is made for three or more"
+    found = f"{whose} two classes, and {name} is made for three or more"
     if name == "dkd":
         return [f"{found}: its second term is always 0, what is left is the first. Use kd for the same loss."]
     if name == "dist":

@@ -389,13 +389,13 @@ def load_student(
             model, processor, pipeline(processor), pretrained=False, healed=heal(model) if healing else []
         )
     else:
-        student = _pretrained_student(name, classes, asked_size)
+        student = _pretrained_student(name, classes, asked_size, healing)
     check_size(name, student, student.pipeline.size)
     quicken(student.model)
     return student
 
 
-def _pretrained_student(name: str, classes: list[str], asked_size: int | None) -> Student:
+def _pretrained_student(name: str, classes: list[str], asked_size: int | None, healing: bool) -> Student:
     if "/" not in name and not Path(os.path.expanduser(name)).is_dir():
         raise RunError(
             f"There is no student {name!r}. The students are {', '.join(STUDENTS)}; or give a Hub id or a folder."
@@ -410,7 +410,8 @@ def _pretrained_student(name: str, classes: list[str], asked_size: int | None) -
     model, processor = from_hub("student", name, load)
     if asked_size is not None:
         processor = resized(processor, asked_size)
-    return Student(model, processor, pipeline(processor), pretrained=True)
+    healed = heal(model, random=False) if healing else []
+    return Student(model, processor, pipeline(processor), pretrained=True, healed=healed)
 
 
 def resized(processor: Any, side: int) -> Any:
@@ -453,16 +454,16 @@ def check_size(name: str, student: Student, size: tuple[int, int]) -> None:
         raise RunError(f"The student {name!r} does not take pictures of {height} x {width} pixels: {error}") from error
 
 
-def heal(model: PreTrainedModel) -> list[str]:
-    """Give a model that will train from random weights PyTorch's meaning of two numbers and initial weights of a sensible
-    size; return what was changed.
+def heal(model: PreTrainedModel, random: bool = True) -> list[str]:
+    """Give a model that will train PyTorch's meaning of two numbers and, where its weights are ``random``, initial ones of
+    a sensible size; return what was changed.
 
     transformers carries TensorFlow's values over as they are. BatchNorm ``momentum=0.997`` (EfficientNet: 0.99) is
     TensorFlow's share of the *old* average; to PyTorch it is the share of the *new* batch, so the running statistics
     are those of the last batch and the model is evaluated on noise. It becomes 0.1, PyTorch's default (1 - 0.997
     would need a thousand steps to forget its start). ``classifier_dropout_prob=0.8`` is TensorFlow's *keep*
-    probability (Sandler et al. 2018, arXiv:1801.04381); it becomes 0.2. Pretrained weights must not come here: their
-    settings were trained with.
+    probability (Sandler et al. 2018, arXiv:1801.04381); it becomes 0.2. Both are of training alone: what the weights
+    compute stays. A MobileNetV2's momentum is not in its config, so one that was healed is ill again once it is loaded.
     """
     changes = []
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.momentum > 0.5]
@@ -477,7 +478,7 @@ def heal(model: PreTrainedModel) -> list[str]:
         changes.append(f"classifier dropout {keep} -> {1 - keep:.1f}")
         model.config.classifier_dropout_prob = round(1 - keep, 3)
         model.dropout.p = round(1 - keep, 3)
-    if small := _small_convolutions(model):
+    if random and (small := _small_convolutions(model)):
         changes.append(f"initial weights of {len(small)} convolutions: normal(0, 0.02) -> Kaiming's")
         for convolution in small:
             nn.init.normal_(convolution.weight, 0, _kaiming(convolution))

@@ -1,7 +1,8 @@
 """A study: the same settings with a few changes, over seeds, each compared with one of them on the same test pictures.
 
 ``python -m kd study FILE`` reads what to do from a JSON file and appends each training's result to ``FILE.results`` as it
-comes; begun again, it goes on where it was. Everything that is said is reckoned from that file alone.
+comes; begun again, it goes on where it was. Everything that is said is reckoned from that file alone. A result knows its
+settings and its test pictures: one of others is not counted.
 """
 
 import base64
@@ -16,17 +17,20 @@ from typing import Any
 import numpy as np
 
 from kd import launch, runs, uploads
-from kd.config import DistillConfig
+from kd.config import METHODS, RECIPES, DistillConfig
 from kd.runs import Run, RunError
 from kd.verdict import verdict
 
 KEYS = ("preset", "settings", "vary", "seeds", "against")
+OF_THE_PLACE = ("teacher", "dataset", "student", "seed", "device")
+"""Settings that may be another machine's way of saying the same; a result keeps the others."""
 
 
 @dataclass(frozen=True)
 class Study:
     """``vary``: label -> the settings (public names) that it changes; ``against`` is the label that the others are
-    compared with, ``None`` for no comparison."""
+    compared with, ``None`` for no comparison. ``$NAMES`` in them are of the environment, so that they name no one's
+    folders."""
 
     path: Path
     preset: str
@@ -39,15 +43,20 @@ class Study:
     def results(self) -> Path:
         return self.path.with_name(self.path.name + ".results")
 
+    def asked(self, label: str, seed: int) -> DistillConfig:
+        """What is varied has the last word, and before it what comes with its recipe and method. Raises ``ValueError``."""
+        own = self.vary[label]
+        brought = {**RECIPES.get(str(own.get("recipe")), {}), **METHODS.get(str(own.get("method")), {})}
+        return DistillConfig.preset(self.preset, **{**self.settings, **brought, **own, "seed": seed})
+
     def config(self, label: str, seed: int) -> DistillConfig:
-        return DistillConfig.preset(self.preset, **{**self.settings, **self.vary[label], "seed": seed})
+        """``asked`` on this machine. Raises ``RunError`` for a name that the environment has not."""
+        asked = self.asked(label, seed).to_dict()
+        return DistillConfig.from_dict({name: _expanded(name, value) for name, value in asked.items()})
 
 
 def load(path: Path) -> Study:
-    """Read a study. ``$NAMES`` in its settings are taken from the environment, so that it names no one's folders.
-
-    Raises ``RunError`` in words where the file is not there, not JSON, or not a study.
-    """
+    """Read a study. Raises ``RunError`` in words where the file is not there, not JSON, or not a study."""
     try:
         asked = json.loads(Path(path).read_text())
     except OSError as error:
@@ -63,13 +72,12 @@ def load(path: Path) -> Study:
         raise RunError(f"The study {path} has {', '.join(unknown)}; it can have {', '.join(KEYS)}.")
     if asked.get("against") not in (None, *asked["vary"]):
         raise RunError(f"The study {path} compares with {asked['against']!r}, which it does not vary.")
-    settings = {name: _expanded(name, value) for name, value in settings.items()}
     study = Study(
         Path(path), asked.get("preset", "custom"), settings, vary, seeds, asked.get("against")
     )  # fmt: skip
     try:
         for label in study.vary:
-            study.config(label, study.seeds[0])
+            study.asked(label, study.seeds[0])
     except ValueError as error:
         raise RunError(f"The study {path}: {error}") from error
     return study
@@ -84,13 +92,36 @@ def _expanded(name: str, value: Any) -> Any:
     return expanded
 
 
-def rows_of(study: Study) -> list[dict[str, Any]]:
-    """The results so far; a line that a killed process left half written is not one."""
+def kept(study: Study) -> list[dict[str, Any]]:
+    """All of the file's results; a line that a killed process left half written is not one."""
     try:
         lines = study.results.read_text().split("\n")[:-1]
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines]
+
+
+def rows_of(study: Study) -> list[dict[str, Any]]:
+    """The results of what the study asks for today: of its labels, each with its settings."""
+    return [row for row in kept(study) if row["label"] in study.vary and _is_as_asked(study, row)]
+
+
+def _is_as_asked(study: Study, row: dict[str, Any]) -> bool:
+    """A setting that the row does not know, as it is younger, had its default."""
+    asked = settings_of(study.asked(row["label"], row["seed"]))
+    return {**settings_of(DistillConfig()), **row["settings"]} == asked
+
+
+def settings_of(config: DistillConfig) -> dict[str, Any]:
+    """What a result must have been trained with to be one of ``config``."""
+    return {name: value for name, value in config.to_dict().items() if name not in OF_THE_PLACE}
+
+
+def test_pictures(config: DistillConfig) -> str:
+    """A hash of the test split, the same wherever it lies."""
+    from kd.data import fingerprint, load_splits
+
+    return fingerprint(load_splits(config).test)
 
 
 def keep(study: Study, row: dict[str, Any]) -> None:
@@ -102,16 +133,32 @@ def keep(study: Study, row: dict[str, Any]) -> None:
 
 
 def go_on(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
-    """Train what is missing, seed by seed, so that comparisons are in pairs early. Raises ``RunError`` where a run ends
-    before it is done; what came before is kept."""
-    for seed in study.seeds:
-        for label in study.vary:
-            if any((row["label"], row["seed"]) == (label, seed) for row in rows_of(study)):
-                continue
-            run = trained(
-                study.config(label, seed), folder, lambda text, at=(label, seed): tell(f"{at[0]}, seed {at[1]}: {text}")
-            )
-            keep(study, {"label": label, "seed": seed, **result_of(run)})
+    """Train what is missing, seed by seed, so that comparisons are in pairs early.
+
+    Raises ``RunError`` where the file's results are of other test pictures, before anything is trained, and where a run
+    ends before it is done; what came before is kept.
+    """
+    done = rows_of(study)
+    missing = [
+        (seed, label)
+        for seed in study.seeds
+        for label in study.vary
+        if not any((row["label"], row["seed"]) == (label, seed) for row in done)
+    ]
+    owner = runs.local_owner(folder)
+    first = {label: uploads.resolved(study.config(label, study.seeds[0]), folder, owner) for _, label in missing}
+    tests = {label: test_pictures(config) for label, config in first.items()}
+    if others := [row for row in done if row["label"] in tests and row["test"] != tests[row["label"]]]:
+        raise RunError(
+            f"{study.results} holds {len(others)} result{'s' * (len(others) > 1)} on other test pictures than those that "
+            f"{first[others[0]['label']].dataset} gives now. Move that file away, or name the pictures that it is of."
+        )
+    for seed, label in missing:
+        run = trained(
+            study.config(label, seed), folder, lambda text, at=(label, seed): tell(f"{at[0]}, seed {at[1]}: {text}")
+        )
+        settings = settings_of(study.asked(label, seed))
+        keep(study, {"label": label, "seed": seed, **result_of(run), "test": tests[label], "settings": settings})
 
 
 def _has(run: Run, config: DistillConfig) -> bool:
@@ -172,7 +219,7 @@ def right_of(row: dict[str, Any]) -> np.ndarray:
 
 def table(study: Study) -> list[list[str]]:
     """The results so far, the head first: means over seeds, their spread, minutes, and the comparison over the seeds
-    that both sides have."""
+    that both sides have, on the same test pictures."""
     head = [
         "",
         "seeds",
@@ -203,9 +250,9 @@ def _means(rows: list[dict[str, Any]]) -> list[str]:
 
 def _against(study: Study, label: str, rows: dict[int, dict[str, Any]], found: list[dict[str, Any]]) -> str:
     other = {row["seed"]: row for row in found if row["label"] == study.against}
-    both = sorted(rows.keys() & other.keys())
+    both = sorted(seed for seed in rows.keys() & other.keys() if rows[seed]["test"] == other[seed]["test"])
     if label == study.against or not both:
         return ""
     said = verdict(*(np.stack([right_of(side[seed]) for seed in both]) for side in (rows, other)))
-    words = {"helps": "better", "hurts": "worse"}.get(said["answer"], said["answer"])
+    words = {"helps": "better", "hurts": "worse", "one seed": "no claim"}.get(said["answer"], said["answer"])
     return f"{said['points']:+.1f} points (95% {said['low']:.1f} to {said['high']:.1f}), {len(both)} seed{'s' * (len(both) > 1)}: {words}"

@@ -407,7 +407,8 @@ def affordable(sweep: Sweep, seconds: float, points: int, sides: int, tell: Tell
     run = trained(sweep, {**settings_of(config, point, 1), "start_size": None})
     if run.report() is None:
         raise RunError(f"The run of one epoch that was to set the pace: {run.last('failed')['message']}")
-    pace, spent = pace_of(run), run.last("done")["time"] - run.last("created")["time"]
+    # from the start that ended: a pause before it, or a place in the queue, is no part of the budget
+    pace, spent = pace_of(run), run.last("done")["time"] - run.last("started", "resumed")["time"]
     tell(f"pace: {pace.epoch:.1f} s an epoch and {pace.run:.1f} s a run (run {run.id})")
     epochs = epochs_within(seconds - spent, points, config, pace, sides)
     if not epochs:

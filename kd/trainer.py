@@ -218,11 +218,11 @@ class RunCallback(TrainerCallback):
         run: Run,
         batches: ViewBatches,
         views: int,
-        sizes: Callable[[float], tuple[int, int] | None] = lambda share: None,
+        sizes: Callable[[int], tuple[int, int] | None] = lambda epoch: None,
         seconds_before: float = 0.0,
         arm: dict[str, Any] | None = None,
     ) -> None:
-        """``sizes``: the share of training that is done -> the size of the student's input in the next epoch."""
+        """``sizes``: epoch, from 0 on -> the size of the student's input in it."""
         self.run, self.batches, self.views, self.sizes, self.arm = run, batches, views, sizes, arm or {}
         self.seconds_before = seconds_before
         self.trainer: ImageDistilTrainer | None = None
@@ -240,7 +240,7 @@ class RunCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         epoch = int(round(state.epoch, 6))  # a resume may begin in the middle of one
-        self.batches.show(epoch % self.views, self.sizes(epoch / args.num_train_epochs))
+        self.batches.show(epoch % self.views, self.sizes(epoch))
         self.looked = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:

@@ -10,7 +10,7 @@ from kd import memory, runs
 from kd.config import DistillConfig
 from kd.launch import StopAsked
 from kd.runs import Run, RunError
-from kd.work import Arm, Work, fresh_student, sizes_of, threads
+from kd.work import Arm, Work, fresh_student, sizes_of, threads, views_of
 
 if TYPE_CHECKING:
     from kd.losses import Method
@@ -101,7 +101,7 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
 
     before = [e for e in runs.by_arm(run.events()).get((arm.seed, arm.name), []) if e["event"] == "eval"]
     callback = RunCallback(
-        run, batches, min(config.views, config.epochs), sizes_of(config, student.size),
+        run, batches, views_of(config), sizes_of(config, student.size),
         before[-1]["seconds"] if before else 0.0,
         {"arm": arm.name, "seed": arm.seed, "nth": arm.nth, "of": arm.of},
     )  # fmt: skip

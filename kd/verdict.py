@@ -116,12 +116,12 @@ def verdict(
     handful of seeds are too narrow (Hesterberg, *What Teachers Should Know about the Bootstrap*, 2014,
     arXiv:1411.5279): where luck of the seed has a standard deviation of 2 points, with 3 seeds and 5,000 pictures, 95%
     intervals covered the truth in 82% of simulated studies, these in 94%. With few pictures and many seeds the
-    bootstrap is the wider. One pair has no spread over seeds: its interval is the bootstrap over pictures, and a
-    difference must hold in McNemar's test as well.
+    bootstrap is the wider. One pair has no spread over seeds: its interval is the bootstrap over pictures, and what holds
+    in McNemar's test as well is said of that pair, never of the teacher.
 
     Returns:
         What ``paired_bootstrap`` returns, ``p`` (McNemar's for a single pair, else None), ``answer`` (``helps``,
-        ``hurts`` or ``no difference shown``) and ``sentence``, which says it all. Arguments and errors as there.
+        ``hurts``, ``no difference shown``, or ``one seed`` where one pair differs) and ``sentence``, which says it all. Arguments and errors as there.
     """
     found = paired_bootstrap(distilled, baseline, samples, seed, level)
     if found["seeds"] == 1:
@@ -130,8 +130,8 @@ def verdict(
         p, student = None, crossed_t(distilled, baseline, level)
         found |= {"low": min(found["low"], student["low"]), "high": max(found["high"], student["high"])}
     answer = "helps" if found["low"] > 0 else "hurts" if found["high"] < 0 else "no difference shown"
-    if p is not None and p >= 1 - level:
-        answer = "no difference shown"
+    if p is not None and answer != "no difference shown":
+        answer = "one seed" if p < 1 - level else "no difference shown"
     found |= {"p": p, "answer": answer}
     return found | {"sentence": _sentence(**found)}
 
@@ -139,13 +139,14 @@ def verdict(
 def _sentence(
     points: float, low: float, high: float, level: float, seeds: int, pictures: int, p: float | None, answer: str
 ) -> str:
-    claim = "No difference shown" if answer == "no difference shown" else f"Distillation {answer}"
+    claims = {"no difference shown": "No difference shown", "one seed": "No claim"}
+    claim = claims.get(answer, f"Distillation {answer}")
     interval = f"{100 * level:g}% {low:z.1f} to {high:z.1f}"
     if seeds == 1:
         chance = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
         return (
-            f"{claim} for this one pair: {points:+z.1f} points ({interval}, McNemar's {chance}), one seed, {pictures:,} "
-            "test pictures. One seed cannot tell the teacher's effect from the luck of the seed."
+            f"{claim} from this one pair: {points:+z.1f} points ({interval}, McNemar's {chance}), one seed, {pictures:,} test "
+            "pictures. One seed cannot tell the teacher's effect from the luck of the seed; three trials or more can."
         )
     few = " Two seeds are few: more would narrow the interval." if seeds == 2 else ""
     return f"{claim}: {points:+z.1f} points ({interval}), {seeds} seeds, {pictures:,} test pictures.{few}"

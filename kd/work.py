@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 PROGRESS_SECONDS = 0.5
 GROWTH = 16
 """An input that grows does so in steps of so many pixels."""
+MANY_EPOCHS = 300
+"""Enough to see how large such an input is on the average."""
+TRAINER_SHARE = 1.06
+"""A training step with crops, optimiser and `Trainer` around it, in forward and backward passes (`python -m kd bench`)."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +122,14 @@ def prepare(run: Run, progress: Progress) -> Work:
         models.check_size(config.student, student, sizes_of(config, student.pipeline.size)(0))
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
-        config = with_epochs(run, config, student, device, precision, len(splits.train))
+        config = with_epochs(run, config, student, device, precision, splits)
     limits.check_pictures(sum(splits.sizes().values()), len(splits.classes))
     limits.check_steps(config.epochs, len(splits.train), config.batch_size, len(arms_of(config)))
     if teacher:
-        said += check_classes(config.method, len(splits.classes) if teacher.known is None else int(teacher.known.sum()))
+        if teacher.known is None:
+            said += check_classes(config.method, len(splits.classes))
+        else:
+            said += check_classes(config.method, int(teacher.known.sum()), "Of these, the teacher knows")
 
     train, validation = load_both(run, splits, pixel_side(teacher, student, long), cache, progress)
     tell_models(run, config, teacher, student, device, precision, said)
@@ -178,32 +185,40 @@ def pixel_side(teacher: "Teacher | None", student: "Student", longest: int) -> i
     return min(longest, round(1.15 * max(map(max, sizes))))
 
 
-def sizes_of(config: DistillConfig, full: tuple[int, int]) -> Callable[[float], tuple[int, int]]:
-    """The share of training that is done -> the student's input: it grows evenly from ``start_size`` in steps of
-    ``GROWTH`` pixels over the first two thirds (progressive resizing; Tan and Le 2021, arXiv:2104.00298, section 4)."""
+def views_of(config: DistillConfig) -> int:
+    """How many views of each picture are trained on, in turn. Without an answer to keep each epoch has its own."""
+    return config.epochs if config.targets == "online" else min(config.views, config.epochs)
 
-    def size(share: float) -> tuple[int, int]:
-        if config.start_size is None:
+
+def sizes_of(config: DistillConfig, full: tuple[int, int]) -> Callable[[int], tuple[int, int]]:
+    """The epoch, from 0 on -> the student's input: it grows evenly from ``start_size`` in steps of ``GROWTH`` pixels over
+    the first two thirds (progressive resizing; Tan and Le 2021, arXiv:2104.00298, section 4). The last is always full."""
+
+    def size(epoch: int) -> tuple[int, int]:
+        grown = 1.5 * epoch / config.epochs
+        if config.start_size is None or grown >= 1 or epoch == config.epochs - 1:
             return full
-        grown = [config.start_size + (side - config.start_size) * min(1.0, 1.5 * share) for side in full]
-        return tuple(min(side, round(now / GROWTH) * GROWTH) for side, now in zip(full, grown, strict=True))
+        now = (config.start_size + (side - config.start_size) * grown for side in full)
+        return tuple(min(side, round(pixels / GROWTH) * GROWTH) for side, pixels in zip(full, now, strict=True))
 
     return size
 
 
-def mean_area(config: DistillConfig, full: tuple[int, int], epochs: int = 300) -> float:
-    """The pixels of the student's input, on the average over ``epochs``, as a share of the ``full`` one's."""
+def mean_area(config: DistillConfig, full: tuple[int, int]) -> float:
+    """The pixels of the student's input, on the average over the epochs, as a share of the ``full`` one's."""
     size = sizes_of(config, full)
-    return sum(math.prod(size(epoch / epochs)) for epoch in range(epochs)) / epochs / math.prod(full)
+    return sum(math.prod(size(epoch)) for epoch in range(config.epochs)) / config.epochs / math.prod(full)
 
 
-def fitting_epochs(config: DistillConfig, full: tuple[int, int], speed: float, pictures: int) -> int:
-    """The epochs that fit into ``config.minutes`` at ``speed`` images/s of the ``full`` input; smaller ones take less."""
-    return max(1, round(config.minutes * 60 * speed / mean_area(config, full) / pictures))
+def fitting_epochs(config: DistillConfig, full: tuple[int, int], speed: float, pictures: int, validation: int) -> int:
+    """The epochs that fit into ``config.minutes`` at ``speed`` training images/s of the ``full`` input: smaller ones take
+    less, and after each epoch the validation pictures are looked at (a forward pass is a third of a step)."""
+    area = mean_area(dataclasses.replace(config, epochs=MANY_EPOCHS), full)
+    return max(1, round(config.minutes * 60 * speed / (pictures * area + validation / 3)))
 
 
 def with_epochs(
-    run: Run, config: DistillConfig, student: "Student", device: "torch.device", precision: str, pictures: int
+    run: Run, config: DistillConfig, student: "Student", device: "torch.device", precision: str, splits: "Splits"
 ) -> DistillConfig:
     """``config`` with the epochs that fit into its ``minutes``, if it has any; the ``plan`` event. A resumed run keeps
     to its plan."""
@@ -213,10 +228,11 @@ def with_epochs(
     if plan is None:
         from kd.models import batch_seconds
 
-        step = batch_seconds(student.model, student.pipeline.size, device, precision, config.batch_size)
-        speed, full = config.batch_size / step, student.pipeline.size
-        epochs = fitting_epochs(config, full, speed, pictures)
-        speed /= mean_area(config, full, epochs)
+        full = student.pipeline.size
+        step = TRAINER_SHARE * batch_seconds(student.model, full, device, precision, config.batch_size)
+        speed = config.batch_size / step
+        epochs = fitting_epochs(config, full, speed, len(splits.train), len(splits.validation))
+        speed /= mean_area(dataclasses.replace(config, epochs=epochs), full)
         run.append("plan", minutes=config.minutes, images_per_second=round(speed, 1), epochs=epochs)
         plan = run.last("plan")
     return dataclasses.replace(config, epochs=plan["epochs"])
@@ -318,7 +334,7 @@ def load_all_targets(
     if config.targets == "online":
         run.append("targets", cache="online", seconds=0)
         return None
-    return ask_teacher(run, config, min(config.views, config.epochs), teacher, train, views, cache, device, progress)
+    return ask_teacher(run, config, views_of(config), teacher, train, views, cache, device, progress)
 
 
 def ask_teacher(

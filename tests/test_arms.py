@@ -117,8 +117,8 @@ def test_minutes_become_epochs_and_a_resumed_run_keeps_to_them(settings, folder,
         with pytest.raises(ZeroDivisionError):
             execute(run)
     plan = run.last("plan")
-    speed, pictures = plan["images_per_second"], run.last("data")["train"]
-    assert plan["epochs"] == max(1, round(0.03 * 60 * speed / pictures))
+    speed, data = plan["images_per_second"], run.last("data")
+    assert plan["epochs"] == max(1, round(0.03 * 60 * speed / (data["train"] + data["validation"] / 3)))
     monkeypatch.setattr("kd.models.batch_seconds", lambda *arguments: 1e-6)
     execute(run, resume=True)
     assert run.report()["train"]["epochs"] == plan["epochs"]
@@ -133,18 +133,22 @@ def test_a_student_that_takes_one_size_only_is_told_before_anything_is_decoded(s
 
 
 def test_the_input_grows_from_its_start_to_the_full_size_in_two_thirds_of_training():
-    sizes = sizes_of(DistillConfig(start_size=64), (128, 128))
-    assert [sizes(share) for share in (0, 0.25, 0.5, 0.67, 1)] == [(n, n) for n in (64, 96, 112, 128, 128)]
+    sizes = sizes_of(DistillConfig(start_size=64, epochs=12), (128, 128))
+    assert [sizes(epoch)[0] for epoch in (0, 3, 6, 8, 11)] == [64, 96, 112, 128, 128]
     assert sizes_of(DistillConfig(), (28, 28))(0) == (28, 28)
-    assert sizes_of(DistillConfig(start_size=16), (28, 28))(0.7) == (28, 28)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 30])
+@pytest.mark.parametrize("full", [(28, 28), (40, 40), (100, 72), (200, 200)])
+def test_the_last_epoch_is_at_the_full_size_however_few_there_are_and_whatever_it_is(epochs, full):
+    assert sizes_of(DistillConfig(start_size=16, epochs=epochs), full)(epochs - 1) == full
 
 
 def test_more_epochs_of_an_input_that_grows_fit_into_the_same_minutes():
-    full, speed, pictures = (128, 128), 80.0, 2400
-    growing = DistillConfig(minutes=20, start_size=64)
-    epochs = fitting_epochs(growing, full, speed, pictures)
-    sizes = sizes_of(growing, full)
-    seconds = sum(pictures / speed * sizes(epoch / epochs)[0] ** 2 / 128**2 for epoch in range(epochs))
+    full, speed, pictures, validation = (128, 128), 80.0, 2400, 240
+    epochs = fitting_epochs(DistillConfig(minutes=20, start_size=64), full, speed, pictures, validation)
+    sizes = sizes_of(DistillConfig(start_size=64, epochs=epochs), full)
+    seconds = sum(pictures / speed * sizes(epoch)[0] ** 2 / 128**2 + validation / 3 / speed for epoch in range(epochs))
     assert abs(seconds - 20 * 60) < pictures / speed
-    assert epochs > fitting_epochs(DistillConfig(minutes=20), full, speed, pictures) == 40
-    assert fitting_epochs(DistillConfig(minutes=0.001), full, speed, pictures) == 1
+    assert epochs > fitting_epochs(DistillConfig(minutes=20), full, speed, pictures, validation) == round(1200 / 31)
+    assert fitting_epochs(DistillConfig(minutes=0.001), full, speed, pictures, validation) == 1

@@ -247,6 +247,13 @@ def test_pictures_without_labels_are_split_by_the_same_seed(tmp_path):
         load_splits(config(tmp_path / "heap", label_column="size"))
 
 
+def test_the_seed_of_the_splits_says_which_pictures_are_held_out(tmp_path):
+    toys.class_folders(tmp_path, 20)
+    tests = [load_splits(config(tmp_path, split_seed=seed)).test for seed in (0, 0, 1)]
+    assert data.fingerprint(tests[0]) == data.fingerprint(tests[1]) != data.fingerprint(tests[2])
+    assert len(tests[0]) == len(tests[2])
+
+
 def test_a_picture_that_has_no_label_among_others_that_have_is_left_out(tmp_path):
     rng, names = np.random.default_rng(0), toys.CLASSES * 4
     features = Features({"image": ImageFeature(), "category": Value("string")})

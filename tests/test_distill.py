@@ -19,6 +19,7 @@ from kd.compare import compare
 from kd.config import DistillConfig
 from kd.distill import execute
 from kd.runs import Run, RunDeleted, RunError
+from kd.trainer import ViewBatches
 from kd.ui import analysis, summary
 from kd.ui.compare import choices
 from kd.ui.runs import row
@@ -181,6 +182,16 @@ def test_one_seed_gives_one_curve_and_online_is_cached(small, tmp_path):
         curves.append([(e["accuracy"], e["loss"]) for e in run.events() if e["event"] == "eval"])
     assert curves[0] == curves[1]
     assert curves[2][0] == pytest.approx(curves[0][0], abs=1e-3)
+
+
+@pytest.mark.parametrize(("targets", "seen"), [("cached", [0, 1, 0]), ("online", [0, 1, 2])])
+def test_kept_answers_come_round_again_and_a_teacher_that_is_asked_sees_new_crops(
+    targets, seen, small, tmp_path, monkeypatch
+):
+    shown, show = [], ViewBatches.show
+    monkeypatch.setattr(ViewBatches, "show", lambda self, view, *rest: (shown.append(view), show(self, view, *rest))[1])
+    execute(runs.create(settings(small, targets=targets, views=2, epochs=3), tmp_path, "t"))
+    assert shown[-3:] == seen
 
 
 # --- Runs without labels, or without a teacher

@@ -148,13 +148,18 @@ def test_the_key_of_a_teacher_knows_its_processor_and_settings(teacher):
     assert len(set(keys)) == 3
 
 
-def test_pretrained_weights_keep_their_settings(tmp_path):
+def test_pretrained_weights_stay_and_their_momentum_and_dropout_are_healed(tmp_path):
     raw = STUDENTS["mobilenet_v2_0.35"](32, {"num_labels": 5})
     raw.save_pretrained(tmp_path)
     toys.processor(32).save_pretrained(tmp_path)
     student = load_student(str(tmp_path), toys.CLASSES, None, 32, seed=0)
-    assert student.pretrained and not student.healed and student.model.config.num_labels == 3
-    assert next(m for m in student.model.modules() if isinstance(m, nn.BatchNorm2d)).momentum == 0.997
+    assert student.pretrained and student.model.config.num_labels == 3
+    assert [said.split(" in ")[0] for said in student.healed] == [
+        "BatchNorm momentum 0.997 -> 0.1", "classifier dropout 0.8 -> 0.2"
+    ]  # fmt: skip
+    assert next(m for m in student.model.modules() if isinstance(m, nn.BatchNorm2d)).momentum == 0.1
+    unhealed = load_student(str(tmp_path), toys.CLASSES, None, 32, seed=0, healing=False)
+    assert not unhealed.healed and unhealed.model.config.classifier_dropout_prob == 0.8
     first = next(iter(raw.state_dict()))
     assert torch.equal(student.model.state_dict()[first], raw.state_dict()[first])
 

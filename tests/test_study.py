@@ -31,7 +31,7 @@ def test_a_study_trains_each_once_compares_and_goes_on_where_it_was(small_study,
     assert first["accuracy"] == pytest.approx(study.right_of(first).mean(), abs=1e-4)
     *_, labels, dist = done.stdout.splitlines()
     assert labels.startswith("labels") and "points" not in labels
-    assert "points (95% " in dist and "1 seed:" in dist
+    assert "points (95% " in dist and "1 seed: no" in dist
     # the last result is lost, half written: its run is done and found again, and nothing is trained anew
     results = small_study.with_name("study.json.results")
     results.write_text(results.read_text()[:-20])
@@ -39,6 +39,67 @@ def test_a_study_trains_each_once_compares_and_goes_on_where_it_was(small_study,
     assert again.returncode == 0 and again.stdout == done.stdout
     assert len(list((tmp_path / "runs").glob("2*"))) == 2
     assert kd("study", small_study, "--show").stdout == done.stdout
+
+
+def kept(file, **changes) -> None:
+    """One result of ``labels``, seed 7, as if it had been trained."""
+    one = study.load(file)
+    right = np.ones(4, bool)
+    row = {
+        "label": "labels", "seed": 7, "accuracy": 1.0, "validation": 1.0, "epochs": 1, "seconds": 1.0, "pictures": 4,
+        "right": study.base64.b64encode(np.packbits(right)).decode(),
+        "test": study.test_pictures(one.config("labels", 7)), "settings": study.settings_of(one.asked("labels", 7)),
+    }  # fmt: skip
+    study.keep(one, {**row, **changes})
+
+
+def test_a_result_of_other_settings_is_not_counted_and_younger_settings_had_their_defaults(small_study):
+    kept(small_study)
+    (row,) = study.rows_of(study.load(small_study))
+    younger = {name: value for name, value in row["settings"].items() if name != "split_seed"}
+    kept(small_study, settings=younger)
+    assert len(study.rows_of(study.load(small_study))) == 2
+    kept(small_study, settings={**younger, "split_seed": 3})
+    small_study.write_text(small_study.read_text().replace('"epochs": 1', '"epochs": 2'))
+    assert not study.rows_of(study.load(small_study))
+    shown = kd("study", small_study, "--show")
+    assert shown.returncode == 0 and "3 of other labels or settings, left out" in shown.stderr
+
+
+def test_results_on_other_test_pictures_are_refused_before_anything_is_trained(small_study, tmp_path):
+    kept(small_study, test="0" * 32)
+    with pytest.raises(
+        RunError, match=r"study.json.results holds 1 result on other test pictures than those that .* gives"
+    ):
+        study.go_on(study.Study(**{**vars(study.load(small_study)), "seeds": [7, 8]}), tmp_path / "runs", print)
+    assert not list((tmp_path / "runs").glob("2*"))
+
+
+def test_results_on_different_pictures_are_not_compared(small_study):
+    kept(small_study)
+    one = study.load(small_study)
+    kept(small_study, label="dist", test="0" * 32, settings=study.settings_of(one.asked("dist", 7)))
+    assert [line[0] for line in study.table(one)[1:]] == ["labels", "dist"] and study.table(one)[2][-1] == ""
+
+
+def test_what_is_varied_comes_before_what_is_shared_with_all_that_its_method_brings(small_study):
+    one = study.load(small_study)
+    one.settings.update(temperature=2, views=2)
+    one.vary.update(own={"method": "dist", "temperature": 3}, guide={"recipe": "guide"})
+    assert [one.asked(label, 0).temperature for label in ("labels", "dist", "own", "guide")] == [2, 1, 3, 5]
+    assert one.asked("dist", 0).weight == 2 and one.asked("guide", 0).views == 1
+
+
+def test_the_environment_is_asked_when_something_is_to_be_trained(small_study, tmp_path, monkeypatch):
+    kept(small_study)
+    one = study.load(small_study)
+    one.vary["labels"]["teacher"] = "$MY_TEACHER"
+    with pytest.raises(RunError, match=r"teacher is '\$MY_TEACHER', and the environment has no such variable"):
+        study.go_on(study.Study(**{**vars(one), "seeds": [8]}), tmp_path, print)
+    monkeypatch.setenv("MY_TEACHER", "sample")
+    assert one.config("labels", 7).teacher == "sample"
+    monkeypatch.delenv("PICTURES")
+    assert "labels" in kd("study", small_study, "--show").stdout
 
 
 def test_right_and_wrong_survive_the_file(tmp_path):
@@ -60,7 +121,6 @@ def test_right_and_wrong_survive_the_file(tmp_path):
         ('{"vary": {"a": {}}, "settings": []}', "settings and each"),
         ('{"vary": {"a": {}}, "seeds": []}', "seeds is a list and not empty"),
         ('{"vary": {"a": {}}, "seeds": 3}', "seeds is a list and not empty"),
-        ('{"vary": {"a": {}}, "settings": {"dataset": "$NOWHERE_SET"}}', "no such variable"),
     ],
 )
 def test_what_is_no_study_is_refused_in_words(text, words, tmp_path):

@@ -248,7 +248,13 @@ def test_one_epoch_shows_what_a_budget_buys_and_one_that_is_too_small_is_refused
     with pytest.raises(RunError, match=r"0.01 minutes are too few for 1 point: .* takes about 1 here"):
         sweep.go_on(one)
     assert one.status() == "failed" and one.plan() is None
-    assert sweep.affordable(one, 3600, 1, 2, lambda text: None) > 10 and runs.list_runs(tmp_path) == [run]
+    plenty = sweep.affordable(one, 3600, 1, 2, lambda text: None)
+    assert plenty > 10 and runs.list_runs(tmp_path) == [run]
+    # it was stopped at once, and gone on with a day later
+    created, *events = run.events()
+    lines = [{**created, "time": created["time"] - 86400}, *events]
+    (run.path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in lines))
+    assert sweep.affordable(one, 3600, 1, 2, lambda text: None) == plenty
 
 
 def test_a_sweep_is_killed_and_goes_on_to_a_verdict_on_fresh_seeds(small, tmp_path):

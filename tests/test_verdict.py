@@ -227,8 +227,8 @@ def test_a_difference_that_rounds_to_nothing_has_no_sign():
 def test_one_pair_is_never_more_than_one_pair():
     baseline = np.arange(500)[None] < 300
     found = verdict(np.arange(500)[None] < 360, baseline)
-    assert found["answer"] == "helps" and found["p"] == mcnemar(np.arange(500) < 360, baseline[0])
-    assert found["sentence"].startswith("Distillation helps for this one pair: +12.0 points (95% ")
+    assert found["answer"] == "one seed" and found["p"] == mcnemar(np.arange(500) < 360, baseline[0])
+    assert found["sentence"].startswith("No claim from this one pair: +12.0 points (95% ")
     assert ", McNemar's p < 0.001), one seed, 500 test pictures. One seed cannot tell" in found["sentence"]
 
 
@@ -237,7 +237,7 @@ def test_one_pair_needs_mcnemar_as_well_as_the_interval():
     found = verdict(distilled, baseline)
     assert found["low"] > 0 and found["p"] == pytest.approx(1 / 16)
     assert found["answer"] == "no difference shown"
-    assert found["sentence"].startswith("No difference shown for this one pair: +5.0 points")
+    assert found["sentence"].startswith("No difference shown from this one pair: +5.0 points")
 
 
 def test_two_seeds_are_said_to_be_few():

@@ -278,7 +278,7 @@ def on_distill(saved: dict[str, Any] | None, live: dict[str, Any] | None, *value
 
 OF_TEACHER = (
     "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
-    "image_column", "label_column", "seed", "device", "precision",
+    "split_seed", "image_column", "label_column", "seed", "device", "precision",
 )  # fmt: skip
 """The settings that a run that makes a teacher has from the page; the others are those for pretrained weights."""
 

@@ -242,7 +242,7 @@ def how_timed(latency: dict[str, Any]) -> str:
     )
 
 
-MARKS = {"helps": "▲", "hurts": "▼", "no difference shown": "="}
+MARKS = {"helps": "▲", "hurts": "▼", "no difference shown": "=", "one seed": "?"}
 """A verdict has a sign beside its colour."""
 
 
