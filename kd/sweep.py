@@ -252,20 +252,9 @@ def _longest(measured: list[dict[str, Any]], rung: dict[int, int]) -> dict[str, 
 
 def create(config: DistillConfig, grid: Grid, folder: Path, owner: str) -> Sweep:
     """Make the folder of a new sweep under the runs' ``folder``; ``go_on`` works on it. ``config``: what its points share;
-    ``trials`` are those of the winner, and its seeds follow ``seed``.
-
-    Raises ``ValueError``, in words for a user, for settings that cannot be swept; of pictures that were not imported
-    ``check_labels`` tells more.
-    """
-    if config.minutes is not None:
-        raise ValueError("A sweep has no minutes for each training. Give epochs, or budget-minutes for all of it.")
-    if config.seed + config.trials >= 2**32:
-        raise ValueError(f"seed is {config.seed}; the winner needs {config.trials} above it. Take a smaller one.")
-    if config.teacher == NO_TEACHER:
-        raise ValueError("The teacher is none, and a sweep is about how a teacher teaches. Choose a teacher.")
+    ``trials`` are those of the winner, and its seeds follow ``seed``. Raises ``ValueError`` as ``check``."""
     config = runs.resolved(config, folder)
-    if uploads.is_labelled(config.dataset) is False:
-        refuse_without_labels(grid)
+    check(config, grid)
     sweep = Sweep(runs.create(config, Path(folder) / SWEEPS, owner).path)
     try:
         runs.write_whole(sweep.path / "sweep.json", json.dumps(asdict(grid), indent=2))
@@ -273,6 +262,19 @@ def create(config: DistillConfig, grid: Grid, folder: Path, owner: str) -> Sweep
         shutil.rmtree(sweep.path, ignore_errors=True)
         raise RunError(sweep.not_writable(error)) from error
     return sweep
+
+
+def check(config: DistillConfig, grid: Grid) -> None:
+    """Raises ``ValueError``, in words for a user, for settings that cannot be swept; of pictures that were not imported
+    ``check_labels`` tells more."""
+    if config.minutes is not None:
+        raise ValueError("A sweep has no minutes for each training. Give epochs, or budget-minutes for all of it.")
+    if config.seed + config.trials >= 2**32:
+        raise ValueError(f"seed is {config.seed}; the winner needs {config.trials} above it. Take a smaller one.")
+    if config.teacher == NO_TEACHER:
+        raise ValueError("The teacher is none, and a sweep is about how a teacher teaches. Choose a teacher.")
+    if uploads.is_labelled(config.dataset) is False:
+        refuse_without_labels(grid)
 
 
 def check_labels(config: DistillConfig, grid: Grid) -> str:

@@ -259,6 +259,13 @@ def softened(logits: np.ndarray, temperature: float) -> np.ndarray:
     return np.exp(_log_softmax(np.asarray(logits, dtype=np.float64) / temperature))
 
 
+def standardised(logits: np.ndarray) -> np.ndarray:
+    """Logits ``[C]`` with mean 0 and standard deviation 1 (of C - 1), as ``kd.losses.standardised`` of a batch; logits that
+    are all the same become 0. What a student of a ``+std`` method sees (Sun et al., CVPR 2024, arXiv:2403.01427)."""
+    logits = np.asarray(logits, dtype=np.float64)
+    return (logits - logits.mean()) / (logits.std(ddof=1) + 1e-7)
+
+
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = np.asarray(logits, dtype=np.float64)
     shifted = shifted - shifted.max(-1, keepdims=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kd import distillation_loss
+from kd import distillation_loss, verdict
 from kd.config import METHODS
 from kd.losses import Method, check_classes, dist, dkd, hinton_kd, standardised
 from kd.runs import RunError
@@ -212,6 +212,12 @@ def test_of_two_classes_one_hears_what_is_lost():
     for name in ("kd+std", "dkd+std"):
         with pytest.raises(RunError, match=r"same two numbers.*Choose kd or dist"):
             check_classes(name, 2)
+
+
+def test_the_page_standardises_as_the_loss_does():
+    logits = torch.tensor([[3.0, -1.0, 0.5, 12.0], [2.0, 2.0, 2.0, 2.0]], dtype=torch.float64)
+    for row, expected in zip(logits, standardised(logits), strict=True):
+        assert verdict.standardised(row.numpy()) == pytest.approx(expected.numpy(), abs=1e-6)
 
 
 @pytest.mark.parametrize("use", [Method, lambda name: check_classes(name, 10)])

@@ -165,8 +165,9 @@ def test_on_a_shared_server_the_time_is_measured_of_a_visitors_own_pictures_and_
 
 
 def test_the_plan_is_said_before_the_click_and_bad_lists_are_told(monkeypatch):
-    def preview(*grid):
-        return tab.preview({"values": [*grid, *values_of(DistillConfig.from_dict({**SAMPLE.to_dict(), "epochs": 4}))]})
+    def preview(*grid, **changes):
+        config = DistillConfig.from_dict({**SAMPLE.to_dict(), "epochs": 4, **changes})
+        return tab.preview({"values": [*grid, *values_of(config)]})
 
     found = preview("1,2,5,10", "0,0.25,0.5,0.75,1", ["kd"], "", 3)
     assert found["plan"] == (
@@ -178,6 +179,7 @@ def test_the_plan_is_said_before_the_click_and_bad_lists_are_told(monkeypatch):
     assert "temperatures is '1,x'" in preview("1,x", "0", ["kd"], "", 1)["problem"]
     assert "methods is ''" in preview("1", "0.5", [], "", 1)["problem"]
     assert "trials is 0" in preview("1", "0.5", ["kd"], "", 0)["problem"]
+    assert "The teacher is none" in preview("1", "0.5", ["kd"], "", 1, teacher="none")["problem"]
     assert "problem" in tab.preview({"values": 1}) and "problem" in tab.preview({})
     monkeypatch.setenv("KD_SHARED", "1")
     path = values_of(DistillConfig.from_dict({**SAMPLE.to_dict(), "dataset": "/etc"}))

@@ -219,6 +219,10 @@ def test_a_teacher_is_asked_once_for_a_picture(monkeypatch):
 def test_a_label_that_the_teacher_does_not_know_is_replaced_by_its_first_choice(monkeypatch):
     monkeypatch.setattr(dark, "ask", lambda says, name, path: (["cat", "dog"], [1.0, 2.0]))
     dark._kept.clear()
+    plain = [
+        dark.teacher_says({"teacher": "sample", "example": 0, "method": name})["logits"] for name in ("kd", "kd+std")
+    ]
+    assert plain[0] == [1.0, 2.0] and plain[1] == pytest.approx([-(0.5**0.5), 0.5**0.5])
     answer = dark.teacher_says({"teacher": "sample", "example": 0})
     assert not answer["labelled"] and answer["label"] == 1
     dark._kept.clear()

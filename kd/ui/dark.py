@@ -21,7 +21,7 @@ from kd.runs import RunError
 from kd.ui import look
 from kd.ui.compare import png
 from kd.ui.owners import check_names, served, shared, uploaded, with_own
-from kd.verdict import dark_knowledge
+from kd.verdict import dark_knowledge, standardised
 
 FILES = Path(__file__).parent
 STOPS = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20)
@@ -39,13 +39,13 @@ _waiting = BoundedSemaphore(4)
 
 @served
 def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
-    """What ``teacher`` says of the example number ``example`` or of the uploaded file ``path``.
+    """What ``teacher`` says of the example number ``example`` or of the uploaded file ``path``, as ``method`` has it.
 
     ``names`` and ``logits`` of its classes; ``label``, the picture's class, or the teacher's first where it has none
     (``labelled``); ``sentences``, for each of ``STOPS``. ``problem`` where it cannot be asked.
     """
     try:
-        config = DistillConfig(teacher=asked.get("teacher"))
+        config = DistillConfig(teacher=asked.get("teacher"), method=asked.get("method") or "kd")
         check_names(config)
         if shared() and config.teacher.startswith(RUN_TEACHER):  # whose it is is not known here
             raise RunError(
@@ -56,6 +56,8 @@ def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
         names, logits = answer(name, path)
     except (RunError, ValueError, OSError, RuntimeError) as problem:  # torch's are RuntimeErrors
         return {"problem": str(problem)}
+    if config.method.endswith("+std"):
+        logits = standardised(logits).tolist()
     label = next((index for index, other in enumerate(names) if plain(other) == class_name), None)
     labelled = label is not None
     label = label if labelled else max(range(len(logits)), key=logits.__getitem__)
@@ -109,10 +111,11 @@ def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
 # --- The panel
 
 
-def build(teacher: gr.Dropdown, dataset: gr.Dropdown, temperature: gr.Number) -> gr.HTML:
+def build(teacher: gr.Dropdown, dataset: gr.Dropdown, temperature: gr.Number, method: gr.Dropdown) -> gr.HTML:
     """The panel; it follows the settings, and asks for nothing before it is seen."""
+    preset = DistillConfig.preset(SAMPLE).to_dict()
     panel = gr.HTML(
-        value={"teacher": SAMPLE, "dataset": SAMPLE, "temperature": DistillConfig.preset(SAMPLE).temperature},
+        value={name: preset[name] for name in ("teacher", "dataset", "temperature", "method")},
         html_template=(FILES / "dark.html").read_text().replace("@@examples", examples()),
         js_on_load=f"distillery.dark(element, props, server, watch, upload, {list(STOPS)}, temperature => trigger('use', {{temperature}}))",
         server_functions=[teacher_says],
@@ -120,8 +123,9 @@ def build(teacher: gr.Dropdown, dataset: gr.Dropdown, temperature: gr.Number) ->
         elem_id="dark",
     )  # fmt: skip
     gr.on(
-        [teacher.change, dataset.change, temperature.change], None, [teacher, dataset, temperature], panel,
-        js="(teacher, dataset, temperature) => ({ teacher, dataset, temperature })",
+        [widget.change for widget in (teacher, dataset, temperature, method)], None,
+        [teacher, dataset, temperature, method], panel,
+        js="(teacher, dataset, temperature, method) => ({ teacher, dataset, temperature, method })",
         api_visibility="private", queue=False, show_progress="hidden",
     )  # fmt: skip
     panel.use(take, None, temperature, api_visibility="private", queue=False, show_progress="hidden")

@@ -198,7 +198,7 @@ def build() -> DistillTab:
             with gr.Accordion("Check the pictures", open=False, elem_id="check-pictures"):
                 pictures = check.build()
             with gr.Accordion("Dark knowledge", open=False, elem_id="dark-knowledge"):
-                dark.build(first["teacher"], first["dataset"], first["temperature"])
+                dark.build(*((first | rest)[name] for name in ("teacher", "dataset", "temperature", "method")))
         with gr.Column(scale=7, min_width=320):
             live = gr.HTML(
                 value={},

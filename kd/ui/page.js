@@ -322,13 +322,13 @@ window.distillery = (() => {
     const percent = (p) => (p > 0 && p < 0.0005 ? "< 0.1%" : `${(100 * p).toFixed(1)}%`);
 
     async function ask() {
-      const { teacher } = props.value, key = JSON.stringify([teacher, picture?.asked]);
+      const { teacher, method } = props.value, key = JSON.stringify([teacher, method, picture?.asked]);
       if (!picture || key === asked) return;
       asked = key;
       const mine = ++asking;
       words(".kd-asking", "Asking the teacher");
       $(".kd-answer").hidden = true;
-      const news = await answer(server.teacher_says({ teacher, ...picture.asked }), TEACHER)
+      const news = await answer(server.teacher_says({ teacher, method, ...picture.asked }), TEACHER)
         .catch(() => ({ problem: "The server gave no answer. Try again." }));
       if (mine !== asking) return;
       words(".kd-asking", news.problem ?? "");

@@ -94,6 +94,7 @@ def preview(asked: dict[str, Any]) -> dict[str, Any]:
     try:
         config, grid = from_widgets(tuple(asked.get("values") or ()))
         check_names(config)
+        sweeps.check(config, grid)
     except (RunError, ValueError, TypeError) as problem:
         return {"problem": str(problem)}
     count = len(grid.points())
