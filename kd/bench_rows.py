@@ -558,7 +558,7 @@ def scaled(plan: Plan, folder: Path, turns: Turns, stages: Stages, times: int) -
     work.train = Pixels(mapped(file), few.labels[order], few.fingerprint, [], True)
     work.views = Views(few.fingerprint, count, work.config.crop_area)
     work.targets = Targets([mapped(folder / f"logits-{times}.npy")] * plan.views, 0.0, "hit")
-    work.teacher = None
+    work.config = dataclasses.replace(work.config, targets="cached")
     trainer = trainer_in_stages(run, work, stages)
     with threads(work.device, work.student):
         train_in_turns(trainer, turns, stages, plan.batch_size)

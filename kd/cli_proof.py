@@ -88,7 +88,10 @@ def study(options: argparse.Namespace) -> int:
         head, *lines = studies.table(asked)
         print(table(head, lines))
         if others := len(studies.kept(asked)) - len(studies.rows_of(asked)):
-            print(f"{asked.results}: {others} of other labels or settings, left out.", file=sys.stderr)
+            print(
+                f"{asked.results}: {others} of other labels, seeds or settings, or of an older version, left out.",
+                file=sys.stderr,
+            )
     return 0
 
 

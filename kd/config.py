@@ -73,7 +73,11 @@ class DistillConfig:
         0.1, "share of train to cut where there is no validation split", above=0, high=0.5
     )
     test_fraction: float = setting(0.1, "share of train to cut where there is no test split", above=0, high=0.5)
-    split_seed: int = setting(0, "seed of the splits that are cut; one for all runs that are compared", low=0)
+    split_seed: int = setting(
+        0,
+        "seed of the splits that are cut; the same for a teacher that a run makes and for all that are compared",
+        low=0,
+    )
     image_column: str | None = setting(None, "column of the pictures (default: found by type)")
     label_column: str | None = setting(None, "column of the labels (default: found by type and name)")
     label_map: str | None = setting(
@@ -137,7 +141,7 @@ class DistillConfig:
     )
     views: int = setting(
         4,
-        "crops of each picture that the teacher sees; epoch e trains on view e mod views (online: each on its own)",
+        "crops of each picture that the teacher sees; epoch e trains on view e mod views (online, above 1: each on its own)",
         low=1,
     )
     crop_area: float = setting(0.5, "smallest crop, as a share of the picture's area", above=0, high=1)

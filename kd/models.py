@@ -466,7 +466,9 @@ def heal(model: PreTrainedModel, random: bool = True) -> list[str]:
     compute stays. A MobileNetV2's momentum is not in its config, so one that was healed is ill again once it is loaded.
     """
     changes = []
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.momentum > 0.5]
+    norms = [
+        module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and (module.momentum or 0) > 0.5
+    ]
     if norms:
         changes.append(f"BatchNorm momentum {norms[0].momentum} -> 0.1 in {len(norms)} layers")
         for norm in norms:

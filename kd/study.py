@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from kd import launch, runs, uploads
-from kd.config import METHODS, RECIPES, DistillConfig
+from kd.config import METHODS, OF_PICTURES, RECIPES, DistillConfig
 from kd.runs import Run, RunError
 from kd.verdict import verdict
 
 KEYS = ("preset", "settings", "vary", "seeds", "against")
-OF_THE_PLACE = ("teacher", "dataset", "student", "seed", "device")
-"""Settings that may be another machine's way of saying the same; a result keeps the others."""
+APART = ("seed", "device")
+"""Settings that a result does not keep among the others: the one is beside them, the other is the machine's."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,12 @@ def load(path: Path) -> Study:
     if asked.get("against") not in (None, *asked["vary"]):
         raise RunError(f"The study {path} compares with {asked['against']!r}, which it does not vary.")
     study = Study(
-        Path(path), asked.get("preset", "custom"), settings, vary, seeds, asked.get("against")
+        Path(path), asked.get("preset", "custom"), settings, vary, list(dict.fromkeys(seeds)), asked.get("against")
     )  # fmt: skip
     try:
         for label in study.vary:
-            study.asked(label, study.seeds[0])
+            for seed in study.seeds:
+                study.asked(label, seed)
     except ValueError as error:
         raise RunError(f"The study {path}: {error}") from error
     return study
@@ -93,28 +94,37 @@ def _expanded(name: str, value: Any) -> Any:
 
 
 def kept(study: Study) -> list[dict[str, Any]]:
-    """All of the file's results; a line that a killed process left half written is not one."""
+    """All of the file's results; a line that a killed process left half written is not one. Raises ``RunError``."""
     try:
         lines = study.results.read_text().split("\n")[:-1]
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise RunError(f"{study.results} has a line that is not a result: {error}. Mend or remove it.") from error
 
 
 def rows_of(study: Study) -> list[dict[str, Any]]:
-    """The results of what the study asks for today: of its labels, each with its settings."""
-    return [row for row in kept(study) if row["label"] in study.vary and _is_as_asked(study, row)]
+    """The results of what the study asks for today: of its labels and seeds, each with its settings."""
+    return [
+        row
+        for row in kept(study)
+        if row["label"] in study.vary and row["seed"] in study.seeds and _is_as_asked(study, row)
+    ]
 
 
 def _is_as_asked(study: Study, row: dict[str, Any]) -> bool:
-    """A setting that the row does not know, as it is younger, had its default."""
+    """A setting that the row does not know, as it is younger, had its default; an old row knows none, and is of nothing."""
+    if not row.keys() >= {"settings", "test"}:
+        return False
     asked = settings_of(study.asked(row["label"], row["seed"]))
     return {**settings_of(DistillConfig()), **row["settings"]} == asked
 
 
 def settings_of(config: DistillConfig) -> dict[str, Any]:
     """What a result must have been trained with to be one of ``config``."""
-    return {name: value for name, value in config.to_dict().items() if name not in OF_THE_PLACE}
+    return {name: value for name, value in config.to_dict().items() if name not in APART}
 
 
 def test_pictures(config: DistillConfig) -> str:
@@ -145,20 +155,24 @@ def go_on(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
         for label in study.vary
         if not any((row["label"], row["seed"]) == (label, seed) for row in done)
     ]
-    owner = runs.local_owner(folder)
-    first = {label: uploads.resolved(study.config(label, study.seeds[0]), folder, owner) for _, label in missing}
-    tests = {label: test_pictures(config) for label, config in first.items()}
-    if others := [row for row in done if row["label"] in tests and row["test"] != tests[row["label"]]]:
-        raise RunError(
-            f"{study.results} holds {len(others)} result{'s' * (len(others) > 1)} on other test pictures than those that "
-            f"{first[others[0]['label']].dataset} gives now. Move that file away, or name the pictures that it is of."
-        )
+    if not missing:
+        return
+    tests: dict[tuple, str] = {}
+    for label in study.vary:
+        config = uploads.resolved(study.config(label, study.seeds[0]), folder, runs.local_owner(folder))
+        pictures = tuple(getattr(config, name) for name in OF_PICTURES)
+        tests[pictures] = tests.get(pictures) or test_pictures(config)
+        if others := [row for row in done if row["label"] == label and row["test"] != tests[pictures]]:
+            raise RunError(
+                f"{study.results} holds {len(others)} result{'s' * (len(others) > 1)} of {label!r} on other test pictures than "
+                f"those that {config.dataset} gives now. Move that file away, or name the pictures that it is of."
+            )
     for seed, label in missing:
         run = trained(
             study.config(label, seed), folder, lambda text, at=(label, seed): tell(f"{at[0]}, seed {at[1]}: {text}")
         )
         settings = settings_of(study.asked(label, seed))
-        keep(study, {"label": label, "seed": seed, **result_of(run), "test": tests[label], "settings": settings})
+        keep(study, {"label": label, "seed": seed, **result_of(run), "settings": settings})
 
 
 def _has(run: Run, config: DistillConfig) -> bool:
@@ -173,7 +187,7 @@ def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) ->
     a new one."""
     wanted = runs.resolved(uploads.resolved(config, folder, runs.local_owner(folder)), folder)
     same = {run.status(): run for run in runs.list_runs(folder) if _has(run, wanted)}
-    if "done" in same:
+    if "done" in same and same["done"].last("data").get("test_pictures") == test_pictures(wanted):
         return same["done"]
     old = next((same[status] for status in ("running", "queued", "stopped", "died") if status in same), None)
     run = old or runs.create(wanted, folder, runs.local_owner(folder))
@@ -206,6 +220,7 @@ def result_of(run: Run) -> dict[str, Any]:
     return {
         **{name: own.get(name) for name in names},
         "teacher": (report["teacher"] or {}).get("accuracy"),
+        "test": run.last("data")["test_pictures"],
         "pictures": len(right),
         "right": base64.b64encode(np.packbits(right)).decode(),
         "versions": report["versions"],

@@ -405,8 +405,7 @@ def affordable(sweep: Sweep, seconds: float, points: int, sides: int, tell: Tell
     """
     config = sweep.config()
     point = next(point for point in sweep.grid().points() if point.lambda_)
-    # at its full input from the beginning: the first epoch at ``start_size`` is the cheapest
-    run = trained(sweep, {**settings_of(config, point, 1), "start_size": None})
+    run = trained(sweep, settings_of(config, point, 1))  # one epoch is at the full input, whatever ``start_size``
     if run.report() is None:
         raise RunError(f"The run of one epoch that was to set the pace: {run.last('failed')['message']}")
     # from the start that ended: a pause before it, or a place in the queue, is no part of the budget

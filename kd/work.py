@@ -118,18 +118,18 @@ def prepare(run: Run, progress: Progress) -> Work:
         splits, config = taught_alone(config, splits, teacher)
     healing = config.heal == "yes"
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed, healing)
-    if config.start_size:
-        models.check_size(config.student, student, sizes_of(config, student.pipeline.size)(0))
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
         config = with_epochs(run, config, student, device, precision, splits)
+    if config.start_size:
+        models.check_size(config.student, student, sizes_of(config, student.pipeline.size)(0))
     limits.check_pictures(sum(splits.sizes().values()), len(splits.classes))
     limits.check_steps(config.epochs, len(splits.train), config.batch_size, len(arms_of(config)))
     if teacher:
         if teacher.known is None:
             said += check_classes(config.method, len(splits.classes))
         else:
-            said += check_classes(config.method, int(teacher.known.sum()), "Of these, the teacher knows")
+            said += check_classes(config.method, int(teacher.known.sum()), "The teacher knows")
 
     train, validation = load_both(run, splits, pixel_side(teacher, student, long), cache, progress)
     tell_models(run, config, teacher, student, device, precision, said)
@@ -186,8 +186,9 @@ def pixel_side(teacher: "Teacher | None", student: "Student", longest: int) -> i
 
 
 def views_of(config: DistillConfig) -> int:
-    """How many views of each picture are trained on, in turn. Without an answer to keep each epoch has its own."""
-    return config.epochs if config.targets == "online" else min(config.views, config.epochs)
+    """How many views of each picture are trained on, in turn. With no answers to keep each epoch has its own; one view is
+    the whole picture in any case."""
+    return config.epochs if config.targets == "online" and config.views > 1 else min(config.views, config.epochs)
 
 
 def sizes_of(config: DistillConfig, full: tuple[int, int]) -> Callable[[int], tuple[int, int]]:
@@ -264,7 +265,7 @@ def tell_models(
 
 def load_both(run: Run, splits: "Splits", side: int, cache: Path, progress: Progress) -> tuple["Pixels", "Pixels"]:
     """Training and validation pictures, decoded; the ``data`` event."""
-    from kd.data import load_pixels
+    from kd.data import fingerprint, load_pixels
 
     started = time.perf_counter()
     train = load_pixels(splits.train, side, cache, progress.phase("train pixels"))
@@ -274,6 +275,7 @@ def load_both(run: Run, splits: "Splits", side: int, cache: Path, progress: Prog
         **splits.sizes(),
         classes=splits.classes,
         labels=splits.labels,
+        test_pictures=fingerprint(splits.test),
         warnings=[*splits.warnings, *train.warnings, *train.unreadable, *validation.unreadable],
         seconds=round(time.perf_counter() - started, 2),
         cache="hit" if train.cached and validation.cached else "miss",

@@ -209,6 +209,7 @@ def test_of_two_classes_one_hears_what_is_lost():
     assert check_classes("kd", 2) == []
     assert "second term is always 0" in " ".join(check_classes("dkd", 2))
     assert "inter-class term is left out" in " ".join(check_classes("dist", 2))
+    assert check_classes("dist", 2, "The teacher knows")[0].startswith("The teacher knows two classes, and dist")
     for name in ("kd+std", "dkd+std"):
         with pytest.raises(RunError, match=r"same two numbers.*Choose kd or dist"):
             check_classes(name, 2)

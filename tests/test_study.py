@@ -23,7 +23,7 @@ def small_study(small, tmp_path, monkeypatch):
     return tmp_path / "study.json"
 
 
-def test_a_study_trains_each_once_compares_and_goes_on_where_it_was(small_study, tmp_path):
+def test_a_study_trains_each_once_compares_and_goes_on_where_it_was(small_study, tmp_path, monkeypatch):
     done = kd("study", small_study, "--runs-dir", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
     first, second = study.rows_of(study.load(small_study))
@@ -39,6 +39,13 @@ def test_a_study_trains_each_once_compares_and_goes_on_where_it_was(small_study,
     assert again.returncode == 0 and again.stdout == done.stdout
     assert len(list((tmp_path / "runs").glob("2*"))) == 2
     assert kd("study", small_study, "--show").stdout == done.stdout
+    # a run of the same settings whose pictures have changed since is not taken
+    config = study.load(small_study).config("labels", 7)
+    assert study.trained(config, tmp_path / "runs", print).last("data")["test_pictures"] == first["test"]
+    monkeypatch.setattr(study, "test_pictures", lambda config: "others")
+    monkeypatch.setattr(study.runs, "create", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        study.trained(config, tmp_path / "runs", print)
 
 
 def kept(file, **changes) -> None:
@@ -60,16 +67,27 @@ def test_a_result_of_other_settings_is_not_counted_and_younger_settings_had_thei
     kept(small_study, settings=younger)
     assert len(study.rows_of(study.load(small_study))) == 2
     kept(small_study, settings={**younger, "split_seed": 3})
+    kept(small_study, settings={**younger, "student": "resnet_18"})
+    kept(small_study, seed=9)
+    kept(small_study)
+    results = study.load(small_study).results
+    lines = results.read_text().splitlines()
+    older = {name: value for name, value in json.loads(lines[-1]).items() if name not in ("settings", "test")}
+    results.write_text("".join(line + "\n" for line in [*lines[:-1], json.dumps(older)]))
+    assert len(study.rows_of(study.load(small_study))) == 2
     small_study.write_text(small_study.read_text().replace('"epochs": 1', '"epochs": 2'))
     assert not study.rows_of(study.load(small_study))
     shown = kd("study", small_study, "--show")
-    assert shown.returncode == 0 and "3 of other labels or settings, left out" in shown.stderr
+    assert (
+        shown.returncode == 0
+        and "6 of other labels, seeds or settings, or of an older version, left out" in shown.stderr
+    )
 
 
 def test_results_on_other_test_pictures_are_refused_before_anything_is_trained(small_study, tmp_path):
     kept(small_study, test="0" * 32)
     with pytest.raises(
-        RunError, match=r"study.json.results holds 1 result on other test pictures than those that .* gives"
+        RunError, match=r"study.json.results holds 1 result of 'labels' on other test pictures than those that .* gives"
     ):
         study.go_on(study.Study(**{**vars(study.load(small_study)), "seeds": [7, 8]}), tmp_path / "runs", print)
     assert not list((tmp_path / "runs").glob("2*"))
@@ -84,9 +102,9 @@ def test_results_on_different_pictures_are_not_compared(small_study):
 
 def test_what_is_varied_comes_before_what_is_shared_with_all_that_its_method_brings(small_study):
     one = study.load(small_study)
-    one.settings.update(temperature=2, views=2)
+    one.settings.update(temperature=7, views=2)
     one.vary.update(own={"method": "dist", "temperature": 3}, guide={"recipe": "guide"})
-    assert [one.asked(label, 0).temperature for label in ("labels", "dist", "own", "guide")] == [2, 1, 3, 5]
+    assert [one.asked(label, 0).temperature for label in ("labels", "dist", "own", "guide")] == [7, 1, 3, 5]
     assert one.asked("dist", 0).weight == 2 and one.asked("guide", 0).views == 1
 
 
@@ -121,6 +139,7 @@ def test_right_and_wrong_survive_the_file(tmp_path):
         ('{"vary": {"a": {}}, "settings": []}', "settings and each"),
         ('{"vary": {"a": {}}, "seeds": []}', "seeds is a list and not empty"),
         ('{"vary": {"a": {}}, "seeds": 3}', "seeds is a list and not empty"),
+        ('{"vary": {"a": {}}, "seeds": [0, -1]}', "seed is -1"),
     ],
 )
 def test_what_is_no_study_is_refused_in_words(text, words, tmp_path):
@@ -129,3 +148,9 @@ def test_what_is_no_study_is_refused_in_words(text, words, tmp_path):
         study.load(tmp_path / "study.json")
     with pytest.raises(RunError, match="cannot be read"):
         study.load(tmp_path / "gone.json")
+
+
+def test_a_results_line_that_is_damaged_is_named(small_study):
+    small_study.with_name("study.json.results").write_text("<<<<<<< HEAD\n")
+    with pytest.raises(RunError, match=r"study.json.results has a line that is not a result"):
+        study.rows_of(study.load(small_study))

@@ -241,7 +241,7 @@ def test_where_every_point_diverges_the_sweep_says_so(small, tmp_path):
 def test_one_epoch_shows_what_a_budget_buys_and_one_that_is_too_small_is_refused(small, tmp_path):
     one = sweep.create(DistillConfig.from_dict(small), Grid("1", "0.5", budget_minutes=0.01), tmp_path, "t")
     point = one.grid().points()[0]
-    run = one.make_run({**sweep.settings_of(one.config(), point, 1), "start_size": None})
+    run = one.make_run(sweep.settings_of(one.config(), point, 1))
     execute(run)
     pace = sweep.pace_of(run)
     assert pace.run > 0 and pace.view > 0 and pace.epoch == run.report()["train"]["seconds"]

@@ -32,7 +32,7 @@ HELP = {
     "temperature": "higher is softer",
     "lambda": "the teacher's weight",
     "weight": "inside its share lambda",
-    "heal": "random weights get PyTorch's BatchNorm momentum and dropout, not TensorFlow's",
+    "heal": "BatchNorm momentum, dropout and random weights as PyTorch means them",
     "dkd_alpha": "the label's weight",
     "dkd_beta": "the others' weight",
     "dkd_warmup": "epochs of growing",

@@ -29,7 +29,7 @@ from kd.ui.owners import (
     with_own,
 )
 from kd.ui.summary import MARKS, roughly, summarize
-from kd.uploads import short
+from kd.uploads import is_labelled, short
 
 FILES = Path(__file__).parent
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -90,17 +90,19 @@ def from_widgets(values: tuple) -> tuple[DistillConfig, Grid]:
 
 @served
 def preview(asked: dict[str, Any]) -> dict[str, Any]:
-    """``rest``, what the sweep takes from the Distill tab, and ``plan``, what it would train; or ``problem``."""
+    """``rest``, what the sweep of ``owner`` takes from the Distill tab, and ``plan``, what it would train; or ``problem``."""
     try:
         config, grid = from_widgets(tuple(asked.get("values") or ()))
         check_names(config)
-        sweeps.check(config, grid)
+        own = with_own(config, asked.get("owner") or "")
+        sweeps.check(own, grid)
     except (RunError, ValueError, TypeError) as problem:
         return {"problem": str(problem)}
     count = len(grid.points())
     plan = None if grid.budget_minutes else sweeps.rungs(count, config.epochs)
     rest = f"The rest is as on the Distill tab: {short(config.teacher)} teaches {short(config.student)} on {short(config.dataset)}."
-    return {"rest": rest, "plan": plan_words(count, plan, config.trials, grid.budget_minutes)}
+    labels = "teacher" if is_labelled(own.dataset) is False else "dataset"
+    return {"rest": rest, "plan": plan_words(count, plan, config.trials, grid.budget_minutes, labels)}
 
 
 def plan_words(
@@ -410,7 +412,7 @@ def build(rest: list[gr.components.Component]) -> SweepTab:
                 apply_default_css=False,
                 elem_id="sweep",
             )
-    gr.on([widget.change for widget in every], None, every, plan, js="(...values) => ({ values })", **PRIVATE)
+    settings.follow(plan, board, every)
     return SweepTab(board, button, every)
 
 
