@@ -182,12 +182,20 @@ def _has(run: Run, config: DistillConfig) -> bool:
         return False
 
 
+def _is_of(run: Run, config: DistillConfig) -> bool:
+    """Whether a run that is done was measured on the test pictures that ``config`` names today."""
+    return run.last("data").get("test_pictures") == test_pictures(config)
+
+
 def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) -> Run:
     """A run of ``config`` that is done: an earlier one, one that is under way, one that was interrupted and goes on, or
     a new one."""
     wanted = runs.resolved(uploads.resolved(config, folder, runs.local_owner(folder)), folder)
-    same = {run.status(): run for run in runs.list_runs(folder) if _has(run, wanted)}
-    if "done" in same and same["done"].last("data").get("test_pictures") == test_pictures(wanted):
+    same = {}
+    for run in runs.list_runs(folder):
+        if _has(run, wanted) and (run.status() != "done" or _is_of(run, wanted)):
+            same[run.status()] = run
+    if "done" in same:
         return same["done"]
     old = next((same[status] for status in ("running", "queued", "stopped", "died") if status in same), None)
     run = old or runs.create(wanted, folder, runs.local_owner(folder))

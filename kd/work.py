@@ -30,7 +30,7 @@ PROGRESS_SECONDS = 0.5
 GROWTH = 16
 """An input that grows does so in steps of so many pixels."""
 MANY_EPOCHS = 300
-"""Enough to see how large such an input is on the average."""
+"""With more such an input is, on the average, as large."""
 TRAINER_SHARE = 1.06
 """A training step with crops, optimiser and `Trainer` around it, in forward and backward passes (`python -m kd bench`)."""
 
@@ -207,6 +207,7 @@ def sizes_of(config: DistillConfig, full: tuple[int, int]) -> Callable[[int], tu
 
 def mean_area(config: DistillConfig, full: tuple[int, int]) -> float:
     """The pixels of the student's input, on the average over the epochs, as a share of the ``full`` one's."""
+    config = dataclasses.replace(config, epochs=min(config.epochs, MANY_EPOCHS))
     size = sizes_of(config, full)
     return sum(math.prod(size(epoch)) for epoch in range(config.epochs)) / config.epochs / math.prod(full)
 
