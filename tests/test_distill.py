@@ -174,24 +174,16 @@ def test_the_next_run_finds_the_targets(finished, small):
     assert again.last("targets")["cache"] == "hit"
 
 
-def test_one_seed_gives_one_curve_and_online_is_cached(small, tmp_path):
-    curves = []
-    for targets in ("cached", "cached", "online"):
-        run = runs.create(settings(small, targets=targets), tmp_path, "t")
+def test_one_seed_gives_one_curve_and_online_is_cached_until_it_sees_new_crops(small, tmp_path, monkeypatch):
+    curves, shown, show = [], [], ViewBatches.show
+    monkeypatch.setattr(ViewBatches, "show", lambda self, view, *rest: (shown.append(view), show(self, view, *rest))[1])
+    for targets, views in (("cached", [0, 1, 0]), ("cached", [0, 1, 0]), ("online", [0, 1, 2])):
+        run = runs.create(settings(small, targets=targets, epochs=3, views=2), tmp_path, "t")
         execute(run)
+        assert shown[-3:] == views
         curves.append([(e["accuracy"], e["loss"]) for e in run.events() if e["event"] == "eval"])
     assert curves[0] == curves[1]
     assert curves[2][0] == pytest.approx(curves[0][0], abs=1e-3)
-
-
-@pytest.mark.parametrize(("targets", "seen"), [("cached", [0, 1, 0]), ("online", [0, 1, 2])])
-def test_kept_answers_come_round_again_and_a_teacher_that_is_asked_sees_new_crops(
-    targets, seen, small, tmp_path, monkeypatch
-):
-    shown, show = [], ViewBatches.show
-    monkeypatch.setattr(ViewBatches, "show", lambda self, view, *rest: (shown.append(view), show(self, view, *rest))[1])
-    execute(runs.create(settings(small, targets=targets, views=2, epochs=3), tmp_path, "t"))
-    assert shown[-3:] == seen
 
 
 # --- Runs without labels, or without a teacher

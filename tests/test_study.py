@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import kd
 
-from kd import study
+from kd import cli, study
 from kd.runs import RunError
 
 
@@ -60,7 +60,7 @@ def kept(file, **changes) -> None:
     study.keep(one, {**row, **changes})
 
 
-def test_a_result_of_other_settings_is_not_counted_and_younger_settings_had_their_defaults(small_study):
+def test_a_result_of_other_settings_is_not_counted_and_younger_settings_had_their_defaults(small_study, capsys):
     kept(small_study)
     (row,) = study.rows_of(study.load(small_study))
     younger = {name: value for name, value in row["settings"].items() if name != "split_seed"}
@@ -108,7 +108,7 @@ def test_what_is_varied_comes_before_what_is_shared_with_all_that_its_method_bri
     assert one.asked("dist", 0).weight == 2 and one.asked("guide", 0).views == 1
 
 
-def test_the_environment_is_asked_when_something_is_to_be_trained(small_study, tmp_path, monkeypatch):
+def test_the_environment_is_asked_when_something_is_to_be_trained(small_study, tmp_path, monkeypatch, capsys):
     kept(small_study)
     one = study.load(small_study)
     one.vary["labels"]["teacher"] = "$MY_TEACHER"
@@ -117,7 +117,7 @@ def test_the_environment_is_asked_when_something_is_to_be_trained(small_study, t
     monkeypatch.setenv("MY_TEACHER", "sample")
     assert one.config("labels", 7).teacher == "sample"
     monkeypatch.delenv("PICTURES")
-    assert "labels" in kd("study", small_study, "--show").stdout
+    assert cli.main(["study", str(small_study), "--show"]) == 0 and "labels" in capsys.readouterr().out
 
 
 def test_right_and_wrong_survive_the_file(tmp_path):
