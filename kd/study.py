@@ -278,4 +278,4 @@ def _against(study: Study, label: str, rows: dict[int, dict[str, Any]], found: l
         return ""
     said = verdict(*(np.stack([right_of(side[seed]) for seed in both]) for side in (rows, other)))
     words = {"helps": "better", "hurts": "worse", "one seed": "no claim"}.get(said["answer"], said["answer"])
-    return f"{said['points']:+.1f} points (95% {said['low']:.1f} to {said['high']:.1f}), {len(both)} seed{'s' * (len(both) > 1)}: {words}"
+    return f"{said['points']:+z.1f} points (95% {said['low']:z.1f} to {said['high']:z.1f}), {len(both)} seed{'s' * (len(both) > 1)}: {words}"
