@@ -66,8 +66,11 @@ def load(path: Path) -> Study:
     if not isinstance(asked, dict) or not isinstance(asked.get("vary"), dict) or not asked["vary"]:
         raise RunError(f'The study {path} varies nothing. Expected {{"vary": {{"label": {{"setting": value}}}}, ...}}.')
     settings, vary, seeds = asked.get("settings", {}), asked["vary"], asked.get("seeds", [0, 1, 2])
-    if not all(isinstance(one, dict) for one in (settings, *vary.values())) or not (seeds and isinstance(seeds, list)):
-        raise RunError(f"The study {path}: settings and each of vary are objects, seeds is a list and not empty.")
+    whole = isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)
+    if not all(isinstance(one, dict) for one in (settings, *vary.values())) or not whole:
+        raise RunError(
+            f"The study {path}: settings and each of vary are objects, seeds are whole numbers, one or more."
+        )
     if unknown := sorted(set(asked) - set(KEYS)):
         raise RunError(f"The study {path} has {', '.join(unknown)}; it can have {', '.join(KEYS)}.")
     if asked.get("against") not in (None, *asked["vary"]):

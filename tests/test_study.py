@@ -137,8 +137,10 @@ def test_right_and_wrong_survive_the_file(tmp_path):
         ('{"vary": {"a": {"name": "x"}}}', "Unknown setting name"),
         ('{"vary": {"a": 1}}', "each of vary are objects"),
         ('{"vary": {"a": {}}, "settings": []}', "settings and each"),
-        ('{"vary": {"a": {}}, "seeds": []}', "seeds is a list and not empty"),
-        ('{"vary": {"a": {}}, "seeds": 3}', "seeds is a list and not empty"),
+        ('{"vary": {"a": {}}, "seeds": []}', "seeds are whole numbers"),
+        ('{"vary": {"a": {}}, "seeds": [[0]]}', "seeds are whole numbers"),
+        ('{"vary": {"a": {}}, "seeds": [0, "x"]}', "seeds are whole numbers"),
+        ('{"vary": {"a": {}}, "seeds": 3}', "seeds are whole numbers"),
         ('{"vary": {"a": {}}, "seeds": [0, -1]}', "seed is -1"),
     ],
 )
