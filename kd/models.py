@@ -34,6 +34,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.efficientnet.modeling_efficientnet import EfficientNetFinalBlockLayer
 
 from kd import memory
 from kd.config import NO_TEACHER, SAMPLE
@@ -462,8 +463,9 @@ def heal(model: PreTrainedModel, random: bool = True) -> list[str]:
     TensorFlow's share of the *old* average; to PyTorch it is the share of the *new* batch, so the running statistics
     are those of the last batch and the model is evaluated on noise. It becomes 0.1, PyTorch's default (1 - 0.997
     would need a thousand steps to forget its start). ``classifier_dropout_prob=0.8`` is TensorFlow's *keep*
-    probability (Sandler et al. 2018, arXiv:1801.04381); it becomes 0.2. Both are of training alone: what the weights
-    compute stays. A MobileNetV2's momentum is not in its config, so one that was healed is ill again once it is loaded.
+    probability (Sandler et al. 2018, arXiv:1801.04381); it becomes 0.2. Where EfficientNet drops a picture's whole block
+    (``StochasticDepth``), transformers drops single numbers. All of this is of training alone: what the weights compute
+    stays. A MobileNetV2's momentum is not in its config, so one that was healed is ill again once it is loaded.
     """
     changes = []
     norms = [
@@ -480,11 +482,26 @@ def heal(model: PreTrainedModel, random: bool = True) -> list[str]:
         changes.append(f"classifier dropout {keep} -> {1 - keep:.1f}")
         model.config.classifier_dropout_prob = round(1 - keep, 3)
         model.dropout.p = round(1 - keep, 3)
+    blocks = [module for module in model.modules() if isinstance(module, EfficientNetFinalBlockLayer)]
+    if dropping := [
+        b for b in blocks if b.apply_dropout and b.dropout.p and not isinstance(b.dropout, StochasticDepth)
+    ]:
+        changes.append(f"dropout of single numbers -> of whole blocks in {len(dropping)} layers")
+        for block in dropping:
+            block.dropout = StochasticDepth(block.dropout.p)
     if random and (small := _small_convolutions(model)):
         changes.append(f"initial weights of {len(small)} convolutions: normal(0, 0.02) -> Kaiming's")
         for convolution in small:
             nn.init.normal_(convolution.weight, 0, _kaiming(convolution))
     return changes
+
+
+class StochasticDepth(nn.Dropout):
+    """Drops what a block adds to a picture, ``[B, C, H, W]``, as a whole, with probability ``p``: Huang et al. (2016,
+    arXiv:1603.09382), as EfficientNet was trained with (Tan and Le 2019, arXiv:1905.11946, section 5.2)."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values * super().forward(values.new_ones(len(values), 1, 1, 1))
 
 
 def _small_convolutions(model: nn.Module) -> list[nn.Conv2d]:

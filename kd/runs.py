@@ -391,12 +391,17 @@ def with_run_as_teacher(config: DistillConfig, find: Callable[[str], Run]) -> Di
     return dataclasses.replace(config, teacher=str(run.path / "student"))
 
 
-def lost_teacher(teacher: str) -> str | None:
-    """The id of the run whose student this ``teacher`` was, a folder as ``with_run_as_teacher`` gives it, if that folder
-    is gone; else ``None``."""
+def run_of(teacher: str) -> Run | None:
+    """The run whose student this ``teacher`` is, a folder as ``with_run_as_teacher`` gives it."""
     folder = Path(teacher)
     is_run = folder.is_absolute() and folder.name == "student" and ID.fullmatch(folder.parent.name)
-    return folder.parent.name if is_run and not folder.is_dir() else None
+    return Run(folder.parent) if is_run else None
+
+
+def lost_teacher(teacher: str) -> str | None:
+    """The id of the run whose student this ``teacher`` was, if its folder is gone; else ``None``."""
+    run = run_of(teacher)
+    return run.id if run and not Path(teacher).is_dir() else None
 
 
 def check_teacher(run: Run) -> None:

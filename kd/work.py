@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from kd import limits
 from kd.config import NO_TEACHER, DistillConfig
 from kd.launch import StopAsked
-from kd.runs import Run
+from kd.runs import Run, run_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,6 +114,7 @@ def prepare(run: Run, progress: Progress) -> Work:
         counts = splits.counts("train")
         teacher, said = models.load_teacher(config.teacher, splits.classes, config.label_map, counts)
         check_known(splits, teacher)
+        said += seen_before(config, splits)
     if not splits.labelled:
         splits, config = taught_alone(config, splits, teacher)
     healing = config.heal == "yes"
@@ -146,6 +147,23 @@ def prepare(run: Run, progress: Progress) -> Work:
         config, arm, device, precision, cache, progress, splits, teacher, student, train, validation, validation_logits, views,
         targets,
     )  # fmt: skip
+
+
+def seen_before(config: DistillConfig, splits: "Splits") -> list[str]:
+    """A warning where the teacher is another run's student, from the same dataset cut in another way."""
+    from kd.data import fingerprint
+
+    made = run_of(config.teacher)
+    if made is None or made.settings()["config"].get("dataset") != config.dataset:
+        return []
+    theirs = (made.last("data") or {}).get("test_pictures")
+    if theirs in (None, fingerprint(splits.test)):
+        return []
+    return [
+        f"The teacher is the student of run {made.id}, from the same dataset cut in another way: it has learned from some of "
+        "the pictures that are validation or test here, and looks better on them than it is. Cut it as that run did "
+        "(--split-seed, --test-fraction, --validation-fraction), or make the teacher again."
+    ]
 
 
 def at_arm(work: Work, arm: Arm) -> Work:

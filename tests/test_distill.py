@@ -24,6 +24,7 @@ from kd.ui import analysis, summary
 from kd.ui.compare import choices
 from kd.ui.runs import row
 from kd.uploads import short
+from kd.work import Progress, prepare
 
 REPRINT = """
 import json, sys
@@ -285,6 +286,24 @@ def test_what_a_run_has_made_teaches_the_classes_that_it_is_said_to_know(made, c
     assert report["agreement"] == pytest.approx((ours == theirs)[rows].mean(), abs=1e-5)
     found = compare(run, [colours / "green leaf" / "000.png"])
     assert "does not know green leaf" in found["note"] and found["pictures"][0]["teacher"][-1]["confidence"] == 0
+
+
+def test_a_teacher_that_has_seen_the_test_pictures_of_another_cut_is_told(made, colours):
+    def warnings(**changes) -> str:
+        asked = DistillConfig(
+            teacher=f"run:{made.id}",
+            dataset=str(colours),
+            student="mobilenet_v2_0.35",
+            image_size=32,
+            **QUICK,
+            **changes,
+        )
+        run = runs.create(asked, made.path.parent, "t")
+        prepare(run, Progress(run))
+        return " ".join(run.last("models")["warnings"])
+
+    assert "cut in another way" not in warnings()
+    assert f"is the student of run {made.id}, from the same dataset cut in another way" in warnings(split_seed=1)
 
 
 # --- Runs that do not end well

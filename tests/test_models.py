@@ -114,6 +114,21 @@ def test_healing_turns_a_keep_probability_into_a_dropout():
     assert student.model.config.classifier_dropout_prob == student.model.dropout.p == pytest.approx(0.2)
 
 
+def test_a_healed_efficientnet_drops_whole_blocks_of_a_picture_or_none_of_it():
+    student = load_student("efficientnet_b0", toys.CLASSES, 32, 32, seed=0)
+    assert any("whole blocks in 9 layers" in said for said in student.healed)
+    drop = [m for m in student.model.modules() if isinstance(m, models.StochasticDepth)][-1]
+    assert drop.p == pytest.approx(0.2 * 14 / 16)
+    torch.manual_seed(0)
+    values = torch.rand(4000, 3, 2, 2) + 1
+    dropped = drop.train()(values)
+    kept = dropped.flatten(1).any(1)
+    assert torch.equal(dropped[~kept], torch.zeros_like(values[~kept]))
+    torch.testing.assert_close(dropped[kept], values[kept] / (1 - drop.p))
+    assert (~kept).float().mean().item() == pytest.approx(drop.p, abs=0.02)
+    assert torch.equal(drop.eval()(values), values)
+
+
 @pytest.mark.parametrize(
     "processor",
     [toys.processor(40), ConvNextImageProcessorPil(), MobileViTImageProcessorPil()],
