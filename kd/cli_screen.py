@@ -1,6 +1,7 @@
 """What the command line prints: a run's events as lines and a progress bar, and tables of text."""
 
 import math
+import statistics
 import sys
 from typing import Any
 
@@ -135,6 +136,9 @@ def result_table(report: dict[str, Any], agreed: float | None) -> str:
             f"{latency['p50']:.2f}",
             f"{latency['p95']:.2f}",
         ])  # fmt: skip
+    baseline = report.get("baseline")
+    if baseline and scored:
+        rows.append(["no teacher", f"{baseline['accuracy']:.2%}", f"{baseline['f1']:.4f}", *[""] * (len(rows[0]) - 3)])
     quality = ["test accuracy", "macro F1"] if scored else []
     whose = "" if labelled else " of the test pictures; they have no labels, so who is right is not known"
     latency = report["student"]["latency_ms"]
@@ -147,8 +151,25 @@ def result_table(report: dict[str, Any], agreed: float | None) -> str:
         )
     return (
         table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)
-        + f"{against}\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
+        + f"{means(report.get('trials', []))}{against}\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
         f"{threads}, {latency['n']} trials, without preprocessing."
+    )
+
+
+def means(trials: list[dict[str, Any]]) -> str:
+    """Each side's mean over its seeds with their standard deviation, on a line; nothing for one seed. The student of the
+    table is the first seed's."""
+    sides = {"with the teacher": "distilled", "without": "baseline"}
+    scores = {words: [100 * one["accuracy"] for one in trials if one["arm"] == arm] for words, arm in sides.items()}
+    found = [
+        f"{words} {statistics.mean(side):.1f}% +- {statistics.stdev(side):.1f}"
+        for words, side in scores.items()
+        if len(side) > 1
+    ]
+    return (
+        f"\nOver {len(scores['with the teacher'])} seeds: {', '.join(found)}; the student is the first's."
+        if found
+        else ""
     )
 
 

@@ -143,6 +143,17 @@ def pace_of(run: Run) -> Pace:
     return Pace(train["seconds"] / train["epochs"], max(0.0, rest), targets["seconds"])
 
 
+def pace_of_estimate(found: dict[str, Any], config: DistillConfig) -> Pace:
+    """The same from what ``kd.estimate`` found for ``config``, whose pictures and targets may be kept in part."""
+    stages, arms = found["stages"], config.trials * (2 if config.baseline == "yes" else 1)
+    views = min(config.views, found["epochs"])
+    return Pace(
+        stages["training"] / (arms * found["epochs"]),
+        stages["start"] + stages["test"] / arms,
+        stages["targets"] / views,
+    )
+
+
 def seconds_of(points: int, epochs: int, config: DistillConfig, pace: Pace, sides: int = 2) -> float:
     """How long a sweep takes whose longest trainings are of ``epochs``, with its last trials, of each of ``sides``: with
     the teacher and, where there are labels, without."""
@@ -273,21 +284,33 @@ def check(config: DistillConfig, grid: Grid) -> None:
         raise ValueError(f"seed is {config.seed}; the winner needs {config.trials} above it. Take a smaller one.")
     if config.teacher == NO_TEACHER:
         raise ValueError("The teacher is none, and a sweep is about how a teacher teaches. Choose a teacher.")
-    if uploads.is_labelled(config.dataset) is False:
-        refuse_without_labels(grid)
+    if (classes := uploads.classes_of(config.dataset)) is not None:
+        check_classes(grid, classes)
 
 
 def check_labels(config: DistillConfig, grid: Grid) -> str:
     """Whose the labels are, from a look at the pictures: the ``dataset``'s, or the ``teacher``'s where they have none.
-    Raises ``ValueError`` where the grid needs some, ``RunError`` as a run would."""
-    labelled = config.dataset == SAMPLE or uploads.is_labelled(config.dataset)
-    if labelled is None:
+    Raises ``ValueError`` as ``check_classes``, ``RunError`` as a run would."""
+    classes = None if config.dataset == SAMPLE else uploads.classes_of(config.dataset)
+    if config.dataset != SAMPLE and classes is None:
         from kd.data import load_splits
 
-        labelled = load_splits(config).labelled
-    if not labelled:
+        classes = load_splits(config).classes  # none where there are no labels
+    if classes is not None:
+        check_classes(grid, classes)
+    return "teacher" if classes == [] else "dataset"
+
+
+def check_classes(grid: Grid, classes: list[str]) -> None:
+    """Raises ``ValueError``, before half of a grid is trained, where it means nothing for pictures of these classes."""
+    if not classes:
         refuse_without_labels(grid)
-    return "dataset" if labelled else "teacher"
+    standardised = [method for method in grid.methods if method.endswith("+std")]
+    if len(classes) == 2 and standardised:
+        raise ValueError(
+            f"methods has {', '.join(standardised)}, and the pictures have two classes, {' and '.join(classes)}: the standardised "
+            "logits of two classes are always the same two numbers. Leave it out."
+        )
 
 
 def refuse_without_labels(grid: Grid) -> None:
@@ -469,10 +492,10 @@ def prove(sweep: Sweep, row: dict[str, Any], epochs: int, tell: Tell) -> Run:
 
 
 def conclusion(sweep: Sweep, best: dict[str, Any], taught: dict[str, Any], run: Run) -> dict[str, Any]:
-    """``winner`` (a row of ``Sweep.points``), ``final`` (the run with fresh seeds), ``verdict`` (that run's, on the test
-    split) and all of it in a ``sentence``."""
+    """``winner`` (a row of ``Sweep.points``), ``final`` (the run with fresh seeds), the winner's ``student`` of that run (a
+    folder under the runs'), ``verdict`` (that run's, on the test split) and all of it in a ``sentence``."""
     report = run.report()
-    verdict = report["verdict"]
+    verdict, student = report["verdict"], f"{run.id}/student"
     winner, other = (
         f"{Point.of(row)} ({scored(sweep, row)} after {_count(row['epochs'], 'epoch')})" for row in (best, taught)
     )
@@ -481,12 +504,13 @@ def conclusion(sweep: Sweep, best: dict[str, Any], taught: dict[str, Any], run: 
         sentence += " With the teacher all diverged."
     elif not best["lambda"]:
         sentence += f" The best with the teacher: {other}."
+        student = f"{run.id}/arms/baseline-{run.config().seed}/student"
     if verdict:
         sentence += f" With fresh seeds: {verdict['sentence']}"
     elif sweep.labels() == "teacher":
         agreed = [f"{trial['agreement']:.1%}" for trial in report["trials"]]
         sentence += f" With fresh seeds it agrees with the teacher on {', '.join(agreed)} of the test pictures."
-    return {"winner": best, "final": run.id, "verdict": verdict, "sentence": sentence}
+    return {"winner": best, "final": run.id, "student": student, "verdict": verdict, "sentence": sentence}
 
 
 def scored(sweep: Sweep, row: dict[str, Any]) -> str:

@@ -109,8 +109,13 @@ class ImageDistilTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay is for matrices and filters, not for norms and biases (He et al. 2019, arXiv:1812.01187, section
-        3.1); `Trainer` knows the norms of language models only."""
-        return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+        3.1), whatever their shape (ConvNeXtV2's are [1, 1, 1, C]), nor for what a ViT adds to its patches; `Trainer` knows
+        the norms of language models only."""
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.squeeze().ndim > 1 and not name.endswith("position_embeddings")
+        ]
 
     @torch.no_grad()
     def _teacher_logits(self, inputs: dict[str, Any]) -> Tensor | None:

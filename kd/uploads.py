@@ -118,12 +118,13 @@ def resolved(config: DistillConfig, folder: Path, token: str) -> DistillConfig:
     return dataclasses.replace(config, dataset=str(upload.path))
 
 
-def is_labelled(dataset: str) -> bool | None:
-    """Whether the pictures of the dataset in this folder have labels; ``None`` for what is not one of these, or gone."""
+def classes_of(dataset: str) -> list[str] | None:
+    """The classes of the dataset in this folder, none where its pictures have no labels; ``None`` for what is not one of
+    these, or gone."""
     path = Path(dataset)
     if path.parent.name != visitors.DATASETS or not (path / "dataset.json").exists():
         return None
-    return bool(Upload(path).info()["classes"])
+    return Upload(path).info()["classes"]
 
 
 def title(dataset: str) -> str | None:

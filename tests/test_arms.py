@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kd import runs
+from kd.cli_screen import result_table
 from kd.config import DistillConfig
 from kd.distill import execute
 from kd.runs import RunError
@@ -53,6 +54,14 @@ def test_each_seed_learns_with_the_teacher_and_without(judged):
     assert report["baseline"]["accuracy"] == report["trials"][1]["accuracy"]
     assert report["verdict"]["seeds"] == 2 and report["verdict"]["pictures"] == 12
     assert judged.last("result")["verdict"]["sentence"] == report["verdict"]["sentence"]
+
+
+def test_the_command_line_shows_the_baseline_and_both_means(judged):
+    report = judged.report()
+    shown = result_table(report, report["agreement"])
+    assert f"no teacher  {report['baseline']['accuracy']:.2%}" in shown
+    with_teacher = [100 * row["accuracy"] for row in report["trials"] if row["arm"] == "distilled"]
+    assert f"Over 2 seeds: with the teacher {sum(with_teacher) / 2:.1f}% +- " in shown
 
 
 def test_the_baseline_learns_from_labels_alone(judged):

@@ -112,6 +112,29 @@ def test_without_labels_every_lambda_but_1_is_refused_before_anything_is_made(sm
     assert sweep.plan(one, 2, lambda text: None) and one.labels() == "teacher"
 
 
+def test_two_classes_that_a_method_cannot_tell_are_refused_before_half_of_the_grid_is_trained(small, tmp_path, capsys):
+    two = tmp_path / "two"
+    for folder in sorted(Path(small["dataset"]).iterdir())[:2]:
+        shutil.copytree(folder, two / folder.name)
+    asked = ["sweep", "--preset", "custom", *flags({**small, "dataset": two}), "--runs-dir", str(tmp_path / "runs")]
+    assert cli.main([*asked, "--methods", "kd,kd+std", "--lambdas", "0.5"]) == 2
+    assert "methods has kd+std, and the pictures have two classes" in capsys.readouterr().err
+    assert not sweep.list_sweeps(tmp_path / "runs")
+
+
+def test_where_labels_alone_win_their_student_is_the_one_that_is_handed_out(tmp_path):
+    one = make(tmp_path, Grid("1", "0,0.5"))
+    one.append("plan", epochs=1, rungs=[(2, 1)], labels="dataset")
+    labels, taught = one.grid().points()
+    tell_point(one, labels, 1, 0.9)
+    tell_point(one, taught, 1, 0.8)
+    run = one.make_run({"seed": 7})
+    runs.write_whole(run.path / "report.json", json.dumps({"verdict": None}))
+    rows = one.points()
+    assert sweep.conclusion(one, rows[1], rows[1], run)["student"] == f"{run.id}/student"
+    assert sweep.conclusion(one, rows[0], rows[1], run)["student"] == f"{run.id}/arms/baseline-7/student"
+
+
 def test_without_labels_a_map_is_of_agreement_and_there_is_no_pair_to_train(tmp_path):
     one = make(tmp_path, Grid("1,2", "1"))
     one.append("plan", epochs=1, rungs=[(2, 1)], labels="teacher")

@@ -186,6 +186,21 @@ def test_the_plan_is_said_before_the_click_and_bad_lists_are_told(monkeypatch):
     assert "a path" in tab.preview({"values": ["1", "0.5", ["kd"], "", 1, *path]})["problem"]
 
 
+def test_the_plan_has_its_minutes_once_a_run_with_these_settings_is_measured(folder, monkeypatch):
+    config = DistillConfig.from_dict({**SAMPLE.to_dict(), "epochs": 4})
+    found = {
+        "seconds": 70.0,
+        "epochs": 4,
+        "stages": {"start": 5.0, "pictures": 3.0, "teacher": 2.0, "targets": 8.0, "training": 40.0, "test": 12.0},
+    }
+    values = ["1,2", "0.5", ["kd"], "", 3, *values_of(config)]
+    assert "here" not in tab.preview({"values": values})["plan"]
+    monkeypatch.setitem(expected._kept, expected.key_of(config), (float("inf"), {"estimate": found}))
+    # 2 trainings of 2 epochs, 1 of 4, 2 x 3 of 4; 3 runs and the pairs'; pictures, teacher and 2 views once
+    seconds = (2 * 2 + 4 + 2 * 3 * 4) * 10.0 + 4 * 17.0 + 3.0 + 2.0 + 2 * 4.0
+    assert tab.preview({"values": values})["plan"].endswith(f"without. About {roughly(seconds)} here.")
+
+
 def test_a_poll_brings_the_cells_that_changed_and_nothing_else(folder):
     one = sweep.create(SAMPLE, Grid("1,4", "0,0.5"), folder, "t")
     labels, warm, _ = one.grid().points()

@@ -330,6 +330,19 @@ def test_weight_decay_leaves_norms_and_biases_alone(tmp_path):
     assert len(free["params"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "free"),
+    [("convnextv2_atto", ["grn.weight", "grn.bias"]), ("deit_tiny", ["cls_token", "position_embeddings"])],
+)
+def test_weight_decay_leaves_alone_what_is_no_matrix_whatever_its_shape(tmp_path, name, free):
+    student = load_student(name, toys.CLASSES, 32, 32, seed=0).model
+    decayed = trainer(tmp_path, student).get_decay_parameter_names(student)
+    assert any(name.endswith(("q_proj.weight", "pwconv1.weight")) for name in decayed)
+    for ending in free:
+        every = [name for name, _ in student.named_parameters() if name.endswith(ending)]
+        assert every and not set(every) & set(decayed)
+
+
 def test_without_weight_for_the_teacher_none_is_needed(tmp_path):
     learner = trainer(tmp_path, Recorded(), lambda_param=0.0)
     inputs = {name: value for name, value in batch().items() if name != "teacher_logits"}

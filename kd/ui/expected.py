@@ -91,10 +91,20 @@ def _answer(config: DistillConfig, asker: str) -> dict[str, Any]:
 
 def known(config: DistillConfig) -> dict[str, float]:
     """``expected``, the seconds of a run with these settings, if they have been measured; else nothing."""
-    key = key_of(config)
+    found = estimated(config)
+    return {"expected": found["seconds"]} if found else {}
+
+
+def estimated(config: DistillConfig) -> dict[str, Any] | None:
+    """What ``kd.estimate`` found for these settings, if it has been asked."""
     with _lock:
-        until, found = _kept.get(key, (0.0, {}))
-    return {"expected": found["seconds"]} if until > time.monotonic() and "seconds" in found else {}
+        until, found = _kept.get(key_of(config), (0.0, {}))
+    return found.get("estimate") if until > time.monotonic() else None
+
+
+def measures() -> bool:
+    """Whether a measurement is under way."""
+    return _now is not None
 
 
 def key_of(config: DistillConfig) -> str:
@@ -164,7 +174,7 @@ def read(code: int, out: str, err: str, config: DistillConfig) -> dict[str, Any]
     """What the command said: ``line`` and ``seconds``, or its own words as a ``problem``."""
     if code == 0 and out.strip():
         found = json.loads(out.splitlines()[-1])
-        return {"line": in_words(found, config), "seconds": found["seconds"]}
+        return {"line": in_words(found, config), "seconds": found["seconds"], "estimate": found}
     _, said, words = f"\n{err}".rpartition("\nkd: ")
     last = (err.strip().splitlines() or ["it ended without a word"])[-1]
     return {"problem": words.strip() if said else f"No time could be measured: {last}"}

@@ -38,7 +38,7 @@ HELP = {
     "dkd_warmup": "epochs of growing",
     "dist_beta": "of classes",
     "dist_gamma": "of pictures",
-    "baseline": "",
+    "baseline": "one seed makes no claim: take 3 trials",
     "trials": "seeds",
 }
 """Where the command line's help is too long for the first screen."""
@@ -46,22 +46,24 @@ METHOD_WORDS = {
     "kd": ("KD (Hinton 2015)", "The teacher's answers, softened. Try it first"),
     "dkd": (
         "DKD (2022)",
-        "The wrong classes count by themselves, even where the teacher is sure. For long runs: in short ones it hurt",
+        "The wrong classes count by themselves, even where the teacher is sure. It hurt in our sample's 8 epochs; longer was not "
+        "tried",
     ),
     "dist": (
         "DIST (2022)",
-        "Which classes and pictures are alike, not how sure the teacher is. Try it second: as good as KD on our sample",
+        "Which classes and pictures are alike, not how sure the teacher is. As good as KD on our sample and in long training on "
+        "photos, behind in short",
     ),
     "kd+std": (
         "KD, standardised (2024)",
-        "The order and proportions of the answers, not their size. For teachers that are too sure; no gain on our sample",
+        "The order and proportions of the answers, not their size. No gain on our sample",
     ),
     "dkd+std": (
         "DKD, standardised (2024)",
-        "DKD on the proportions of the answers, not their size. For long runs: in short ones it hurt",
+        "DKD on the proportions of the answers, not their size. No gain on our sample",
     ),
 }
-"""Method -> its name, and what it is and when it is worth trying; the figures are those of ``assets/studies/methods.json``."""
+"""Method -> its name, what it is and what came of it in the studies (``assets/studies``)."""
 FIELDS = {public_name(field): field for field in dataclasses.fields(DistillConfig)}
 OWN = {name: field.metadata["only"] for name, field in FIELDS.items() if "only" in field.metadata}
 """Settings that matter to some methods, and to which."""
@@ -81,9 +83,9 @@ def values_of(names: tuple[str, ...], preset: str, recipe: str, method: str) -> 
 
 
 def method_info(method: str) -> str:
-    """What a method is, and what its paper sets."""
+    """What a method is, and what comes with it."""
     values = ", ".join(f"{'T' if name == 'temperature' else name} {value:g}" for name, value in METHODS[method].items())
-    return METHOD_WORDS[method][1] + (f". Its paper sets {values}" if values else "")
+    return METHOD_WORDS[method][1] + (f". It sets {values}" if values else "")
 
 
 def label_of(name: str) -> str:

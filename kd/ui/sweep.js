@@ -19,6 +19,7 @@
       $(".kd-plan").textContent = news.problem ?? news.plan ?? "";
       $(".kd-plan").classList.toggle("kd-problem", Boolean(news.problem));
       $(".kd-rest").textContent = news.rest ?? "";
+      if (news.measuring) sleep(POLL).then(() => { if (mine === asking) ask(); }); // the plan's minutes come with it
     }
     watch("value", ask);
     ask();

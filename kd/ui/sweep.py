@@ -1,5 +1,6 @@
 """The third tab: temperatures x lambdas x methods. Cells fill as they are trained, and each opens its run."""
 
+import dataclasses
 import html
 import time
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from kd.ui.owners import (
     with_own,
 )
 from kd.ui.summary import MARKS, roughly, summarize
-from kd.uploads import is_labelled, short
+from kd.uploads import classes_of, short
 
 FILES = Path(__file__).parent
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -101,8 +102,22 @@ def preview(asked: dict[str, Any]) -> dict[str, Any]:
     count = len(grid.points())
     plan = None if grid.budget_minutes else sweeps.rungs(count, config.epochs)
     rest = f"The rest is as on the Distill tab: {short(config.teacher)} teaches {short(config.student)} on {short(config.dataset)}."
-    labels = "teacher" if is_labelled(own.dataset) is False else "dataset"
-    return {"rest": rest, "plan": plan_words(count, plan, config.trials, grid.budget_minutes, labels)}
+    labels = "teacher" if classes_of(own.dataset) == [] else "dataset"
+    words = plan_words(count, plan, config.trials, grid.budget_minutes, labels)
+    if plan and (seconds := expected_seconds(count, asked["values"], own, labels)):
+        words += f" About {roughly(seconds)} here."
+    return {"rest": rest, "plan": words, "measuring": expected.measures()}
+
+
+def expected_seconds(points: int, values: list[Any], config: DistillConfig, labels: str) -> float | None:
+    """How long the sweep of ``config`` takes, if the Distill tab has measured a run with its settings, ``values``."""
+    one = settings.from_widgets(tuple(values[len(GRID) :]))
+    one = dataclasses.replace(one, dataset=config.dataset, teacher=config.teacher, student=config.student)
+    if (found := expected.estimated(one)) is None:
+        return None
+    pace = sweeps.pace_of_estimate(found, one)
+    once = found["stages"]["pictures"] + found["stages"]["teacher"] + pace.view
+    return once + sweeps.seconds_of(points, config.epochs, config, pace, 2 if labels == "dataset" else 1)
 
 
 def plan_words(
