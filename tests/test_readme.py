@@ -2,15 +2,19 @@
 
 import re
 from importlib.metadata import version
+from pathlib import Path
 
 from conftest import ROOT
 from huggingface_hub import RepoCard, SpaceCardData
 
+from kd import study
 from kd.cli import parser
+from kd.cli_screen import table
 from kd.config import STUDENT_NAMES
 from kd.models import STUDENTS
 
 TEXT = (ROOT / "README.md").read_text()
+STUDIES = (ROOT / "assets" / "studies" / "README.md").read_text()
 
 
 def front_matter() -> dict:
@@ -35,7 +39,7 @@ def test_the_space_s_gradio_is_the_one_that_is_tested():
 
 def test_every_command_that_the_readme_names_exists():
     commands = next(a for a in parser()._actions if a.choices).choices
-    assert set(re.findall(r"(?:`|\n|bin/)kd ([a-z]+)", TEXT)) <= set(commands)
+    assert set(re.findall(r"(?:`|\n|bin/)kd ([a-z]+)", TEXT + STUDIES)) <= set(commands)
 
 
 def test_the_pictures_that_the_readme_shows_are_there():
@@ -45,3 +49,17 @@ def test_the_pictures_that_the_readme_shows_are_there():
 
 def test_the_students_that_the_page_offers_are_those_there_are():
     assert list(STUDENT_NAMES) == list(STUDENTS)
+
+
+def test_the_tables_of_studies_are_those_that_the_command_prints():
+    shown = {path: printed(path) for path in sorted((ROOT / "assets" / "studies").glob("*.json"))}
+    for path, text in shown.items():
+        assert f"kd study assets/studies/{path.name} --show" in TEXT + STUDIES, path.name
+        assert f"```\n{text}\n```" in TEXT + STUDIES, path.name
+    for block in re.findall(r"```\n( +seeds  test accuracy.*?)\n```", TEXT, re.DOTALL):
+        assert block in shown.values(), block
+
+
+def printed(path: Path) -> str:
+    head, *lines = study.table(study.load(path))
+    return table(head, lines)

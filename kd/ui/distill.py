@@ -185,9 +185,9 @@ def build() -> DistillTab:
             first |= {name: settings.widget(name) for name in (*settings.OFFERED[1:], "method")}
             with gr.Row(visible=False) as own_row:
                 first |= {name: settings.widget(name) for name in settings.OWN}
+            first |= {name: settings.widget(name) for name in ("temperature", "lambda")}
             with gr.Row():
-                first |= {name: settings.widget(name) for name in ("temperature", "epochs")}
-            first["lambda"] = settings.widget("lambda")
+                first |= {name: settings.widget(name) for name in ("epochs", "minutes")}
             with gr.Row(elem_id="proof"):
                 first |= {name: settings.widget(name) for name in ("baseline", "trials")}
             with gr.Column(elem_id="go"):

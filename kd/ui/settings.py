@@ -40,6 +40,7 @@ HELP = {
     "dist_gamma": "of pictures",
     "baseline": "one seed makes no claim: take 3 trials",
     "trials": "seeds",
+    "minutes": "sets the epochs: 2, 10, 30, …",
 }
 """Where the command line's help is too long for the first screen."""
 METHOD_WORDS = {
@@ -155,7 +156,7 @@ def widget(name: str, method: str = "kd") -> Component:
     if kind in (int, float) and not none:
         return gr.Number(min_width=90 if name in (*OWN, "trials") else 120, **common)
     # A number that may be left out is text too: an empty gr.Number turns into 0 when "More" is opened.
-    return gr.Textbox(placeholder="automatic" if none else None, max_lines=1, **common)
+    return gr.Textbox(placeholder="automatic" if none else None, max_lines=1, min_width=120, **common)
 
 
 def suggestions(name: str) -> list[str]:
