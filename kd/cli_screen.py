@@ -46,7 +46,8 @@ class Screen:
         c = self.run.config()
         taught = f"T {c.temperature:g}, lambda {c.lambda_:g}, " if c.teacher != NO_TEACHER else ""
         whom = short(c.teacher) if taught else "labels alone"
-        self.line(f"run {self.run.id}: {whom} -> {short(c.student)} on {short(c.dataset)}, {taught}{c.epochs} epochs")
+        long = f"{c.minutes:g} minutes" if c.minutes else f"{c.epochs} epochs"
+        self.line(f"run {self.run.id}: {whom} -> {short(c.student)} on {short(c.dataset)}, {taught}{long}")
 
     def show_queued(self, e: dict) -> None:
         wait = f", about {math.ceil(e['wait'] / 60)} min" if "wait" in e else ""
@@ -151,26 +152,22 @@ def result_table(report: dict[str, Any], agreed: float | None) -> str:
         )
     return (
         table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)
-        + f"{means(report.get('trials', []))}{against}\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
+        + f"{means(report) if scored else ''}{against}\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
         f"{threads}, {latency['n']} trials, without preprocessing."
     )
 
 
-def means(trials: list[dict[str, Any]]) -> str:
-    """Each side's mean over its seeds with their standard deviation, on a line; nothing for one seed. The student of the
-    table is the first seed's."""
-    sides = {"with the teacher": "distilled", "without": "baseline"}
-    scores = {words: [100 * one["accuracy"] for one in trials if one["arm"] == arm] for words, arm in sides.items()}
-    found = [
-        f"{words} {statistics.mean(side):.1f}% +- {statistics.stdev(side):.1f}"
-        for words, side in scores.items()
-        if len(side) > 1
-    ]
-    return (
-        f"\nOver {len(scores['with the teacher'])} seeds: {', '.join(found)}; the student is the first's."
-        if found
-        else ""
-    )
+def means(report: dict[str, Any]) -> str:
+    """Each side's mean accuracy over its seeds with their standard deviation, on a line; nothing for one seed. The student
+    of the table is the first seed's."""
+    trials, found = report.get("trials", []), []
+    with_teacher = "with the teacher " if report["teacher"] else ""
+    for words, arm in ((with_teacher, "distilled"), ("without ", "baseline")):
+        scores = [100 * trial["accuracy"] for trial in trials if trial["arm"] == arm]
+        if len(scores) > 1:
+            found.append(f"{words}{statistics.mean(scores):.1f}% +- {statistics.stdev(scores):.1f}")
+    seeds = len({trial["seed"] for trial in trials})
+    return f"\nOver {seeds} seeds: {', '.join(found)}; the table's is the first seed's." if found else ""
 
 
 LEAST = 0.005

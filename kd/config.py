@@ -127,7 +127,7 @@ class DistillConfig:
     trials: int = setting(1, "seeds that are trained, seed and up; with a baseline, of each", low=1, high=20)
     epochs: int = setting(30, "passes over the training pictures", low=1)
     minutes: float | None = setting(
-        None, "training time to aim at; it sets the epochs, from a short measurement", above=0, high=1440
+        None, "time of each training to aim at; it sets the epochs, from a short measurement", above=0, high=1440
     )
     batch_size: int = setting(32, "pictures a step", low=1)
     learning_rate: float = setting(3e-3, "peak of the learning rate, after a warm-up and before a cosine", above=0)

@@ -251,5 +251,6 @@ def finish(run: Run, on_event: Callable[[dict], None], new: bool = False) -> str
         if status != "died":
             return status
     events, cursor = run.read()
-    begun = any(event["event"] in ("started", "resumed") for event in events)
+    # One that was stopped in the queue is no new one either.
+    begun = any(event["event"] in ("started", "resumed", *CLOSED) for event in events)
     return follow(run, on_event, start(run, resume=begun), cursor)

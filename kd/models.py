@@ -524,6 +524,7 @@ def _kaiming(convolution: nn.Conv2d) -> float:
 
 def pick_device(asked: str) -> torch.device:
     """``auto`` is a GPU where there is one, else the CPU. Raises ``RunError`` for a device that is not there."""
+    asked = os.environ.get("KD_DEVICE", asked)  # see launch.gpu_of_its_own
     if asked == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda:0")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kd import launch, runs, uploads
-from kd.config import METHODS, OF_PICTURES, RECIPES, DistillConfig
+from kd.config import METHODS, OF_PICTURES, RECIPES, RUN_TEACHER, DistillConfig
 from kd.runs import Run, RunError
 from kd.verdict import verdict
 
@@ -81,10 +81,18 @@ def load(path: Path) -> Study:
     try:
         for label in study.vary:
             for seed in study.seeds:
-                study.asked(label, seed)
+                check_teacher(study.asked(label, seed).teacher)
     except ValueError as error:
         raise RunError(f"The study {path}: {error}") from error
     return study
+
+
+def check_teacher(teacher: str) -> None:
+    """Raises ``ValueError`` for one that is another run's student by the time of the next training."""
+    if teacher.startswith(RUN_TEACHER) and not runs.ID.fullmatch(teacher.removeprefix(RUN_TEACHER)):
+        raise ValueError(
+            f"the teacher {teacher} is not always the same run. Give the whole id, as `python -m kd runs` has it."
+        )
 
 
 def _expanded(name: str, value: Any) -> Any:

@@ -140,12 +140,15 @@ def _compute(
         os.replace(part, paths[view])
 
 
+def scores_file(key: str, cache: Path) -> Path:
+    return Path(cache) / "scores" / f"{key}.npy"
+
+
 def load_scores(key: str, cache: Path, size: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """The teacher's logits ``[size, C]`` on a split by the ruler (``kd.compare.score``), kept like targets."""
-    folder = Path(cache) / "scores"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{key}.npy"
-    with FileLock(folder / f"{key}.lock"):
+    path = scores_file(key, cache)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
         values = _whole(path, size)
         if values is not None:
             return values

@@ -44,14 +44,15 @@ def taught_alone(config: DistillConfig, splits: Splits, teacher: Teacher | None)
     return splits, dataclasses.replace(config, lambda_=1.0)
 
 
-def check_known(splits: Splits, teacher: Teacher) -> None:
-    """Raises ``RunError`` where validation or test has no picture of a class that the teacher knows."""
+def check_known(splits: Splits, teacher: Teacher, compared: bool) -> None:
+    """Raises ``RunError`` where validation or test has no picture of a class that the teacher knows, or test has one where
+    students are ``compared`` on them."""
     for name in ("validation", "test"):
-        labels = getattr(splits, name)["label"]
-        if splits.labelled and not taught(teacher, labels).any():
+        known = taught(teacher, getattr(splits, name)["label"]).sum()
+        if splits.labelled and known < (2 if compared and name == "test" else 1):
             raise RunError(
-                f"The {name} split has no picture of a class that the teacher knows, so whether the student agrees with it "
-                "cannot be measured. Add some, or match more classes with a label map (--label-map)."
+                f"The {name} split has {'one' if known else 'no'} picture of a class that the teacher knows, so whether the "
+                "student agrees with it cannot be measured. Add some, or match more classes with a label map (--label-map)."
             )
 
 

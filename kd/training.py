@@ -88,7 +88,9 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
     batches = ViewBatches(work.train, work.views, student, work.device, logits, online and online.pipeline)
     whole = Views(work.validation.fingerprint, len(work.validation.labels), 1.0)
     theirs = work.validation_logits
-    held_out = ViewBatches(work.validation, whole, student, work.device, None if theirs is None else [theirs])
+    # `Trainer` has as many workers for validation as for training, and none of them may touch a GPU.
+    device = torch.device("cpu") if batches.undecoded else work.device
+    held_out = ViewBatches(work.validation, whole, student, device, None if theirs is None else [theirs])
 
     def metrics(answers) -> dict[str, float]:
         if not np.isfinite(answers.predictions).all():

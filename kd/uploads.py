@@ -111,11 +111,22 @@ def find(folder: Path, id: str) -> Upload:
 def resolved(config: DistillConfig, folder: Path, token: str) -> DistillConfig:
     """``config`` with the folder of the dataset that ``upload:<id>`` names. Raises ``RunError`` where there is none,
     ``PermissionError`` where it is not of ``token``."""
+    refuse_archive(config.dataset)
     if not config.dataset.startswith(PREFIX):
         return config
     upload = find(folder, config.dataset)
     upload.check_owner(token)
     return dataclasses.replace(config, dataset=str(upload.path))
+
+
+def refuse_archive(dataset: str) -> None:
+    """Raises ``RunError`` for a file that must be imported first, which only the command line does by itself."""
+    path = Path(dataset).expanduser()
+    if path.suffix and path.suffix != ".parquet" and path.is_file():
+        raise RunError(
+            f"{path.name} is an archive, or another file that is no dataset yet. Bring it in Pictures, or with `python -m kd "
+            "import`, and take the dataset that it becomes."
+        )
 
 
 def classes_of(dataset: str) -> list[str] | None:

@@ -5,7 +5,6 @@ Nothing heavy is imported until a run has its device: one that waits for its tur
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,7 +104,7 @@ def prepare(run: Run, progress: Progress) -> Work:
     from kd.taught import check_known, labelled_by, taught_alone
 
     config = run.config()
-    device = models.pick_device(os.environ.get("KD_DEVICE", config.device))  # see launch.gpu_of_its_own
+    device = models.pick_device(config.device)
     cache = data.cache_folder(run.path.parent, config.dataset)
     splits = duplicates.one_side(data.load_splits(config), config, cache, progress.phase)
     short, long = data.typical_size(splits.train)
@@ -113,7 +112,7 @@ def prepare(run: Run, progress: Progress) -> Work:
     if config.teacher != NO_TEACHER:
         counts = splits.counts("train")
         teacher, said = models.load_teacher(config.teacher, splits.classes, config.label_map, counts)
-        check_known(splits, teacher)
+        check_known(splits, teacher, config.baseline == "yes")
         said += seen_before(config, splits)
     if not splits.labelled:
         splits, config = taught_alone(config, splits, teacher)
@@ -121,7 +120,7 @@ def prepare(run: Run, progress: Progress) -> Work:
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed, healing)
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
-        config = with_epochs(run, config, student, device, precision, splits)
+        config = with_epochs(run, config, teacher, student, device, precision, splits)
     if config.start_size:
         models.check_size(config.student, student, sizes_of(config, student.pipeline.size)(0))
     limits.check_pictures(sum(splits.sizes().values()), len(splits.classes))
@@ -156,8 +155,9 @@ def seen_before(config: DistillConfig, splits: "Splits") -> list[str]:
     made = run_of(config.teacher)
     if made is None or made.settings()["config"].get("dataset") != config.dataset:
         return []
-    theirs = (made.last("data") or {}).get("test_pictures")
-    if theirs in (None, fingerprint(splits.test)):
+    theirs = made.last("data") or {}
+    ours = {f"{name}_pictures": fingerprint(getattr(splits, name)) for name in ("validation", "test")}
+    if all(theirs.get(name, pictures) == pictures for name, pictures in ours.items()):
         return []
     return [
         f"The teacher is the student of run {made.id}, from the same dataset cut in another way: it has learned from some of "
@@ -178,7 +178,8 @@ def fresh_student(work: Work, arm: Arm) -> "Student":
     from kd.models import load_student
 
     config, side = work.config, work.student.pipeline.size[0]
-    return load_student(config.student, work.splits.classes, side, side, arm.seed, config.heal == "yes")
+    asked = config.image_size if work.student.pretrained else side  # a pretrained one's processor stays as it is
+    return load_student(config.student, work.splits.classes, asked, side, arm.seed, config.heal == "yes")
 
 
 @contextmanager
@@ -197,8 +198,8 @@ def threads(device: "torch.device", student: "Student") -> Iterator[None]:
 
 
 def pixel_side(teacher: "Teacher | None", student: "Student", longest: int) -> int:
-    """The side in pixels at which pictures are kept: a little over the larger of the two inputs, so that crops need not
-    be enlarged, and never over the pictures' own."""
+    """The side in pixels at which pictures are kept: a little over the larger of the two inputs, so that crops of three
+    quarters of a picture need not be enlarged, and never over the pictures' own."""
     sizes = [model.pipeline.size for model in (teacher, student) if model]
     return min(longest, round(1.15 * max(map(max, sizes))))
 
@@ -230,15 +231,36 @@ def mean_area(config: DistillConfig, full: tuple[int, int]) -> float:
     return sum(math.prod(size(epoch)) for epoch in range(config.epochs)) / config.epochs / math.prod(full)
 
 
-def fitting_epochs(config: DistillConfig, full: tuple[int, int], speed: float, pictures: int, validation: int) -> int:
+def fitting_epochs(
+    config: DistillConfig, full: tuple[int, int], speed: float, pictures: int, validation: int, asking: float = 0.0
+) -> int:
     """The epochs that fit into ``config.minutes`` at ``speed`` training images/s of the ``full`` input: smaller ones take
-    less, and after each epoch the validation pictures are looked at (a forward pass is a third of a step)."""
+    less, and after each epoch the validation pictures are looked at (a forward pass is a third of a step). ``asking``: the
+    seconds a picture of a teacher that is asked in every step."""
     area = mean_area(dataclasses.replace(config, epochs=MANY_EPOCHS), full)
-    return max(1, round(config.minutes * 60 * speed / (pictures * area + validation / 3)))
+    return max(1, round(config.minutes * 60 / (pictures * (area / speed + asking) + validation / 3 / speed)))
+
+
+def online_seconds(config: DistillConfig, teacher: "Teacher | None", device: "torch.device", precision: str) -> float:
+    """Seconds a picture of a teacher that is asked in every step; none of one whose answers are kept."""
+    if config.targets != "online" or teacher is None:
+        return 0.0
+    from kd.models import batch_seconds
+
+    return (
+        batch_seconds(teacher, teacher.pipeline.size, device, precision, config.batch_size, rounds=3)
+        / config.batch_size
+    )
 
 
 def with_epochs(
-    run: Run, config: DistillConfig, student: "Student", device: "torch.device", precision: str, splits: "Splits"
+    run: Run,
+    config: DistillConfig,
+    teacher: "Teacher | None",
+    student: "Student",
+    device: "torch.device",
+    precision: str,
+    splits: "Splits",
 ) -> DistillConfig:
     """``config`` with the epochs that fit into its ``minutes``, if it has any; the ``plan`` event. A resumed run keeps
     to its plan."""
@@ -251,8 +273,10 @@ def with_epochs(
         full = student.pipeline.size
         step = TRAINER_SHARE * batch_seconds(student.model, full, device, precision, config.batch_size)
         speed = config.batch_size / step
-        epochs = fitting_epochs(config, full, speed, len(splits.train), len(splits.validation))
-        speed /= mean_area(dataclasses.replace(config, epochs=epochs), full)
+        asking = online_seconds(config, teacher, device, precision)
+        epochs = fitting_epochs(config, full, speed, len(splits.train), len(splits.validation), asking)
+        area = mean_area(dataclasses.replace(config, epochs=epochs), full)
+        speed = 1 / (area / speed + asking)
         run.append("plan", minutes=config.minutes, images_per_second=round(speed, 1), epochs=epochs)
         plan = run.last("plan")
     return dataclasses.replace(config, epochs=plan["epochs"])
@@ -294,6 +318,7 @@ def load_both(run: Run, splits: "Splits", side: int, cache: Path, progress: Prog
         **splits.sizes(),
         classes=splits.classes,
         labels=splits.labels,
+        validation_pictures=fingerprint(splits.validation),
         test_pictures=fingerprint(splits.test),
         warnings=[*splits.warnings, *train.warnings, *train.unreadable, *validation.unreadable],
         seconds=round(time.perf_counter() - started, 2),

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import toys
+from transformers import MobileNetV2ImageProcessorPil
 
 from kd import runs
 from kd.cli_screen import result_table
@@ -11,7 +13,7 @@ from kd.config import DistillConfig
 from kd.distill import execute
 from kd.runs import RunError
 from kd.trainer import RunCallback
-from kd.work import fitting_epochs, sizes_of
+from kd.work import Progress, arms_of, at_arm, fitting_epochs, prepare, sizes_of
 
 
 def made(small: dict, folder, **changes) -> runs.Run:
@@ -141,6 +143,17 @@ def test_a_student_that_takes_one_size_only_is_told_before_anything_is_decoded(s
     assert run.last("data") is None
 
 
+def test_every_arm_of_a_pretrained_student_sees_with_its_own_processor(settings, folder, tmp_path):
+    toys.tiny_resnet(toys.CLASSES).save_pretrained(tmp_path / "base")
+    MobileNetV2ImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path / "base"
+    )
+    run = made(settings, folder, student=str(tmp_path / "base"), image_size=None, baseline="yes")
+    work = prepare(run, Progress(run))
+    first, second = (at_arm(work, arm).student.processor.to_dict() for arm in arms_of(work.config))
+    assert first == second and first["size"]["shortest_edge"] == 40
+
+
 def test_the_input_grows_from_its_start_to_the_full_size_in_two_thirds_of_training():
     sizes = sizes_of(DistillConfig(start_size=64, epochs=12), (128, 128))
     assert [sizes(epoch)[0] for epoch in (0, 3, 6, 8, 11)] == [64, 96, 112, 128, 128]
@@ -161,3 +174,8 @@ def test_more_epochs_of_an_input_that_grows_fit_into_the_same_minutes():
     assert abs(seconds - 20 * 60) < pictures / speed
     assert epochs > fitting_epochs(DistillConfig(minutes=20), full, speed, pictures, validation) == round(1200 / 31)
     assert fitting_epochs(DistillConfig(minutes=0.001), full, speed, pictures, validation) == 1
+
+
+def test_a_teacher_that_is_asked_in_every_step_takes_of_the_minutes():
+    config, full = DistillConfig(minutes=20, targets="online"), (128, 128)
+    assert fitting_epochs(config, full, 80.0, 2400, 240, asking=0.2) == round(1200 / (31 + 2400 * 0.2))

@@ -303,6 +303,7 @@ def test_a_teacher_that_has_seen_the_test_pictures_of_another_cut_is_told(made, 
         return " ".join(run.last("models")["warnings"])
 
     assert "cut in another way" not in warnings()
+    assert "cut in another way" in warnings(validation_fraction=0.3)
     assert f"is the student of run {made.id}, from the same dataset cut in another way" in warnings(split_seed=1)
 
 

@@ -53,8 +53,14 @@ def test_what_an_earlier_run_has_left_costs_nothing(guess, small, tmp_path):
     run = runs.create(DistillConfig.from_dict(small), tmp_path, "t")
     execute(run)
     stages = guess()["stages"]
-    assert stages["pictures"] == stages["targets"] == 0
+    assert stages["pictures"] == stages["targets"] == stages["teacher"] == 0
     assert guess(views=2, crop_area=0.9)["stages"]["pictures"] == 0
+
+
+def test_a_teacher_that_is_asked_in_every_step_is_counted(guess):
+    cached, online = guess(), guess(targets="online")
+    assert online["stages"]["targets"] == 0 < cached["stages"]["targets"] + cached["stages"]["teacher"]
+    assert online["stages"]["training"] > cached["stages"]["training"]
 
 
 def test_what_the_run_would_refuse_is_refused_now(guess):

@@ -308,6 +308,14 @@ def test_a_waiting_run_can_be_stopped(tmp_path):
         pass
 
 
+def test_what_was_stopped_in_the_queue_is_gone_on_with_and_not_begun(run, monkeypatch):
+    run.close("stopped", message="Stopped.")
+    asked = []
+    monkeypatch.setattr(launch, "start", lambda run, resume: asked.append(resume))
+    monkeypatch.setattr(launch, "follow", lambda run, on_event, process, cursor: "done")
+    assert launch.finish(run, print) == "done" and asked == [True]
+
+
 def test_a_slot_is_free_again_when_its_holder_is_killed(tmp_path):
     run = runs.create(DistillConfig(), tmp_path, "t")
     code = "import sys, time; from filelock import FileLock\nwith FileLock(sys.argv[1]): print('held', flush=True); time.sleep(60)"

@@ -142,6 +142,7 @@ def test_right_and_wrong_survive_the_file(tmp_path):
         ('{"vary": {"a": {}}, "seeds": [0, "x"]}', "seeds are whole numbers"),
         ('{"vary": {"a": {}}, "seeds": 3}', "seeds are whole numbers"),
         ('{"vary": {"a": {}}, "seeds": [0, -1]}', "seed is -1"),
+        ('{"vary": {"a": {"teacher": "run:last"}}}', "run:last is not always the same run"),
     ],
 )
 def test_what_is_no_study_is_refused_in_words(text, words, tmp_path):

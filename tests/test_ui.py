@@ -12,6 +12,7 @@ from PIL import Image
 
 from kd import runs
 from kd.config import METHODS, DistillConfig
+from kd.distill import distill
 from kd.runs import RunError
 from kd.ui import analysis, blocked_paths, compare, dark, look, owners, settings, summary, to_dataset
 from kd.ui.distill import on_method, on_preset, on_recipe, on_student
@@ -74,13 +75,14 @@ def test_the_baseline_is_a_switch():
 
 
 def test_a_method_shows_its_own_settings_and_fills_in_what_its_paper_sets():
-    _, row, temperature, weight, *own = on_method("sample", "scratch", "dist")
-    assert row["visible"] and temperature["value"] == 1 and weight["value"] == 2
+    _, row, temperature, share, weight, *own = on_method("sample", "scratch", "dist")
+    assert row["visible"] and (temperature["value"], share["value"], weight["value"]) == (1, 0.5, 2)
     shown = {name for name, update in zip(settings.OWN, own, strict=True) if update["visible"]}
     assert shown == {"dist_beta", "dist_gamma"}
-    _, row, temperature, weight, *own = on_method("sample", "scratch", "kd")
+    _, row, temperature, share, weight, *own = on_method("sample", "scratch", "kd")
     sample = DistillConfig.preset("sample", method="kd")
-    assert not row["visible"] and (temperature["value"], weight["value"]) == (sample.temperature, sample.weight)
+    filled = (temperature["value"], share["value"], weight["value"])
+    assert not row["visible"] and filled == (sample.temperature, sample.lambda_, sample.weight)
     assert not any(update["visible"] for update in own)
 
 
@@ -264,6 +266,15 @@ def test_on_a_shared_server_only_an_own_run_can_teach(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="a path"):
         owners.check_names(begun)
     assert "is not asked here" in dark.teacher_says({"teacher": asked.teacher, "example": 0})["problem"]
+
+
+def test_an_archive_is_no_dataset_before_it_is_imported(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(RunError, match=r"photos.zip is an archive.*Bring it in Pictures"):
+        owners.with_own(DistillConfig(dataset=str(tmp_path / "photos.zip")), "")
+    with pytest.raises(RunError, match="Bring it in Pictures"):
+        distill(DistillConfig(dataset=str(tmp_path / "photos.zip")), tmp_path)
 
 
 def test_a_teacher_whose_run_was_deleted_is_said_to_be_gone_and_what_still_works(tmp_path, monkeypatch):

@@ -139,6 +139,7 @@ def with_own(config: DistillConfig, token: str) -> DistillConfig:
     place of the teacher ``run:ID``. Raises ``RunError``, also for what is another's."""
     if config.dataset.startswith(uploads.PREFIX):
         config = dataclasses.replace(config, dataset=str(own_upload(config.dataset, token).path))
+    uploads.refuse_archive(config.dataset)
     return runs.with_run_as_teacher(config, lambda id: own(id, token))
 
 
