@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import flags, kd
@@ -12,6 +13,7 @@ from kd.data import cache_folder
 from kd.distill import execute
 from kd.estimate import at_once, estimate, steady
 from kd.runs import RunError
+from kd.work import online_seconds
 
 
 @pytest.fixture
@@ -57,10 +59,16 @@ def test_what_an_earlier_run_has_left_costs_nothing(guess, small, tmp_path):
     assert guess(views=2, crop_area=0.9)["stages"]["pictures"] == 0
 
 
-def test_a_teacher_that_is_asked_in_every_step_is_counted(guess):
-    cached, online = guess(), guess(targets="online")
-    assert online["stages"]["targets"] == 0 < cached["stages"]["targets"] + cached["stages"]["teacher"]
-    assert online["stages"]["training"] > cached["stages"]["training"]
+def test_a_teacher_that_is_asked_in_every_step_is_counted(guess, monkeypatch):
+    config, seconds = DistillConfig(targets="online"), []
+    monkeypatch.setattr("kd.models.batch_seconds", lambda *arguments, **options: seconds.append(1) or 3.2)
+    toy = SimpleNamespace(pipeline=SimpleNamespace(size=(32, 32)))
+    assert online_seconds(config, toy, None, "fp32") == 0.1 and online_seconds(config, None, None, "fp32") == 0
+    assert online_seconds(DistillConfig(), toy, None, "fp32") == 0 and seconds == [1]
+    monkeypatch.undo()
+    free = guess()["stages"]["training"]
+    monkeypatch.setattr("kd.estimate.online_seconds", lambda *arguments: 1.0)
+    assert guess(targets="online")["stages"]["training"] > free + 96  # seconds, in each of two epochs
 
 
 def test_what_the_run_would_refuse_is_refused_now(guess):
