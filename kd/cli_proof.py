@@ -110,7 +110,7 @@ def sweep(options: argparse.Namespace) -> int:
         return code
     report = one.report()
     print(report["sentence"])
-    print(f"student: {one.runs_folder / report['student']}")
+    print(f"student: {one.runs_folder / report.get('student', report['final'] + '/student')}")  # older ones name none
     if options.json:
         print(json.dumps(report))
     return 0

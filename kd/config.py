@@ -104,8 +104,8 @@ class DistillConfig:
     )
     method: str = setting(
         "kd",
-        "what the student learns of the teacher's answers. kd: softened, try it first; dist: which are alike, try it second, in "
-        "long training; dkd: the wrong classes apart, which hurt in our sample's 8 epochs; kd+std, dkd+std: standardised, no gain "
+        "what the student learns of the teacher's answers. kd: softened, try it first; dist: which are alike, as good on our "
+        "sample, behind in short training on photos; dkd: the wrong classes apart, which hurt in our sample's 8 epochs; kd+std, dkd+std: standardised, no gain "
         "on our sample",
         choices=tuple(METHODS),
     )

@@ -52,8 +52,8 @@ METHOD_WORDS = {
     ),
     "dist": (
         "DIST (2022)",
-        "Which classes and pictures are alike, not how sure the teacher is. As good as KD on our sample and in long training on "
-        "photos, behind in short",
+        "Which classes and pictures are alike, not how sure the teacher is. As good as KD on our sample; behind "
+        "in short training on photos",
     ),
     "kd+std": (
         "KD, standardised (2024)",
