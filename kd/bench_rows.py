@@ -449,7 +449,7 @@ def costs_of_ours(
     """What a run costs besides its steps. The ruler asks the teacher twice, the student once."""
     save_best(run, work, trainer)
     score_student(run, work)
-    measure_run(run, work)
+    measure_run(run, work, work.arm)
     data, targets = run.last("data"), run.last("targets")
     held_out, tested = len(work.validation.labels), len(work.splits.test)
     pictures, views = plan.images + plan.validation, min(plan.views, plan.epochs)

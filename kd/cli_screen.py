@@ -158,8 +158,8 @@ def result_table(report: dict[str, Any], agreed: float | None) -> str:
 
 
 def means(report: dict[str, Any]) -> str:
-    """Each side's mean accuracy over its seeds with their standard deviation, on a line; nothing for one seed. The student
-    of the table is the first seed's."""
+    """Each side's mean accuracy over its seeds with their standard deviation, and whose student the table has, on a line;
+    nothing for one seed."""
     trials, found = report.get("trials", []), []
     with_teacher = "with the teacher " if report["teacher"] else ""
     for words, arm in ((with_teacher, "distilled"), ("without ", "baseline")):
@@ -167,7 +167,13 @@ def means(report: dict[str, Any]) -> str:
         if len(scores) > 1:
             found.append(f"{words}{statistics.mean(scores):.1f}% +- {statistics.stdev(scores):.1f}")
     seeds = len({trial["seed"] for trial in trials})
-    return f"\nOver {seeds} seeds: {', '.join(found)}; the table's is the first seed's." if found else ""
+    return f"\nOver {seeds} seeds: {', '.join(found)}; the student {whose(report)}." if found else ""
+
+
+def whose(report: dict[str, Any]) -> str:
+    """Which of several seeds' students was kept, for a sentence that begins with "the student"."""
+    seed = report["student"].get("seed")  # until November 2026 it was always the first's
+    return "is the first seed's" if seed is None else f"is seed {seed}'s, the best on validation"
 
 
 LEAST = 0.005

@@ -26,8 +26,7 @@ def score_student(run: Run, work: Work) -> dict[str, float]:
     from kd.compare import agreement, load_student_folder, quality, score
     from kd.taught import taught
 
-    folder = student_folder(run, work.arm)
-    model, processor, _ = load_student_folder(folder)
+    model, processor, _ = load_student_folder(student_folder(run, work.arm))
     found = score(model, processor, work.splits.test, work.device, work.progress.phase("test: student"))
     labels = np.asarray(work.splits.test["label"])[found.indices]
     agreed = {}
@@ -40,8 +39,6 @@ def score_student(run: Run, work: Work) -> dict[str, float]:
         work.arm.folder(run) / "test.npz",
         logits=found.logits, labels=labels, indices=found.indices, unreadable=np.array(found.unreadable, dtype=str),
     )  # fmt: skip
-    if work.arm.seed != work.config.seed:  # of the further trials only the answers matter
-        shutil.rmtree(folder)
     return rounded({**quality(found.logits, labels), **agreed})
 
 
@@ -64,16 +61,18 @@ def write_report(run: Run, work: Work, arms: list[Arm]) -> None:
     from kd.compare import ratios
 
     trials = [json.loads((arm.folder(run) / "scores.json").read_text()) for arm in arms]
-    own, targets = trials[0], work.targets
-    sides, said = measure(run, work)
-    baseline = next((trial for trial in trials if trial["arm"] == "baseline"), None)
+    best = best_of(arms, trials)
+    keep_students(run, arms, best)
+    own, baseline = (trials[best[name].nth - 1] if name in best else None for name in ("distilled", "baseline"))
+    sides, said = measure(run, work, best["distilled"])
+    sides["student"]["seed"], targets = own["seed"], work.targets
     report = {
         "run": run.id,
         "config": work.config.to_dict(),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
         "data": {**work.splits.sizes(), "classes": work.splits.classes, "labels": work.splits.labels},
         **sides,
-        "baseline": baseline and {name: baseline[name] for name in ("accuracy", "f1", "agreement")},
+        "baseline": baseline and {name: baseline[name] for name in ("accuracy", "f1", "agreement", "seed")},
         "trials": trials,
         "verdict": verdict_of(run, work, arms),
         "notes": said,
@@ -85,12 +84,30 @@ def write_report(run: Run, work: Work, arms: list[Arm]) -> None:
         else {"seconds": 0, "cache": "online" if work.teacher else "none"},
     }
     if work.teacher:
-        tell_apart(run, work, arms[0])
+        tell_apart(run, work, best["distilled"])
     runs.write_whole(run.path / "report.json", json.dumps(report, indent=2))
     shown = ("teacher", "student", "agreement", "speedup", "size_ratio", "train", "verdict")
     run.append("result", **{name: report[name] for name in shown}, warnings=said)
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)  # before the end, after which nobody comes to do it
     run.close("done")
+
+
+def best_of(arms: list[Arm], trials: list[dict[str, Any]]) -> dict[str, Arm]:
+    """Of the arms with the teacher and of those without, the one whose student was best on validation, the first of equals;
+    ``trials`` are their scores."""
+    ranked = sorted(arms, key=lambda arm: -trials[arm.nth - 1]["validation"])
+    return {arm.name: arm for arm in reversed(ranked)}
+
+
+def keep_students(run: Run, arms: list[Arm], best: dict[str, Arm]) -> None:
+    """Keep the best students, the distilled one as the run's own; of the others only the answers matter."""
+    first, own = (student_folder(run, arm) for arm in (arms[0], best["distilled"]))
+    if own != first and own.exists():  # it is in its place if this run came so far before
+        shutil.rmtree(first, ignore_errors=True)
+        own.rename(first)
+    for arm in arms[1:]:
+        if arm != best[arm.name]:
+            shutil.rmtree(student_folder(run, arm), ignore_errors=True)
 
 
 def answers_of(run: Run, arm: Arm) -> dict[str, "np.ndarray"]:
@@ -137,16 +154,16 @@ def verdict_of(run: Run, work: Work, arms: list[Arm]) -> dict[str, Any] | None:
     return found
 
 
-def measure(run: Run, work: Work) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """``teacher`` (``None`` where there is none) and ``student`` on the test split by the same ruler, with what they cost,
-    timed in turns; and what a reader of the figures should know."""
+def measure(run: Run, work: Work, arm: Arm) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """``teacher`` (``None`` where there is none) and ``student``, which is the arm's, on the test split by the same ruler,
+    with what they cost, timed in turns; and what a reader of the figures should know."""
     from kd.compare import BUSY_NOTE, cost, load_exported, quality, race
     from kd.data import pictures
     from kd.pictures import BadPicture
     from kd.taught import on_known
 
     model, processor, pipeline = load_exported(run)
-    answers = answers_of(run, work.arm)
+    answers = answers_of(run, arm)
     logits, raced = {"student": answers["logits"]}, {"student": (model, processor)}
     costs = {"student": cost(model, pipeline.size)}
     if teacher := work.teacher:

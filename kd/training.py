@@ -230,7 +230,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def student_folder(run: Run, arm: Arm) -> Path:
-    """Where an arm's student is: the first's is the run's own."""
+    """Where an arm's student is kept as it is made: the first's is the run's own, until a better one takes its place."""
     return run.path / "student" if arm.nth == 1 else arm.folder(run) / "student"
 
 

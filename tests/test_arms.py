@@ -11,8 +11,10 @@ from kd import runs
 from kd.cli_screen import result_table
 from kd.config import DistillConfig
 from kd.distill import execute
+from kd.report import best_of, keep_students
 from kd.runs import RunError
 from kd.trainer import RunCallback
+from kd.training import student_folder
 from kd.work import Progress, arms_of, at_arm, fitting_epochs, prepare, sizes_of
 
 
@@ -52,8 +54,6 @@ def test_each_seed_learns_with_the_teacher_and_without(judged):
     ]
     report = judged.report()
     assert [(row["seed"], row["arm"]) for row in report["trials"]] == [place[:2] for place in places]
-    assert report["student"]["accuracy"] == report["trials"][0]["accuracy"]
-    assert report["baseline"]["accuracy"] == report["trials"][1]["accuracy"]
     assert report["verdict"]["seeds"] == 2 and report["verdict"]["pictures"] == 12
     assert judged.last("result")["verdict"]["sentence"] == report["verdict"]["sentence"]
 
@@ -84,15 +84,34 @@ def test_a_baseline_beside_it_changes_nothing_for_the_student(judged, settings, 
     assert alone.report()["verdict"] is None and alone.report()["baseline"] is None
 
 
-def test_students_of_the_runs_own_seed_are_kept_and_of_the_others_their_answers(judged):
-    assert (judged.path / "student" / "model.safetensors").exists()
-    assert (judged.path / "arms" / "baseline-3" / "student" / "model.safetensors").exists()
-    assert not (judged.path / "arms" / "distilled-4" / "student").exists()
+def test_the_best_students_on_validation_are_kept_and_of_the_others_their_answers(judged):
+    report = judged.report()
+    for side, arm in (("student", "distilled"), ("baseline", "baseline")):
+        best = max((row for row in report["trials"] if row["arm"] == arm), key=lambda row: row["validation"])
+        assert {name: report[side][name] for name in ("seed", "accuracy", "f1")} == {
+            name: best[name] for name in ("seed", "accuracy", "f1")
+        }
+    kept = sorted(str(path.parent.relative_to(judged.path)) for path in judged.path.rglob("model.safetensors"))
+    assert kept == [f"arms/baseline-{report['baseline']['seed']}/student", "student"]
     with np.load(judged.path / "arms" / "distilled-4" / "test.npz") as file:
         assert file["logits"].shape == (12, 3)
         accuracy = (file["logits"].argmax(-1) == file["labels"]).mean()
     assert accuracy == pytest.approx(judged.report()["trials"][2]["accuracy"], abs=1e-4)
     assert not (judged.path / "checkpoints").exists()
+
+
+def test_a_later_seed_that_is_better_on_validation_takes_the_place_of_the_first(small, tmp_path):
+    run = made(small, tmp_path, baseline="yes", trials=3, seed=3)
+    arms = arms_of(run.config())
+    best = best_of(arms, [{"validation": value} for value in (0.7, 0.9, 0.8, 0.8, 0.8, 0.9)])
+    assert {name: arm.seed for name, arm in best.items()} == {"distilled": 4, "baseline": 3}
+    for arm in arms:
+        student_folder(run, arm).mkdir(parents=True)
+        (student_folder(run, arm) / "model").write_text(f"{arm.name} {arm.seed}")
+    for _ in range(2):  # the second time it finds what a killed run had done
+        keep_students(run, arms, best)
+        kept = {str(path.relative_to(run.path)): path.read_text() for path in run.path.rglob("model")}
+        assert kept == {"student/model": "distilled 4", "arms/baseline-3/student/model": "baseline 3"}
 
 
 def test_where_both_differ_is_kept_for_the_page(judged):

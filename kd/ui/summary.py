@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from kd import memory
+from kd.cli_screen import whose
 from kd.runs import CLOSED, LIFECYCLE, Run
 from kd.ui.settings import on_page
 
@@ -290,7 +291,7 @@ def seeds_table(report: dict[str, Any]) -> str:
         *(["No teacher", "Difference"] if baseline else []),
     ]
     measured = "Test accuracy" if is_labelled(report) else "Agreement with the teacher on the test split"
-    return table(head, rows, f"{measured} of each seed", "kd-seeds")
+    return table(head, rows, f"{measured} of each seed; the student {whose(report)}", "kd-seeds")
 
 
 def is_labelled(report: dict[str, Any]) -> bool:
