@@ -74,15 +74,9 @@ class DistillConfig:
         0.1, "share of train to cut where there is no validation split", above=0, high=0.5
     )
     test_fraction: float = setting(0.1, "share of train to cut where there is no test split", above=0, high=0.5)
-    train_fraction: float = setting(
-        1.0,
-        "share of train to learn from, of each class: what is the teacher worth where labels are few?",
-        above=0,
-        high=1,
-    )
     split_seed: int = setting(
         0,
-        "seed of the splits that are cut and of the share of train; the same for a teacher that a run makes and for all that are compared",
+        "seed of the splits that are cut; the same for a teacher that a run makes and for all that are compared",
         low=0,
     )
     image_column: str | None = setting(None, "column of the pictures (default: found by type)")
@@ -278,7 +272,7 @@ def label_pairs(text: str) -> dict[str, str]:
 
 OF_PICTURES = (
     "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
-    "train_fraction", "split_seed", "image_column", "label_column",
+    "split_seed", "image_column", "label_column",
 )  # fmt: skip
 """The settings that say which pictures are learned from."""
 CHECKED = ("teacher", "label_map", *OF_PICTURES, "student", "image_size", "device")

@@ -119,7 +119,6 @@ def load_splits(config: DistillConfig) -> Splits:
         if name not in found:
             found["train"], found[name] = cut(found["train"], fraction, name, config.split_seed)
             said.append(f"No {name} split: {_many(len(found[name]))} cut from train.")
-    _take_share(found, config, said)
     counts = np.bincount(found["train"]["label"], minlength=len(classes))
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
         raise RunError(f"No training picture of {some(empty)}. Add some, or remove the class.")
@@ -142,16 +141,7 @@ def _unlabelled(found: dict[str, Any], config: DistillConfig, columns: list[str]
         if name not in found:
             found["train"], found[name] = cut(found["train"], fraction, name, config.split_seed)
             said.append(f"No {name} split: {_many(len(found[name]))} cut from train.")
-    _take_share(found, config, said)
     return Splits(found["train"], found["validation"], found["test"], [], said, labelled=False)
-
-
-def _take_share(found: dict[str, Any], config: DistillConfig, said: list[str]) -> None:
-    """Leave of train the share that is to be learned from. The other splits stay: all shares are measured on the same."""
-    if config.train_fraction < 1:
-        whole = len(found["train"])
-        _, found["train"] = cut(found["train"], config.train_fraction, "smaller train", config.split_seed)
-        said.append(f"Of train {len(found['train']):,} of {whole:,} pictures are learned from.")
 
 
 def _without_labels(dataset: Any) -> Any:

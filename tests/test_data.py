@@ -254,24 +254,6 @@ def test_the_seed_of_the_splits_says_which_pictures_are_held_out(tmp_path):
     assert len(tests[0]) == len(tests[2])
 
 
-def test_a_share_of_train_leaves_the_other_splits_as_they_are(tmp_path):
-    toys.class_folders(tmp_path / "labelled", 20)
-    (tmp_path / "heap").mkdir()
-    for nth in range(20):
-        toys.picture("red brick", np.random.default_rng(nth)).save(tmp_path / "heap" / f"{nth}.png")
-    for folder, train in (("labelled", 48), ("heap", 16)):
-        whole, half = (load_splits(config(tmp_path / folder, train_fraction=share)) for share in (1, 0.5))
-        assert half.sizes() == {**whole.sizes(), "train": train // 2} and whole.sizes()["train"] == train
-        for name in ("validation", "test"):
-            assert data.fingerprint(getattr(half, name)) == data.fingerprint(getattr(whole, name))
-        assert half.warnings == [*whole.warnings, f"Of train {train // 2} of {train} pictures are learned from."]
-        assert half.counts("train") == ([8, 8, 8] if folder == "labelled" else [])
-    other = load_splits(config(tmp_path / "labelled", train_fraction=0.5, split_seed=1)).train
-    assert data.fingerprint(other) != data.fingerprint(
-        load_splits(config(tmp_path / "labelled", train_fraction=0.5)).train
-    )
-
-
 def test_a_picture_that_has_no_label_among_others_that_have_is_left_out(tmp_path):
     rng, names = np.random.default_rng(0), toys.CLASSES * 4
     features = Features({"image": ImageFeature(), "category": Value("string")})
