@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from kd.config import NO_TEACHER
+from kd.report import whose
 from kd.runs import Run
 from kd.uploads import short
 
@@ -168,12 +169,6 @@ def means(report: dict[str, Any]) -> str:
             found.append(f"{words}{statistics.mean(scores):.1f}% +- {statistics.stdev(scores):.1f}")
     seeds = len({trial["seed"] for trial in trials})
     return f"\nOver {seeds} seeds: {', '.join(found)}; the student {whose(report)}." if found else ""
-
-
-def whose(report: dict[str, Any]) -> str:
-    """Which of several seeds' students was kept, for a sentence that begins with "the student"."""
-    seed = report["student"].get("seed")  # until November 2026 it was always the first's
-    return "is the first seed's" if seed is None else f"is seed {seed}'s, the best on validation"
 
 
 LEAST = 0.005

@@ -15,7 +15,7 @@ from kd import memory, runs, uploads
 from kd.config import DistillConfig
 from kd.hub import listening
 from kd.launch import StopAsked, device_name, slot
-from kd.report import score_student, write_report
+from kd.report import is_better, keep_students, kept_seed, score_student, scores_of, write_report
 from kd.runs import Run, RunDeleted, RunError, RunTaken
 from kd.training import save_best, train_within_memory
 from kd.work import Progress, Work, arms_of, at_arm, prepare
@@ -118,15 +118,18 @@ def recipe(run: Run) -> None:
 
 
 def train_arm(run: Run, work: Work) -> None:
-    """Train one student, keep it, and measure it on the test split; the ``arm`` event."""
+    """Train one student and measure it on the test split; the ``arm`` event. Of several seeds the best on validation is kept."""
     work, trainer, callback = train_within_memory(run, work)
     save_best(run, work, trainer)
     state, events = trainer.state, runs.by_arm(run.events())[work.arm.seed, work.arm.name]
+    done = arms_of(work.config)[: work.arm.nth]
+    before, validation = scores_of(run, done[:-1]), round(state.best_metric, 5)
     scores = {
         "arm": work.arm.name,
         "seed": work.arm.seed,
         **score_student(run, work),
-        "validation": round(state.best_metric, 5),
+        "validation": validation,
+        "kept": is_better(before, work.arm, validation),
         "best_epoch": round(state.best_global_step * work.config.epochs / state.max_steps),
         "epochs": work.config.epochs,
         "seconds": round(callback.trained, 2),
@@ -136,4 +139,5 @@ def train_arm(run: Run, work: Work) -> None:
     }
     runs.write_whole(work.arm.folder(run) / "scores.json", json.dumps(scores))
     run.append("arm", **scores)
+    keep_students(run, done, kept_seed([*before, scores]))
     shutil.rmtree(trainer.args.output_dir, ignore_errors=True)  # the best is kept; the rest only takes space

@@ -52,7 +52,7 @@ def figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[s
     closed. While it trains, the training that goes on comes first in each figure, since what is appended goes there; of
     a closed run, the run's own student. The others follow in thin lines: the baseline's curves beside the student's.
     """
-    arms = runs.by_arm(events) or {(0, "distilled"): []}
+    arms = (runs.by_arm(events) if epochs else own_first(events)) or {(0, "distilled"): []}
     (now, latest), *others = reversed(arms.items()) if epochs else arms.items()
     drawn, ended = points(latest), [(key, points(part)) for key, part in others]
     reached = max([1, *(x for part in (drawn, *(part for _, part in ended)) for x in part["losses"]["x"])])
@@ -99,6 +99,13 @@ def figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[s
     return {"losses": losses, "accuracy": accuracy}
 
 
+def own_first(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """``runs.by_arm``, the training first whose student was kept as the run's own."""
+    arms = runs.by_arm(events)
+    seed = next((e["seed"] for e in reversed(events) if e["event"] == "arm" and e.get("kept")), None)
+    return dict(sorted(arms.items(), key=lambda item: item[0] != (seed, "distilled")))
+
+
 def by_teacher(events: list[dict[str, Any]]) -> bool:
     """Whether the teacher's answers took the place of labels, and agreement that of accuracy."""
     return any(e["event"] == "data" and e.get("labels") == "teacher" for e in events)
@@ -109,7 +116,7 @@ def overlay(chosen: list[Run]) -> dict[str, go.Figure]:
     losses, accuracy = _figure("Total loss"), _figure("Accuracy on validation", percent=True)
     for nth, run in enumerate(chosen):
         events = run.events()
-        drawn = points(next(iter(runs.by_arm(events).values()), []))
+        drawn = points(next(iter(own_first(events).values()), []))
         line = {"color": CYCLE[nth % len(CYCLE)], "width": 2, "dash": "solid" if nth < len(CYCLE) else "dash"}
         losses.add_scatter(
             **thin(drawn["losses"]["x"], drawn["losses"]["y"][0]), name=name_of(run), mode="lines", line=line

@@ -60,19 +60,20 @@ def write_report(run: Run, work: Work, arms: list[Arm]) -> None:
     """Gather what was measured, time both models, write the report, close the run."""
     from kd.compare import ratios
 
-    trials = [json.loads((arm.folder(run) / "scores.json").read_text()) for arm in arms]
-    best = best_of(arms, trials)
-    keep_students(run, arms, best)
-    own, baseline = (trials[best[name].nth - 1] if name in best else None for name in ("distilled", "baseline"))
-    sides, said = measure(run, work, best["distilled"])
-    sides["student"]["seed"], targets = own["seed"], work.targets
+    trials = scores_of(run, arms)
+    seed, targets = kept_seed(trials), work.targets
+    keep_students(run, arms, seed)
+    mine = {arm.name: arm for arm in arms if arm.seed == seed}
+    own, baseline = (trials[mine[name].nth - 1] if name in mine else None for name in ("distilled", "baseline"))
+    sides, said = measure(run, work, mine["distilled"])
+    sides["student"]["seed"] = seed
     report = {
         "run": run.id,
         "config": work.config.to_dict(),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
         "data": {**work.splits.sizes(), "classes": work.splits.classes, "labels": work.splits.labels},
         **sides,
-        "baseline": baseline and {name: baseline[name] for name in ("accuracy", "f1", "agreement", "seed")},
+        "baseline": baseline and {name: baseline[name] for name in ("accuracy", "f1", "agreement")},
         "trials": trials,
         "verdict": verdict_of(run, work, arms),
         "notes": said,
@@ -84,7 +85,7 @@ def write_report(run: Run, work: Work, arms: list[Arm]) -> None:
         else {"seconds": 0, "cache": "online" if work.teacher else "none"},
     }
     if work.teacher:
-        tell_apart(run, work, best["distilled"])
+        tell_apart(run, work, mine["distilled"])
     runs.write_whole(run.path / "report.json", json.dumps(report, indent=2))
     shown = ("teacher", "student", "agreement", "speedup", "size_ratio", "train", "verdict")
     run.append("result", **{name: report[name] for name in shown}, warnings=said)
@@ -92,22 +93,46 @@ def write_report(run: Run, work: Work, arms: list[Arm]) -> None:
     run.close("done")
 
 
-def best_of(arms: list[Arm], trials: list[dict[str, Any]]) -> dict[str, Arm]:
-    """Of the arms with the teacher and of those without, the one whose student was best on validation, the first of equals;
-    ``trials`` are their scores."""
-    ranked = sorted(arms, key=lambda arm: -trials[arm.nth - 1]["validation"])
-    return {arm.name: arm for arm in reversed(ranked)}
+def scores_of(run: Run, arms: list[Arm]) -> list[dict[str, Any]]:
+    """What the arms that are done came to."""
+    return [json.loads((arm.folder(run) / "scores.json").read_text()) for arm in arms]
 
 
-def keep_students(run: Run, arms: list[Arm], best: dict[str, Arm]) -> None:
-    """Keep the best students, the distilled one as the run's own; of the others only the answers matter."""
-    first, own = (student_folder(run, arm) for arm in (arms[0], best["distilled"]))
-    if own != first and own.exists():  # it is in its place if this run came so far before
-        shutil.rmtree(first, ignore_errors=True)
-        own.rename(first)
+def kept_seed(trials: list[dict[str, Any]]) -> int:
+    """The seed whose student is the run's own: the last that was better on validation than those before it (``kept``)."""
+    first = trials[0]["seed"]
+    return next((trial["seed"] for trial in reversed(trials) if trial.get("kept")), first)
+
+
+def is_better(trials: list[dict[str, Any]], arm: Arm, validation: float) -> bool:
+    """Whether an arm's student is to be the run's own: it has the teacher, and beats the one that was kept of ``trials``."""
+    if arm.name != "distilled" or not trials:
+        return arm.name == "distilled"
+    seed = kept_seed(trials)
+    return validation > next(t["validation"] for t in trials if (t["arm"], t["seed"]) == (arm.name, seed))
+
+
+def keep_students(run: Run, arms: list[Arm], seed: int) -> None:
+    """Of the students of ``arms`` keep those of one seed, the distilled one as the run's own. It may have been done before,
+    in part or whole: whoever was killed in between leaves one that is whole, or none until the run is resumed."""
+    own = run.path / "student"
     for arm in arms[1:]:
-        if arm != best[arm.name]:
-            shutil.rmtree(student_folder(run, arm), ignore_errors=True)
+        folder = student_folder(run, arm)
+        if (arm.name, arm.seed) == ("distilled", seed) and folder.exists():
+            old = own.with_name(".student.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if own.exists():
+                own.rename(old)
+            folder.rename(own)
+            shutil.rmtree(old, ignore_errors=True)
+        elif arm.seed != seed:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def whose(report: dict[str, Any]) -> str:
+    """Which of several seeds' students was kept, for a sentence that begins with "the student"."""
+    seed = report["student"].get("seed")  # until November 2026 it was always the first's
+    return "is the first seed's" if seed is None else f"is seed {seed}'s, the best on validation"
 
 
 def answers_of(run: Run, arm: Arm) -> dict[str, "np.ndarray"]:

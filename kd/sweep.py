@@ -504,7 +504,7 @@ def conclusion(sweep: Sweep, best: dict[str, Any], taught: dict[str, Any], run: 
         sentence += " With the teacher all diverged."
     elif not best["lambda"]:
         sentence += f" The best with the teacher: {other}."
-        seed = report["baseline"].get("seed", run.config().seed)
+        seed = report["student"].get("seed", run.config().seed)
         student = f"{run.id}/arms/baseline-{seed}/student"
     if verdict:
         sentence += f" With fresh seeds: {verdict['sentence']}"

@@ -50,7 +50,8 @@ class Arm:
 
 
 def arms_of(config: DistillConfig) -> list[Arm]:
-    """What a run trains, in order. The run's own student is the first arm's, until all are compared."""
+    """What a run trains, in order. The run's own student is the first arm's, until a later seed's is
+    better on validation."""
     names = ("distilled", "baseline") if config.baseline == "yes" else ("distilled",)
     pairs = [(config.seed + trial, name) for trial in range(config.trials) for name in names]
     return [Arm(*pair, nth, len(pairs)) for nth, pair in enumerate(pairs, start=1)]

@@ -11,7 +11,7 @@ from kd import runs
 from kd.cli_screen import result_table
 from kd.config import DistillConfig
 from kd.distill import execute
-from kd.report import best_of, keep_students
+from kd.report import is_better, keep_students, kept_seed
 from kd.runs import RunError
 from kd.trainer import RunCallback
 from kd.training import student_folder
@@ -84,15 +84,18 @@ def test_a_baseline_beside_it_changes_nothing_for_the_student(judged, settings, 
     assert alone.report()["verdict"] is None and alone.report()["baseline"] is None
 
 
-def test_the_best_students_on_validation_are_kept_and_of_the_others_their_answers(judged):
+def test_the_students_of_the_best_seed_on_validation_are_kept_and_of_the_others_their_answers(judged):
     report = judged.report()
+    distilled = [row for row in report["trials"] if row["arm"] == "distilled"]
+    best = max(distilled, key=lambda row: row["validation"])
     for side, arm in (("student", "distilled"), ("baseline", "baseline")):
-        best = max((row for row in report["trials"] if row["arm"] == arm), key=lambda row: row["validation"])
-        assert {name: report[side][name] for name in ("seed", "accuracy", "f1")} == {
-            name: best[name] for name in ("seed", "accuracy", "f1")
+        (row,) = (row for row in report["trials"] if (row["arm"], row["seed"]) == (arm, best["seed"]))
+        assert {name: report[side][name] for name in ("accuracy", "f1")} == {
+            name: row[name] for name in ("accuracy", "f1")
         }
+    assert report["student"]["seed"] == best["seed"]
     kept = sorted(str(path.parent.relative_to(judged.path)) for path in judged.path.rglob("model.safetensors"))
-    assert kept == [f"arms/baseline-{report['baseline']['seed']}/student", "student"]
+    assert kept == [f"arms/baseline-{best['seed']}/student", "student"]
     with np.load(judged.path / "arms" / "distilled-4" / "test.npz") as file:
         assert file["logits"].shape == (12, 3)
         accuracy = (file["logits"].argmax(-1) == file["labels"]).mean()
@@ -101,17 +104,26 @@ def test_the_best_students_on_validation_are_kept_and_of_the_others_their_answer
 
 
 def test_a_later_seed_that_is_better_on_validation_takes_the_place_of_the_first(small, tmp_path):
-    run = made(small, tmp_path, baseline="yes", trials=3, seed=3)
-    arms = arms_of(run.config())
-    best = best_of(arms, [{"validation": value} for value in (0.7, 0.9, 0.8, 0.8, 0.8, 0.9)])
-    assert {name: arm.seed for name, arm in best.items()} == {"distilled": 4, "baseline": 3}
-    for arm in arms:
+    run = made(small, tmp_path, baseline="yes", trials=4, seed=3)
+    arms, trials, places = arms_of(run.config()), [], []
+    for arm, validation in zip(arms, (0.7, 0.9, 0.8, 0.7, 0.8, 0.7, 0.75, 0.9), strict=True):
         student_folder(run, arm).mkdir(parents=True)
         (student_folder(run, arm) / "model").write_text(f"{arm.name} {arm.seed}")
-    for _ in range(2):  # the second time it finds what a killed run had done
-        keep_students(run, arms, best)
-        kept = {str(path.relative_to(run.path)): path.read_text() for path in run.path.rglob("model")}
-        assert kept == {"student/model": "distilled 4", "arms/baseline-3/student/model": "baseline 3"}
+        kept = is_better(trials, arm, validation)
+        trials.append({"arm": arm.name, "seed": arm.seed, "validation": validation, "kept": kept})
+        for _ in range(2):  # the second time it finds what a killed run had done
+            keep_students(run, arms[: arm.nth], kept_seed(trials))
+        places.append({str(path.relative_to(run.path)): path.read_text() for path in run.path.rglob("model")})
+    assert places[1] == {"student/model": "distilled 3", "arms/baseline-3/student/model": "baseline 3"}
+    assert places[2] == {"student/model": "distilled 4"}
+    assert places[3:] == [{"student/model": "distilled 4", "arms/baseline-4/student/model": "baseline 4"}] * 5
+
+
+def test_a_run_that_an_older_version_began_keeps_its_first_seeds_student_unless_a_new_one_is_better(small, tmp_path):
+    arms = arms_of(made(small, tmp_path, trials=3).config())
+    older = [{"arm": "distilled", "seed": seed, "validation": value} for seed, value in ((0, 0.7), (1, 0.9))]
+    assert kept_seed(older) == 0  # the better one's student was deleted
+    assert is_better(older, arms[2], 0.8) and not is_better(older, arms[2], 0.7)
 
 
 def test_where_both_differ_is_kept_for_the_page(judged):

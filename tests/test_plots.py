@@ -75,3 +75,17 @@ def test_the_curves_of_both_arms_are_side_by_side():
     live, closed = (plots.figures(events, epochs)["accuracy"] for epochs in (2, None))
     assert [trace.name for trace in live.data] == ["student, no teacher", "agreement, no teacher", "student"]
     assert [trace.name for trace in closed.data] == ["student", "agreement", "no teacher"]
+
+
+def test_the_students_curve_is_that_of_the_seed_that_was_kept():
+    def training(seed: int, **arm) -> list[dict]:
+        return [
+            {"event": "training", "arm": "distilled", "seed": seed, "step": 0},
+            {"event": "eval", "epoch": 1.0, "step": 10, "accuracy": 0.7 + seed / 100, "agreement": 0.9},
+            {"event": "arm", "arm": "distilled", "seed": seed, **arm},
+        ]
+
+    for kept, first in (({"kept": True}, 0.71), ({"kept": False}, 0.7), ({}, 0.7)):  # the last is an older version's
+        events = [*training(0, kept=True), *training(1, **kept), *training(2, kept=False)]
+        student = plots.figures(events)["accuracy"].data[0]
+        assert (student.name, list(student.y)) == ("student", [first])

@@ -129,9 +129,11 @@ def test_where_labels_alone_win_their_student_is_the_one_that_is_handed_out(tmp_
     tell_point(one, labels, 1, 0.9)
     tell_point(one, taught, 1, 0.8)
     run = one.make_run({"seed": 7})
-    runs.write_whole(run.path / "report.json", json.dumps({"verdict": None}))
+    runs.write_whole(run.path / "report.json", json.dumps({"verdict": None, "student": {"seed": 8}}))
     rows = one.points()
     assert sweep.conclusion(one, rows[1], rows[1], run)["student"] == f"{run.id}/student"
+    assert sweep.conclusion(one, rows[0], rows[1], run)["student"] == f"{run.id}/arms/baseline-8/student"
+    runs.write_whole(run.path / "report.json", json.dumps({"verdict": None, "student": {}}))  # of an older version
     assert sweep.conclusion(one, rows[0], rows[1], run)["student"] == f"{run.id}/arms/baseline-7/student"
 
 

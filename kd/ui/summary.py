@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from kd import memory
-from kd.cli_screen import whose
+from kd.report import whose
 from kd.runs import CLOSED, LIFECYCLE, Run
 from kd.ui.settings import on_page
 
@@ -88,7 +88,7 @@ class Summary:
             changes["epoch"] = event["step"] * event["epochs"] / max(event["steps"], 1)
         if name == "step":
             changes = {key: event[key] for key in ("epoch", "step", "seconds", "images_per_second")}
-        if name == "eval" and self.nth == 1:  # of the run's own student
+        if name == "eval" and self.nth == 1:  # of the first student
             changes = {"agreement": event.get("agreement")}
             changes |= {"accuracy": event["accuracy"]} if self.labels == "dataset" else {}
         if event.get("warnings"):
