@@ -142,14 +142,14 @@ def result_table(report: dict[str, Any], agreed: float | None) -> str:
     if baseline and scored:
         rows.append(["no teacher", f"{baseline['accuracy']:.2%}", f"{baseline['f1']:.4f}", *[""] * (len(rows[0]) - 3)])
     quality = ["test accuracy", "macro F1"] if scored else []
-    whose = "" if labelled else " of the test pictures; they have no labels, so who is right is not known"
+    scope = "" if labelled else " of the test pictures; they have no labels, so who is right is not known"
     latency = report["student"]["latency_ms"]
     threads = "1 thread" if latency["threads"] == 1 else f"{latency['threads']} threads"
     against = ""
     if report["teacher"]:
         against = (
             f"\nThe student is {pace(report['speedup'])} and {size(report['size_ratio'])}; it agrees with the "
-            f"teacher on {agreed:.1%}{whose}."
+            f"teacher on {agreed:.1%}{scope}."
         )
     return (
         table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)

@@ -8,14 +8,20 @@ from typing import Any
 
 def save_student(model: Any, processor: Any, folder: Path) -> None:
     """The student as a folder that ``AutoModelForImageClassification`` and ``AutoImageProcessor`` load with nothing
-    of ours installed. Written beside its place and renamed, the old one renamed away before it is deleted: whoever is
-    killed in between leaves one that is whole, or none."""
-    temporary, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    for left in (temporary, old):
-        shutil.rmtree(left, ignore_errors=True)
+    of ours installed. Written beside its place and then moved there."""
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     processor.save_pretrained(temporary)
+    move_student(temporary, folder)
+
+
+def move_student(student: Path, folder: Path) -> None:
+    """Move a student's folder into the place of another, which is renamed away before it is deleted: whoever is killed in
+    between leaves one that is whole, or none."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
-    os.replace(temporary, folder)
+    os.replace(student, folder)
     shutil.rmtree(old, ignore_errors=True)

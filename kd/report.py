@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from kd import runs
+from kd.export import move_student
 from kd.launch import busy
 from kd.runs import Run
 from kd.training import student_folder
@@ -100,31 +101,24 @@ def scores_of(run: Run, arms: list[Arm]) -> list[dict[str, Any]]:
 
 def kept_seed(trials: list[dict[str, Any]]) -> int:
     """The seed whose student is the run's own: the last that was better on validation than those before it (``kept``)."""
-    first = trials[0]["seed"]
-    return next((trial["seed"] for trial in reversed(trials) if trial.get("kept")), first)
+    return next((trial["seed"] for trial in reversed(trials) if trial.get("kept")), trials[0]["seed"])
 
 
 def is_better(trials: list[dict[str, Any]], arm: Arm, validation: float) -> bool:
     """Whether an arm's student is to be the run's own: it has the teacher, and beats the one that was kept of ``trials``."""
-    if arm.name != "distilled" or not trials:
-        return arm.name == "distilled"
-    seed = kept_seed(trials)
-    return validation > next(t["validation"] for t in trials if (t["arm"], t["seed"]) == (arm.name, seed))
+    if arm.name != "distilled":
+        return False
+    kept = [t for t in trials if t["arm"] == "distilled" and t["seed"] == kept_seed(trials)]
+    return not kept or validation > kept[0]["validation"]
 
 
 def keep_students(run: Run, arms: list[Arm], seed: int) -> None:
     """Of the students of ``arms`` keep those of one seed, the distilled one as the run's own. It may have been done before,
-    in part or whole: whoever was killed in between leaves one that is whole, or none until the run is resumed."""
-    own = run.path / "student"
+    in part or whole."""
     for arm in arms[1:]:
         folder = student_folder(run, arm)
         if (arm.name, arm.seed) == ("distilled", seed) and folder.exists():
-            old = own.with_name(".student.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if own.exists():
-                own.rename(old)
-            folder.rename(own)
-            shutil.rmtree(old, ignore_errors=True)
+            move_student(folder, run.path / "student")
         elif arm.seed != seed:
             shutil.rmtree(folder, ignore_errors=True)
 
