@@ -11,9 +11,10 @@ import numpy as np
 from kd import data, duplicates, models
 from kd.compare import BATCH, score
 from kd.config import NO_TEACHER, DistillConfig
+from kd.pace import measure
 from kd.targets import scores_file, targets_folder
 from kd.taught import taught_alone
-from kd.work import TRAINER_SHARE, arms_of, fitting_epochs, mean_area, online_seconds, pixel_side, threads, views_of
+from kd.work import arms_of, fitting_epochs, mean_area, online_seconds, pixel_side, threads, views_of
 
 FEW = 8
 """Pictures that are decoded for their speed, and that are measured at once where they are of 224 pixels."""
@@ -48,38 +49,35 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         splits, config = taught_alone(config, splits, teacher)
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed)
     start += time.thread_time() - began
-    size = student.pipeline.size
+    size, side = student.pipeline.size, pixel_side(teacher, student, long)
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, size, cache)
-        step = TRAINER_SHARE * models.batch_seconds(student.model, size, device, precision, config.batch_size, rounds=3)
-    speed = config.batch_size / step
-    pictures, asking = len(splits.train), online_seconds(config, teacher, device, precision)
+        cost = measure(student, config, side, device, precision)
+    pictures, validation = len(splits.train), len(splits.validation)
+    asking = online_seconds(config, teacher, device, precision)
     if config.minutes is not None:
-        epochs = fitting_epochs(config, size, speed, pictures, len(splits.validation), asking)
+        epochs = fitting_epochs(config, size, cost, pictures, validation, asking)
         config = dataclasses.replace(config, epochs=epochs)
     area, epochs = mean_area(config, size), config.epochs
     arms, taught = len(arms_of(config)), config.trials
-    side = pixel_side(teacher, student, long)
     ruler = {"teacher": 0.0, "student": _per_picture((student.model, student.processor), splits.validation, device)}
     unasked = [part for part in (splits.validation, splits.test) if teacher and not _is_scored(teacher, part, cache)]
     if teacher:
         ruler["teacher"] = _per_picture((teacher, teacher.processor), splits.validation, device)
-    forward = step / 3 / config.batch_size  # a forward pass is a third of a step
 
     stages = {
         "start": start,
         "pictures": sum(_decoding(part, side, cache) for part in (splits.train, splits.validation)),
         "teacher": sum(map(len, unasked)) * ruler["teacher"],
         "targets": _targets(config, splits.train, teacher, side, cache, device, precision),
-        "training": arms * epochs * (pictures * area / speed + len(splits.validation) * forward)
-        + taught * epochs * pictures * asking,
+        "training": epochs * (arms * cost.seconds(pictures, validation, area) + taught * pictures * asking),
         "test": len(splits.test) * arms * ruler["student"] + LATENCY_TRIALS * max(ruler.values()),
     }
     return {
         "seconds": round(float(sum(stages.values())), 1),
         "stages": {name: round(float(seconds), 1) for name, seconds in stages.items()},
         "epochs": epochs,
-        "images_per_second": round(1 / (area / speed + asking), 1),
+        "images_per_second": round(1 / (area * cost.picture + asking), 1),
     }
 
 

@@ -13,6 +13,8 @@ from kd.runs import Run, RunError
 from kd.work import Arm, Work, fresh_student, sizes_of, threads, views_of
 
 if TYPE_CHECKING:
+    import torch
+
     from kd.losses import Method
     from kd.trainer import ImageDistilTrainer, RunCallback
 
@@ -77,7 +79,7 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
     from transformers.trainer_callback import PrinterCallback
 
     from kd.compare import agreement, quality
-    from kd.data import Views
+    from kd.data import Views, processes
     from kd.taught import taught
     from kd.trainer import Diverged, ImageDistilTrainer, RunCallback, ViewBatches
 
@@ -116,7 +118,16 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
         warmup_epochs=min(config.dkd_warmup, config.epochs / 12) if config.method.startswith("dkd") else 0.0,
         mixup=config.mixup,
         known=work.teacher.known if distilled else None,
-        args=arguments(run, work, len(batches)),
+        args=arguments(
+            config,
+            len(batches),
+            checkpoints(run, arm),
+            arm.seed,
+            work.device,
+            work.precision,
+            parts(run),
+            processes() if batches.undecoded else 0,
+        ),
         train_dataset=batches,
         eval_dataset=held_out,
         data_collator=ViewBatches.collate,
@@ -138,19 +149,25 @@ def method_of(config: DistillConfig) -> "Method":
     )  # fmt: skip
 
 
-def arguments(run: Run, work: Work, pictures: int) -> Any:
-    """`Trainer`'s own settings: AdamW, one cycle of the learning rate, a checkpoint and a look at validation an epoch,
-    the best by accuracy loaded at the end."""
+def arguments(
+    config: DistillConfig,
+    pictures: int,
+    folder: Path,
+    seed: int,
+    device: "torch.device",
+    precision: str,
+    count: int = 1,
+    workers: int = 0,
+) -> Any:
+    """`Trainer`'s own settings: AdamW, one cycle of the learning rate, a checkpoint in ``folder`` and a look at validation
+    an epoch, the best by accuracy loaded at the end. Each batch is cut into ``count`` parts; ``workers`` processes decode."""
     import math
 
     from transformers import TrainingArguments
 
-    from kd.data import Undecoded, processes
-
-    config, count = work.config, parts(run)
     steps = math.ceil(pictures / config.batch_size)
     return TrainingArguments(
-        output_dir=str(checkpoints(run, work.arm)),
+        output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size // count,
         gradient_accumulation_steps=count,
@@ -160,10 +177,10 @@ def arguments(run: Run, work: Work, pictures: int) -> Any:
         warmup_steps=round(config.warmup * steps * config.epochs),
         lr_scheduler_type=config.schedule,
         optim="adamw_torch_fused",
-        seed=work.arm.seed,
-        bf16=work.precision == "bf16",
-        fp16=work.precision == "fp16",
-        use_cpu=work.device.type == "cpu",
+        seed=seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=device.type == "cpu",
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=2,
@@ -173,7 +190,7 @@ def arguments(run: Run, work: Work, pictures: int) -> Any:
         logging_nan_inf_filter=False,  # it would hide a loss that is no number, and wait for the device every step
         remove_unused_columns=False,
         dataloader_pin_memory=False,  # batches are on the device already
-        dataloader_num_workers=processes() if isinstance(work.train.values, Undecoded) else 0,
+        dataloader_num_workers=workers,
         disable_tqdm=True,
         report_to="none",
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from kd.data import Pixels, Splits, Views
     from kd.models import Student, Teacher
+    from kd.pace import EpochCost
     from kd.targets import Targets
 
 PROGRESS_SECONDS = 0.5
@@ -30,8 +31,6 @@ GROWTH = 16
 """An input that grows does so in steps of so many pixels."""
 MANY_EPOCHS = 300
 """With more such an input is, on the average, as large."""
-TRAINER_SHARE = 1.06
-"""A training step with crops, optimiser and `Trainer` around it, in forward and backward passes (`python -m kd bench`)."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,10 @@ def prepare(run: Run, progress: Progress) -> Work:
         splits, config = taught_alone(config, splits, teacher)
     healing = config.heal == "yes"
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed, healing)
+    side = pixel_side(teacher, student, long)
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
-        config = with_epochs(run, config, teacher, student, device, precision, splits)
+        config = with_epochs(run, config, teacher, student, side, device, precision, splits)
     if config.start_size:
         models.check_size(config.student, student, sizes_of(config, student.pipeline.size)(0))
     limits.check_pictures(sum(splits.sizes().values()), len(splits.classes))
@@ -132,7 +132,7 @@ def prepare(run: Run, progress: Progress) -> Work:
         else:
             said += check_classes(config.method, int(teacher.known.sum()), "The teacher knows")
 
-    train, validation = load_both(run, splits, pixel_side(teacher, student, long), cache, progress)
+    train, validation = load_both(run, splits, side, cache, progress)
     tell_models(run, config, teacher, student, device, precision, said)
     views = data.Views(train.fingerprint, len(train.labels), config.crop_area)
     validation_logits = targets = None
@@ -233,13 +233,12 @@ def mean_area(config: DistillConfig, full: tuple[int, int]) -> float:
 
 
 def fitting_epochs(
-    config: DistillConfig, full: tuple[int, int], speed: float, pictures: int, validation: int, asking: float = 0.0
+    config: DistillConfig, full: tuple[int, int], cost: "EpochCost", pictures: int, validation: int, asking: float = 0.0
 ) -> int:
-    """The epochs that fit into ``config.minutes`` at ``speed`` training images/s of the ``full`` input: smaller ones take
-    less, and after each epoch the validation pictures are looked at (a forward pass is a third of a step). ``asking``: the
-    seconds a picture of a teacher that is asked in every step."""
+    """The epochs that fit into ``config.minutes``. ``asking``: the seconds a picture of a teacher that is asked in every
+    step."""
     area = mean_area(dataclasses.replace(config, epochs=MANY_EPOCHS), full)
-    return max(1, round(config.minutes * 60 / (pictures * (area / speed + asking) + validation / 3 / speed)))
+    return max(1, round(config.minutes * 60 / cost.seconds(pictures, validation, area, asking)))
 
 
 def online_seconds(config: DistillConfig, teacher: "Teacher | None", device: "torch.device", precision: str) -> float:
@@ -259,25 +258,25 @@ def with_epochs(
     config: DistillConfig,
     teacher: "Teacher | None",
     student: "Student",
+    side: int,
     device: "torch.device",
     precision: str,
     splits: "Splits",
 ) -> DistillConfig:
-    """``config`` with the epochs that fit into its ``minutes``, if it has any; the ``plan`` event. A resumed run keeps
-    to its plan."""
+    """``config`` with the epochs that fit into its ``minutes``, if it has any, on pictures of ``side`` pixels; the ``plan``
+    event. A resumed run keeps to its plan."""
     if config.minutes is None:
         return config
     plan = run.last("plan")
     if plan is None:
-        from kd.models import batch_seconds
+        from kd.pace import measure
 
         full = student.pipeline.size
-        step = TRAINER_SHARE * batch_seconds(student.model, full, device, precision, config.batch_size)
-        speed = config.batch_size / step
+        cost = measure(student, config, side, device, precision)
         asking = online_seconds(config, teacher, device, precision)
-        epochs = fitting_epochs(config, full, speed, len(splits.train), len(splits.validation), asking)
+        epochs = fitting_epochs(config, full, cost, len(splits.train), len(splits.validation), asking)
         area = mean_area(dataclasses.replace(config, epochs=epochs), full)
-        speed = 1 / (area / speed + asking)
+        speed = 1 / (area * cost.picture + asking)
         run.append("plan", minutes=config.minutes, images_per_second=round(speed, 1), epochs=epochs)
         plan = run.last("plan")
     return dataclasses.replace(config, epochs=plan["epochs"])
