@@ -31,6 +31,8 @@ GROWTH = 16
 """An input that grows does so in steps of so many pixels."""
 MANY_EPOCHS = 300
 """With more such an input is, on the average, as large."""
+PACE_SHARE = 0.02
+"""So much of a run's minutes goes to finding how many epochs fit into them."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ def with_epochs(
         from kd.pace import measure
 
         full = student.pipeline.size
-        cost = measure(student, config, side, device, precision)
+        cost = measure(student, config, side, device, precision, PACE_SHARE * 60 * config.minutes)
         asking = online_seconds(config, teacher, device, precision)
         epochs = fitting_epochs(config, full, cost, len(splits.train), len(splits.validation), asking)
         area = mean_area(dataclasses.replace(config, epochs=epochs), full)

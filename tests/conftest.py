@@ -7,7 +7,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in two processes, and toys are too small to share
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in several processes, and toys are too small to share
 os.environ.pop("KD_RUNS_DIR", None)
 os.environ.pop("KD_CACHE_DIR", None)
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 LONGEST_FIRST = ("page", "distill", "sweep_tab", "hub", "sweep", "api", "bench", "study", "trainer")
-"""Files of tests: with a short one in the end, neither of the two processes waits long for the other."""
+"""Files of tests: with a short one in the end, no process waits long for the others."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

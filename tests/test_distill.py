@@ -19,7 +19,7 @@ from kd.compare import compare
 from kd.config import DistillConfig
 from kd.distill import execute
 from kd.runs import Run, RunDeleted, RunError
-from kd.trainer import ViewBatches
+from kd.trainer import RunCallback, ViewBatches
 from kd.ui import analysis, summary
 from kd.ui.compare import choices
 from kd.ui.runs import row
@@ -135,9 +135,9 @@ def test_compare_shows_both_on_good_pictures_and_names_the_bad_one(finished, col
     run, _ = finished
     (tmp_path / "notes.jpg").write_text("hello")
     good = colours / "red brick" / "000.png"
-    done = kd("compare", run.id[:15], good, tmp_path / "notes.jpg", "--runs-dir", run.path.parent, "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    pictures = [str(good), str(tmp_path / "notes.jpg")]
+    assert cli.main(["compare", run.id[:15], *pictures, "--runs-dir", str(run.path.parent), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     first, second = found["pictures"]
     assert first["teacher"][0]["label"] == "red brick" and len(first["student"]) == 3
     assert sum(row["confidence"] for row in first["teacher"]) == pytest.approx(1, abs=1e-3)
@@ -310,10 +310,6 @@ def test_a_teacher_that_has_seen_the_test_pictures_of_another_cut_is_told(made, 
 # --- Runs that do not end well
 
 
-def start(run: Run) -> subprocess.Popen:
-    return launch.start(run)
-
-
 def until(run: Run, name: str, seconds: float = 120, **fields) -> None:
     """Wait until the last event of this name has these fields."""
     end = time.monotonic() + seconds
@@ -327,7 +323,7 @@ def test_a_killed_run_has_died_and_resumes_to_the_same_end(small, tmp_path):
     unbroken = runs.create(config, tmp_path, runs.local_owner(tmp_path))
     execute(unbroken)
     run = runs.create(config, tmp_path, runs.local_owner(tmp_path))
-    process = start(run)
+    process = launch.start(run)
     until(run, "eval", epoch=2)  # the first epoch's checkpoint is whole by then
     os.kill(process.pid, signal.SIGSTOP)
     run.ask_to_stop()  # it is killed before it can obey: whoever resumes has thought better of it
@@ -346,18 +342,21 @@ def test_a_killed_run_has_died_and_resumes_to_the_same_end(small, tmp_path):
     assert run.report()["train"]["epochs"] == 4
 
 
-def test_a_stopped_run_keeps_its_student_and_can_be_resumed(small, tmp_path):
+def test_a_stopped_run_keeps_its_student_and_can_be_resumed(small, tmp_path, monkeypatch):
     run = runs.create(settings(small, epochs=200), tmp_path, runs.local_owner(tmp_path))
-    process = start(run)
+    process = launch.start(run)
     until(run, "eval")
     assert kd("stop", run.id, "--runs-dir", tmp_path).returncode == 0
     assert process.wait(60) == 1 and run.status() == "stopped"
     assert (run.path / "student" / "model.safetensors").exists() and run.report() is None
     step = run.last("eval")["step"]
-    process = launch.start(run, resume=True)
-    until(run, "training", step=step)
-    run.ask_to_stop()
-    process.wait(60)
+
+    def stop_again(self, args, state, control, **kwargs):
+        run.ask_to_stop()
+
+    monkeypatch.setattr(RunCallback, "on_step_begin", stop_again)
+    execute(run, resume=True)
+    assert run.last("training")["step"] == step < run.last("step")["step"] and run.status() == "stopped"
 
 
 def test_a_run_that_fails_after_its_last_epoch_resumes_without_training_again(small, tmp_path, monkeypatch):
@@ -393,8 +392,6 @@ def test_a_run_that_diverges_says_so_and_keeps_the_best(small, tmp_path, monkeyp
 
 
 def test_a_student_that_answers_with_no_numbers_has_diverged(small, tmp_path, monkeypatch):
-    from kd.trainer import RunCallback
-
     def spoil_the_weights(self, args, state, control, model, **kwargs):  # after the epoch's last look at the loss
         if state.epoch > 1.5:
             next(model.parameters()).data.fill_(float("nan"))
@@ -465,12 +462,16 @@ def test_a_learning_rate_of_a_million_ends_in_words(small, tmp_path):
     assert run.status() == "failed"
 
 
-def test_a_deleted_folder_ends_the_run_and_is_not_made_again(small, tmp_path):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the writer of TensorBoard's log
+def test_a_deleted_folder_ends_the_run_and_is_not_made_again(small, tmp_path, monkeypatch):
     run = runs.create(settings(small, epochs=200), tmp_path, "t")
-    process = start(run)
-    until(run, "eval")
-    shutil.rmtree(run.path, ignore_errors=True)  # what ends meanwhile takes a file of its own away
-    assert process.wait(60) == 1
+
+    def delete(self, args, state, control, **kwargs):
+        shutil.rmtree(run.path, ignore_errors=True)
+
+    monkeypatch.setattr(RunCallback, "on_evaluate", delete)
+    with pytest.raises(RunDeleted):
+        execute(run)
     assert not (run.path / "config.json").exists() and not (run.path / "events.jsonl").exists()
 
 
@@ -540,9 +541,10 @@ def test_a_run_without_a_folder_is_refused(tmp_path):
 
 def test_the_children_find_kd_from_any_folder(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = runs.create(settings(small, student="nothing"), tmp_path, "t")
-    assert start(run).wait(60) == 1
-    assert "no student 'nothing'" in run.last("failed")["message"]
+    run = runs.create(settings(small), tmp_path, "t")
+    run.append("started", pid=0)
+    assert launch.start(run).wait(60) == 1  # it has kd, and looks at the run, before it has torch
+    assert "was begun already" in (run.path / "stderr.txt").read_text()
 
 
 def test_a_dataset_without_room_on_the_disk_is_trained_on_all_the_same(tmp_path, small, monkeypatch):

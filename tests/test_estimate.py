@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import flags, kd
 
-from kd import data, runs
+from kd import cli, data, runs
 from kd.config import DistillConfig
 from kd.data import cache_folder
 from kd.distill import execute
@@ -17,8 +17,7 @@ from kd.work import online_seconds
 
 
 @pytest.fixture
-def guess(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("kd.pace.SECONDS", 0.0)
+def guess(small, tmp_path):
     return lambda **changes: estimate(DistillConfig.from_dict({**small, **changes}), cache_folder(tmp_path, "sample"))
 
 
@@ -77,10 +76,10 @@ def test_what_the_run_would_refuse_is_refused_now(guess):
         guess(teacher="./nowhere")
 
 
-def test_the_command_line_says_it_in_a_line_and_in_json(small, tmp_path):
-    done = kd("estimate", "--preset", "custom", *flags(small), "--runs-dir", tmp_path, "--json")
-    assert done.returncode == 0, done.stderr
-    line, found = done.stdout.splitlines()[-2:]
+def test_the_command_line_says_it_in_a_line_and_in_json(small, tmp_path, capsys):
+    asked = ["estimate", "--preset", "custom", *flags(small), "--runs-dir", str(tmp_path), "--json"]
+    assert cli.main(asked) == 0
+    line, found = capsys.readouterr().out.splitlines()[-2:]
     assert line.startswith("about ") and "targets" in line and "(2 epochs at " in line
     assert json.loads(found)["epochs"] == 2
     assert kd("estimate", "--temperature", 0).returncode == 2

@@ -1,8 +1,6 @@
 """ImageDistilTrainer against loops written by hand."""
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import torch
 import toys
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, DefaultDataCollator, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -230,21 +229,18 @@ def one_step_on_eight_pictures(folder) -> torch.Tensor:
     return note.gradients[0]
 
 
+def one_of_two(folder) -> list[float]:
+    gradient = one_step_on_eight_pictures(folder)
+    torch.distributed.destroy_process_group()  # else its threads may abort the process as it ends
+    return gradient.tolist()
+
+
 def test_two_processes_average_to_the_gradient_of_one(tmp_path):
-    code = (
-        "import sys, pathlib, os, torch; sys.path.insert(0, sys.argv[1]); import test_trainer as t\n"
-        "gradient = t.one_step_on_eight_pictures(pathlib.Path(sys.argv[2]))\n"
-        "if os.environ['RANK'] == '0': torch.save(gradient, sys.argv[2] + '/gradient.pt')\n"
-        "torch.distributed.destroy_process_group()\n"  # else its threads may abort the process as it ends
-    )
-    script = tmp_path / "worker.py"
-    script.write_text(code)
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
-         "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", script, os.path.dirname(__file__), tmp_path],
-        check=True, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1", start_method="fork",  # they need not import torch again
     )  # fmt: skip
-    together = torch.load(tmp_path / "gradient.pt")
+    together = torch.tensor(elastic_launch(config, one_of_two)(tmp_path)[0])
     torch.testing.assert_close(together, one_step_on_eight_pictures(tmp_path), rtol=1e-4, atol=1e-7)
 
 
