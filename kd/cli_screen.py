@@ -168,7 +168,7 @@ def means(report: dict[str, Any]) -> str:
         if len(scores) > 1:
             found.append(f"{words}{statistics.mean(scores):.1f}% +- {statistics.stdev(scores):.1f}")
     seeds = len({trial["seed"] for trial in trials})
-    return f"\nOver {seeds} seeds: {', '.join(found)}; the student {whose(report)}." if found else ""
+    return f"\nOver {seeds} seeds: {', '.join(found)}; {whose(report)}." if found else ""
 
 
 LEAST = 0.005

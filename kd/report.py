@@ -124,9 +124,10 @@ def keep_students(run: Run, arms: list[Arm], seed: int) -> None:
 
 
 def whose(report: dict[str, Any]) -> str:
-    """Which of several seeds' students was kept, for a sentence that begins with "the student"."""
+    """Which of several seeds' students was kept, as part of a sentence."""
+    one = "student" if report["teacher"] else "model"
     seed = report["student"].get("seed")  # until November 2026 it was always the first's
-    return "is the first seed's" if seed is None else f"is seed {seed}'s, the best on validation"
+    return f"the {one} is " + ("the first seed's" if seed is None else f"seed {seed}'s, the best on validation")
 
 
 def answers_of(run: Run, arm: Arm) -> dict[str, "np.ndarray"]:

@@ -15,7 +15,7 @@ from kd.config import METHODS, DistillConfig
 from kd.distill import distill
 from kd.runs import RunError
 from kd.ui import analysis, blocked_paths, compare, dark, look, owners, settings, summary, to_dataset
-from kd.ui.distill import on_method, on_preset, on_recipe, on_student
+from kd.ui.distill import on_make, on_method, on_preset, on_recipe, on_student
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -119,6 +119,20 @@ def test_a_run_of_several_trainings_says_which_and_keeps_its_own_students_accura
         found = found.after(event)
     assert found.line("running")[0] == "Training 2 of 4, without the teacher, epoch 1 of 2"
     assert found.accuracy == 0.8
+    found = found.after({"event": "arm", "arm": "baseline", "seed": 0, "validation": 0.3, "kept": False})
+    assert found.accuracy == 0.8
+    found = found.after({"event": "arm", "arm": "distilled", "seed": 1, "validation": 0.9, "kept": True})
+    assert found.accuracy == 0.9
+
+
+def test_a_teacher_is_made_from_the_pictures_that_the_page_shows_and_as_it_treats_their_duplicates(monkeypatch):
+    made = []
+    monkeypatch.setattr("kd.ui.distill.start", lambda config, token: made.append(config) or SimpleNamespace(id="1"))
+    monkeypatch.setattr(gr, "Info", lambda text: None)
+    chosen = {name: settings.widget(name).value for name in settings.FIELDS}
+    chosen |= {"duplicates": "keep", "test_fraction": 0.3, "teacher": "owner/base", "dataset": "owner/pictures"}
+    on_make(None, None, *chosen.values())
+    assert (made[0].duplicates, made[0].test_fraction, made[0].dataset) == ("keep", 0.3, "owner/pictures")
 
 
 def test_a_run_that_waits_says_its_place_and_how_long_where_that_is_known():

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from kd import launch, plots, runs
-from kd.config import NO_TEACHER, PRESETS, RUN_TEACHER, SAMPLE, STUDENT_NAMES, DistillConfig
+from kd.config import NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, SAMPLE, STUDENT_NAMES, DistillConfig
 from kd.runs import CLOSED, Run, RunError
 from kd.ui import check, dark, expected, settings
 from kd.ui.analysis import analysis
@@ -276,10 +276,7 @@ def on_distill(saved: dict[str, Any] | None, live: dict[str, Any] | None, *value
     return {**saved, "run": run.id}, {"run": run.id, "owner": token, "new": True}
 
 
-OF_TEACHER = (
-    "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
-    "split_seed", "image_column", "label_column", "seed", "device", "precision",
-)  # fmt: skip
+OF_TEACHER = (*OF_PICTURES, "duplicates", "seed", "device", "precision")
 """The settings that a run that makes a teacher has from the page; the others are those for pretrained weights."""
 
 

@@ -91,6 +91,8 @@ class Summary:
         if name == "eval" and self.nth == 1:  # of the first student
             changes = {"agreement": event.get("agreement")}
             changes |= {"accuracy": event["accuracy"]} if self.labels == "dataset" else {}
+        if name == "arm" and event.get("kept") and self.labels == "dataset":  # a later student that is better
+            changes = {"accuracy": event["validation"]}
         if event.get("warnings"):
             changes["warnings"] = tuple(dict.fromkeys([*self.warnings, *event["warnings"]]))
         return dataclasses.replace(self, **changes)
@@ -291,7 +293,7 @@ def seeds_table(report: dict[str, Any]) -> str:
         *(["No teacher", "Difference"] if baseline else []),
     ]
     measured = "Test accuracy" if is_labelled(report) else "Agreement with the teacher on the test split"
-    return table(head, rows, f"{measured} of each seed; the student {whose(report)}", "kd-seeds")
+    return table(head, rows, f"{measured} of each seed; {whose(report)}", "kd-seeds")
 
 
 def is_labelled(report: dict[str, Any]) -> bool:
