@@ -52,7 +52,7 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     size, side = student.pipeline.size, pixel_side(teacher, student, long)
     with threads(device, student):
         precision = models.pick_precision(config.precision, device, student.model, size, cache)
-        cost = measure(student, config, side, device, precision)
+        cost = measure(student, config, side, device, precision, cache)
     pictures, validation = len(splits.train), len(splits.validation)
     asking = online_seconds(config, teacher, device, precision)
     if config.minutes is not None:

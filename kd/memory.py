@@ -1,5 +1,6 @@
 """What becomes of a process whose memory runs out, and how that is told from other errors."""
 
+import gc
 import re
 from pathlib import Path
 
@@ -27,6 +28,20 @@ def ran_out_on_gpu(error: BaseException) -> bool:
     """Whether it is a GPU's memory that ran out. Then this process is well, and can go on with less; where its own
     memory has, not even a thread can be relied on to start (`threading` may wait for one for ever)."""
     return type(error).__name__ == "OutOfMemoryError" or "STATUS_ALLOC_FAILED" in str(error)
+
+
+def more_parts(now: int, size: int) -> int:
+    """Into how many equal parts a batch of ``size`` is cut next, where ``now`` were too few: twice as many, or the next
+    number that divides it."""
+    return next(count for count in range(2 * now, size + 1) if size % count == 0)
+
+
+def free() -> None:
+    """Give back what nothing refers to any more."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def go_first() -> None:

@@ -2,8 +2,8 @@
 
 import copy
 import dataclasses
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,90 +11,115 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
+from kd import memory
 from kd.config import DistillConfig
 from kd.data import Pixels, Views
 from kd.models import Student
-from kd.trainer import ImageDistilTrainer, ViewBatches
-from kd.training import arguments
+from kd.trainer import ImageDistilTrainer, ViewBatches, arguments
 
-LEAST, MOST = 4, 40
-"""Steps that are timed, whatever the seconds."""
+LEAST, MOST = 4, 200
+"""Steps that are timed: at least so many, and no more than that, however few seconds they take."""
 LOOKED_AT = 64
 """Pictures that are looked at as validation pictures are."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EpochCost:
-    """What an epoch is made of, in seconds."""
+    """What an epoch is made of, in seconds. The checkpoint at its end is not counted, nor reading the pictures."""
 
     picture: float
     """One to train on, of the student's full input: cropped, learned from, its share of the optimiser's step."""
     look: float
     """One to validate on."""
-    save: float
-    """The checkpoint."""
 
     def seconds(self, pictures: int, validation: int, area: float = 1.0, asking: float = 0.0) -> float:
         """Seconds of an epoch. ``area`` is the student's input as a share of the full one's; ``asking`` the seconds a picture
         of a teacher that is asked in every step."""
-        return pictures * (area * self.picture + asking) + validation * self.look + self.save
+        return pictures * (area * self.picture + asking) + validation * self.look
 
 
 def measure(
-    student: Student, config: DistillConfig, side: int, device: torch.device, precision: str, seconds: float = 1.0
+    student: Student,
+    config: DistillConfig,
+    side: int,
+    device: torch.device,
+    precision: str,
+    folder: Path,
+    seconds: float = 1.0,
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> EpochCost:
-    """The cost of a copy of ``student``, with the batches, optimiser and checkpoint of a run of ``config`` on pictures of
-    ``side`` pixels: the median of the steps of so many ``seconds``, without the first, in which kernels are chosen. Longer
-    is surer, where others share the machine."""
-    config = dataclasses.replace(config, epochs=1)
-    with tempfile.TemporaryDirectory() as folder:
-        train = _noise(MOST * config.batch_size, side, student, config.crop_area, device)
-        clock = _Clock(seconds)
-        trainer = ImageDistilTrainer(
-            student_model=copy.deepcopy(student.model).to(memory_format=torch.channels_last),
-            lambda_param=0.0,
-            args=arguments(config, len(train), Path(folder), config.seed, device, precision),
-            train_dataset=train,
-            eval_dataset=_noise(LOOKED_AT, side, student, 1.0, device),
-            data_collator=ViewBatches.collate,
-            compute_metrics=lambda answers: {"accuracy": 0.0},
-            callbacks=[clock],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return EpochCost(float(np.median(np.diff(clock.steps))) / config.batch_size, clock.look / LOOKED_AT, clock.save)
+    """The cost of a copy of ``student``, with the crops, optimiser and batches of a run of ``config`` on pictures of ``side``
+    pixels: the median of the steps of about so many ``seconds``, without the first, in which kernels are chosen. More are
+    surer where others share the machine. `Trainer` wants a ``folder``, and writes nothing to it.
+
+    ``tell`` is called after each step with (hundredths of the time, 100); what it raises ends the measurement.
+    """
+    parts = 1
+    while True:
+        try:
+            return _measured(student, config, side, device, precision, folder, parts, _Clock(seconds, tell))
+        except RuntimeError as error:
+            if not memory.ran_out_on_gpu(error) or parts == config.batch_size:
+                raise
+        finally:
+            memory.free()
+        parts = memory.more_parts(parts, config.batch_size)
+
+
+def _measured(
+    student: Student,
+    config: DistillConfig,
+    side: int,
+    device: torch.device,
+    precision: str,
+    folder: Path,
+    parts: int,
+    clock: "_Clock",
+) -> EpochCost:
+    """The same with batches that are cut into so many ``parts``. Each epoch is one step: the noise of a batch is enough."""
+    settings = arguments(
+        dataclasses.replace(config, epochs=MOST), config.batch_size, folder, config.seed, device, precision, parts
+    )
+    settings.set_evaluate("no").set_save("no")
+    settings.load_best_model_at_end = False
+    trainer = ImageDistilTrainer(
+        student_model=copy.deepcopy(student.model).to(memory_format=torch.channels_last),
+        lambda_param=0.0,
+        args=settings,
+        train_dataset=_noise(config.batch_size, side, student, config.crop_area, device),
+        eval_dataset=_noise(LOOKED_AT, side, student, 1.0, device),
+        data_collator=ViewBatches.collate,
+        callbacks=[clock],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    look = min(trainer.evaluate()["eval_runtime"] for _ in range(2))  # kernels are chosen in the first
+    return EpochCost(float(np.median(np.diff(clock.ends))) / config.batch_size, look / LOOKED_AT)
 
 
 def _noise(count: int, side: int, student: Student, crop_area: float, device: torch.device) -> ViewBatches:
-    """Batches of crops of one noisy picture."""
-    picture = np.random.default_rng(0).integers(0, 256, (3, side, side), np.uint8)
+    """Batches of crops of so many noisy pictures."""
+    values = np.random.default_rng(0).integers(0, 256, (count, 3, side, side), np.uint8)
     labels = np.arange(count) % student.model.config.num_labels
-    pixels = Pixels(np.broadcast_to(picture, (count, 3, side, side)), labels, "0", [], cached=True)
-    batches = ViewBatches(pixels, Views("0", count, crop_area), student.pipeline, device)
+    batches = ViewBatches(
+        Pixels(values, labels, "0", [], cached=True), Views("0", count, crop_area), student.pipeline, device
+    )
     batches.show(1)
     return batches
 
 
 class _Clock(TrainerCallback):
-    """When each step ended; the seconds of validation and of the checkpoint after the last."""
+    """When each step ended; ends training after so many seconds."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.steps: list[float] = []
+    def __init__(self, seconds: float, tell: Callable[[int, int], None]) -> None:
+        self.seconds, self.tell = seconds, tell
+        self.ends: list[float] = []
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if args.device.type != "cpu":
             torch.accelerator.synchronize(args.device)
-        self.steps.append(time.perf_counter())
-        if len(self.steps) > LEAST and self.steps[-1] - self.steps[0] >= self.seconds:
+        self.ends.append(time.perf_counter())
+        spent = self.ends[-1] - self.ends[0]
+        if len(self.ends) > LEAST and spent >= self.seconds:
             control.should_training_stop = True
-
-    def on_epoch_end(self, args, state, control, **kwargs) -> None:
-        self.began = time.perf_counter()
-
-    def on_evaluate(self, args, state, control, **kwargs) -> None:
-        now = time.perf_counter()
-        self.look, self.began = now - self.began, now
-
-    def on_save(self, args, state, control, **kwargs) -> None:
-        self.save = time.perf_counter() - self.began
+        self.tell(min(100, round(100 * spent / self.seconds)) if self.seconds else 100, 100)

@@ -4,13 +4,15 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from kd.config import DistillConfig
 from kd.data import Pixels, Undecoded, Views, crop
 from kd.losses import DistillationLoss, Method, distillation_loss
 from kd.models import Pipeline
@@ -213,6 +215,49 @@ class ViewBatches(torch.utils.data.Dataset):
     @staticmethod
     def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return batch
+
+
+def arguments(
+    config: DistillConfig,
+    pictures: int,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    count: int = 1,
+    workers: int = 0,
+) -> TrainingArguments:
+    """`Trainer`'s own settings: AdamW, one cycle of the learning rate, a checkpoint in ``folder`` and a look at validation
+    an epoch, the best by accuracy loaded at the end. Each batch is cut into ``count`` parts; ``workers`` processes decode."""
+    steps = math.ceil(pictures / config.batch_size)
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size // count,
+        gradient_accumulation_steps=count,
+        per_device_eval_batch_size=max(1, 128 // count),
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=round(config.warmup * steps * config.epochs),
+        lr_scheduler_type=config.schedule,
+        optim="adamw_torch_fused",
+        seed=seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=device.type == "cpu",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        logging_steps=max(1, steps // 10),
+        logging_nan_inf_filter=False,  # it would hide a loss that is no number, and wait for the device every step
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,  # batches are on the device already
+        dataloader_num_workers=workers,
+        disable_tqdm=True,
+        report_to="none",
+    )
 
 
 class RunCallback(TrainerCallback):

@@ -1,10 +1,9 @@
 """The training of one student: `Trainer` with our batches, loss and events, its checkpoints, and a GPU too small."""
 
 import dataclasses
-import gc
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kd import memory, runs
 from kd.config import DistillConfig
@@ -13,8 +12,6 @@ from kd.runs import Run, RunError
 from kd.work import Arm, Work, fresh_student, sizes_of, threads, views_of
 
 if TYPE_CHECKING:
-    import torch
-
     from kd.losses import Method
     from kd.trainer import ImageDistilTrainer, RunCallback
 
@@ -35,7 +32,7 @@ def train_within_memory(run: Run, work: Work) -> tuple[Work, "ImageDistilTrainer
         use_smaller_parts(run, work)
         work.student.model.cpu()
         del trainer, callback
-        free_memory()
+        memory.free()
         work = dataclasses.replace(work, student=fresh_student(work, work.arm))
 
 
@@ -48,7 +45,7 @@ def use_smaller_parts(run: Run, work: Work) -> None:
         raise RunError(
             "Out of the GPU's memory, even with one picture at a time. Choose a smaller image size or student."
         )
-    wanted = next(count for count in range(2 * now, size + 1) if size % count == 0)
+    wanted = memory.more_parts(now, size)
     said = (
         f"The GPU is out of memory with {size // now} pictures at a time. Each batch of {size} is now computed in {wanted} parts of "
         f"{size // wanted}, their gradients summed: steps and learning rates stay as they were; BatchNorm sees a part."
@@ -62,14 +59,6 @@ def parts(run: Run) -> int:
     return event["parts"] if event else 1
 
 
-def free_memory() -> None:
-    """Give back what nothing refers to any more."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
 def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallback"]:
     """`Trainer` with our batches, our loss and our events."""
     import numpy as np
@@ -81,7 +70,7 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
     from kd.compare import agreement, quality
     from kd.data import Views, processes
     from kd.taught import taught
-    from kd.trainer import Diverged, ImageDistilTrainer, RunCallback, ViewBatches
+    from kd.trainer import Diverged, ImageDistilTrainer, RunCallback, ViewBatches, arguments
 
     config, arm, student = work.config, work.arm, work.student.pipeline
     distilled = arm.name == "distilled" and work.teacher is not None
@@ -147,53 +136,6 @@ def method_of(config: DistillConfig) -> "Method":
         config.method, config.temperature, config.dkd_alpha, config.dkd_beta, config.dist_beta, config.dist_gamma,
         config.weight,
     )  # fmt: skip
-
-
-def arguments(
-    config: DistillConfig,
-    pictures: int,
-    folder: Path,
-    seed: int,
-    device: "torch.device",
-    precision: str,
-    count: int = 1,
-    workers: int = 0,
-) -> Any:
-    """`Trainer`'s own settings: AdamW, one cycle of the learning rate, a checkpoint in ``folder`` and a look at validation
-    an epoch, the best by accuracy loaded at the end. Each batch is cut into ``count`` parts; ``workers`` processes decode."""
-    import math
-
-    from transformers import TrainingArguments
-
-    steps = math.ceil(pictures / config.batch_size)
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size // count,
-        gradient_accumulation_steps=count,
-        per_device_eval_batch_size=max(1, 128 // count),
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=round(config.warmup * steps * config.epochs),
-        lr_scheduler_type=config.schedule,
-        optim="adamw_torch_fused",
-        seed=seed,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=device.type == "cpu",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="accuracy",
-        logging_steps=max(1, steps // 10),
-        logging_nan_inf_filter=False,  # it would hide a loss that is no number, and wait for the device every step
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,  # batches are on the device already
-        dataloader_num_workers=workers,
-        disable_tqdm=True,
-        report_to="none",
-    )
 
 
 def train_student(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:

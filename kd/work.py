@@ -32,7 +32,7 @@ GROWTH = 16
 MANY_EPOCHS = 300
 """With more such an input is, on the average, as large."""
 PACE_SHARE = 0.02
-"""So much of a run's minutes goes to finding how many epochs fit into them."""
+"""At most so much of a run's minutes goes to finding how many epochs fit into them, before they begin."""
 
 
 @dataclass(frozen=True)
@@ -120,19 +120,19 @@ def prepare(run: Run, progress: Progress) -> Work:
         splits, config = taught_alone(config, splits, teacher)
     healing = config.heal == "yes"
     student = models.load_student(config.student, splits.classes, config.image_size, short, config.seed, healing)
-    side = pixel_side(teacher, student, long)
-    with threads(device, student):
-        precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
-        config = with_epochs(run, config, teacher, student, side, device, precision, splits)
-    if config.start_size:
-        models.check_size(config.student, student, sizes_of(config, student.pipeline.size)(0))
     limits.check_pictures(sum(splits.sizes().values()), len(splits.classes))
-    limits.check_steps(config.epochs, len(splits.train), config.batch_size, len(arms_of(config)))
     if teacher:
         if teacher.known is None:
             said += check_classes(config.method, len(splits.classes))
         else:
             said += check_classes(config.method, int(teacher.known.sum()), "The teacher knows")
+    side = pixel_side(teacher, student, long)
+    with threads(device, student):
+        precision = models.pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
+        config = with_epochs(run, config, teacher, student, side, device, precision, splits, progress)
+    if config.start_size:
+        models.check_size(config.student, student, sizes_of(config, student.pipeline.size)(0))
+    limits.check_steps(config.epochs, len(splits.train), config.batch_size, len(arms_of(config)))
 
     train, validation = load_both(run, splits, side, cache, progress)
     tell_models(run, config, teacher, student, device, precision, said)
@@ -264,6 +264,7 @@ def with_epochs(
     device: "torch.device",
     precision: str,
     splits: "Splits",
+    progress: Progress,
 ) -> DistillConfig:
     """``config`` with the epochs that fit into its ``minutes``, if it has any, on pictures of ``side`` pixels; the ``plan``
     event. A resumed run keeps to its plan."""
@@ -274,7 +275,8 @@ def with_epochs(
         from kd.pace import measure
 
         full = student.pipeline.size
-        cost = measure(student, config, side, device, precision, PACE_SHARE * 60 * config.minutes)
+        seconds = PACE_SHARE * 60 * config.minutes
+        cost = measure(student, config, side, device, precision, run.path, seconds, progress.phase("pace"))
         asking = online_seconds(config, teacher, device, precision)
         epochs = fitting_epochs(config, full, cost, len(splits.train), len(splits.validation), asking)
         area = mean_area(dataclasses.replace(config, epochs=epochs), full)

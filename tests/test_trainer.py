@@ -221,7 +221,7 @@ def one_step_on_eight_pictures(folder) -> torch.Tensor:
     logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(3))
     student, note = toys.tiny_resnet(toys.CLASSES).apply(still), Losses()
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    settings = {"ddp_backend": "gloo"} if processes > 1 else {}
+    settings = {"ddp_backend": "gloo", "ddp_timeout": 60} if processes > 1 else {}
     trainer(
         folder, student, None, Items(logits, 8), note,
         max_steps=1, per_device_train_batch_size=8 // processes, **settings,
@@ -238,7 +238,7 @@ def one_of_two(folder) -> list[float]:
 def test_two_processes_average_to_the_gradient_of_one(tmp_path):
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1", start_method="fork",  # they need not import torch again
+        local_addr="127.0.0.1", start_method="spawn" if torch.cuda.is_available() else "fork",  # forked, they need not import torch again
     )  # fmt: skip
     together = torch.tensor(elastic_launch(config, one_of_two)(tmp_path)[0])
     torch.testing.assert_close(together, one_step_on_eight_pictures(tmp_path), rtol=1e-4, atol=1e-7)

@@ -19,6 +19,7 @@ STAGE_OF = {"created": 0, "queued": 0, "started": 1, "resumed": 1, "data": 2, "t
 DOING = {
     "looking for duplicates": "Looking for duplicates",
     "comparing pictures": "Comparing the pictures with each other",
+    "pace": "Measuring how many epochs fit into the minutes",
     "train pixels": "Reading the training pictures",
     "validation pixels": "Reading the validation pictures",
     "teacher check": "Checking the teacher on validation",
