@@ -206,6 +206,7 @@ def test_who_stops_a_run_need_not_wait_for_its_pace(settings, folder, monkeypatc
         return cut(self, indices)
 
     monkeypatch.setattr(ViewBatches, "__getitems__", stop_at_the_first_batch)
+    monkeypatch.setattr("kd.hub.LOOK_SECONDS", 1000)  # who watches while the Hub is waited for does not interrupt
     execute(run)
     assert run.status() == "stopped" and run.last("plan") is None
 
