@@ -271,10 +271,12 @@ NAMES = st.one_of(st.lists(PIECES, min_size=1, max_size=5).map("/".join), st.tex
 
 
 @given(st.lists(NAMES, min_size=1, max_size=8), st.booleans())
-@settings(max_examples=40, deadline=None, database=None)
+@settings(max_examples=40, deadline=None, database=None, derandomize=True)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_each_entry_of_any_archive_is_read_or_named_or_left_behind_by_a_system(tmp_path_factory, names, as_zip):
-    names = [name for name in names if not any(0xD800 <= ord(c) < 0xE000 for c in name) and name.strip("/")]
+    names = [
+        name for name in names if not any(0xD800 <= ord(c) < 0xE000 for c in name) and name.split("\0")[0].strip("/")
+    ]
     folder = tmp_path_factory.mktemp("any")
     names.append("dog/good.jpg")  # a tar of nothing looks like nothing
     path = (zipped if as_zip else tarred)(folder / "photos", *names)
