@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from kd import memory
@@ -54,10 +54,14 @@ def measure(
 
     ``tell`` is called after each step with (hundredths of the time, 100); what it raises ends the measurement.
     """
+    once = dataclasses.replace(config, epochs=MOST)
     parts = 1
     while True:
+        settings = arguments(once, config.batch_size, folder, config.seed, device, precision, parts)
+        settings.set_evaluate("no").set_save("no")
+        settings.load_best_model_at_end = False
         try:
-            return _measured(student, config, side, device, precision, folder, parts, _Clock(seconds, tell))
+            return _measured(student, config, side, settings, _Clock(seconds, tell))
         except RuntimeError as error:
             if not memory.ran_out_on_gpu(error) or parts == config.batch_size:
                 raise
@@ -67,27 +71,15 @@ def measure(
 
 
 def _measured(
-    student: Student,
-    config: DistillConfig,
-    side: int,
-    device: torch.device,
-    precision: str,
-    folder: Path,
-    parts: int,
-    clock: "_Clock",
+    student: Student, config: DistillConfig, side: int, settings: TrainingArguments, clock: "_Clock"
 ) -> EpochCost:
-    """The same with batches that are cut into so many ``parts``. Each epoch is one step: the noise of a batch is enough."""
-    settings = arguments(
-        dataclasses.replace(config, epochs=MOST), config.batch_size, folder, config.seed, device, precision, parts
-    )
-    settings.set_evaluate("no").set_save("no")
-    settings.load_best_model_at_end = False
+    """The same with these ``settings``. Each epoch is one step: the noise of a batch is enough."""
     trainer = ImageDistilTrainer(
         student_model=copy.deepcopy(student.model).to(memory_format=torch.channels_last),
         lambda_param=0.0,
         args=settings,
-        train_dataset=_noise(config.batch_size, side, student, config.crop_area, device),
-        eval_dataset=_noise(LOOKED_AT, side, student, 1.0, device),
+        train_dataset=_noise(config.batch_size, side, student, config.crop_area, settings.device),
+        eval_dataset=_noise(LOOKED_AT, side, student, 1.0, settings.device),
         data_collator=ViewBatches.collate,
         callbacks=[clock],
     )
