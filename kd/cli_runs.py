@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from kd import launch, memory, runs
+from kd import imports, launch, memory, runs
 from kd.cli_options import (
     BadUsage,
     Command,
@@ -117,6 +117,7 @@ def teacher(options: argparse.Namespace) -> int:
 def estimate(options: argparse.Namespace) -> int:
     """Measure a little, print the seconds of each stage."""
     config = config_from(options)
+    imports.load("kd.estimate")
     quiet()
     from kd.data import cache_folder
     from kd.estimate import estimate as measure

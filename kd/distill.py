@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from kd import memory, runs, uploads
+from kd import imports, memory, runs, uploads
 from kd.config import DistillConfig
 from kd.hub import listening
 from kd.launch import StopAsked, device_name, slot
@@ -20,6 +20,8 @@ from kd.runs import Run, RunDeleted, RunError, RunTaken
 from kd.training import save_best, train_within_memory
 from kd.work import Progress, Work, arms_of, at_arm, prepare
 
+LIBRARIES = ("kd.compare", "kd.duplicates", "kd.taught", "kd.trainer", "torch.utils.tensorboard")
+"""The modules of a run that bring the libraries along."""
 DISK = {
     errno.ENOSPC: "The disk is full ({place}). Free some space",
     errno.EDQUOT: "Your share of the disk is used up ({place}). Free some space",
@@ -104,6 +106,7 @@ def in_words(error: BaseException, run: Run) -> str:
 
 def recipe(run: Run) -> None:
     """Everything between ``started`` and ``done``."""
+    imports.load(*LIBRARIES)
     from transformers.utils import logging
 
     logging.set_verbosity_error()

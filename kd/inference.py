@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
-from kd import memory
+from kd import imports, memory
 from kd.pictures import open_picture
 from kd.runs import Run, RunError
 
@@ -120,9 +120,8 @@ def _end_with_the_page() -> None:
 
 def warm_up() -> None:
     """Import what an answer needs: seconds that the first visitor to ask would wait."""
+    imports.load("kd.compare")
     from transformers.utils import logging
-
-    import kd.compare  # noqa: F401
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -14,6 +14,11 @@ os.environ.pop("KD_CACHE_DIR", None)
 import pytest
 import toys
 
+from kd import imports
+from kd.distill import LIBRARIES
+
+imports.load(*LIBRARIES)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -120,16 +120,6 @@ def test_a_run_whose_process_was_killed_has_died(run):
     assert run.status() == "died"
 
 
-def test_two_processes_cannot_work_on_one_run(run):
-    process = hold(run)
-    try:
-        with pytest.raises(RunError, match="being worked on"), run.work():
-            pass
-    finally:
-        process.kill()
-        process.wait()
-
-
 def test_a_closed_run_reopens_when_it_is_resumed(run):
     with run.work():
         run.append("started")

@@ -294,11 +294,13 @@ def test_a_sweep_is_killed_and_goes_on_to_a_verdict_on_fresh_seeds(small, tmp_pa
     process.wait()
     one = sweep.find(tmp_path, "last")
     assert until(lambda: (one.status(), run.status()) == ("died", "died"))
+    other = one.make_run(sweep.settings_of(one.config(), one.grid().points()[1], 1))
+    execute(other)  # a run that was done when the sweep died need not be trained again
 
     done = kd("sweep", "--resume", one.id, "--runs-dir", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     made = runs.list_runs(tmp_path)
-    assert len(made) == 4 and made[-1] == run and all(run.status() == "done" for run in made)
+    assert len(made) == 4 and made[2:] == [other, run] and all(run.status() == "done" for run in made)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == one.report() and one.status() == "done"
     # two short trainings, one of them for longer: the better one by validation, never by test

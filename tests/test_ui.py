@@ -319,3 +319,4 @@ def test_a_wait_for_the_hub_and_a_death_are_said_in_the_run_s_line():
         "It was killed, or the machine went down" in found.line("died")[0] or "want of memory" in found.line("died")[0]
     )
     assert "reading" in found.after({"event": "progress", "phase": "reading", "done": 1, "of": 4}).line("running")
+    assert found.after({"event": "progress", "phase": "pace", "done": 93, "of": 100}).line("running")[1] == "93%"

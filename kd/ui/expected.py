@@ -22,19 +22,21 @@ from kd.runs import Run, RunError
 from kd.ui import beside, settings
 from kd.ui.owners import check_names, served, with_own
 from kd.ui.summary import roughly, status_of, summarize
+from kd.work import views_of
 
-SECONDS = 60
-"""A measurement may take so long; it takes about ten."""
+SECONDS = 180
+"""A measurement may take so long; it takes about ten, and more where others share the machine."""
 KEPT_SECONDS, PROBLEM_SECONDS, MOST_KEPT = 600, 20, 64
 NO_MATTER = (
     "seed", "recipe", "method", "temperature", "lambda", "weight", "learning_rate", "weight_decay", "schedule", "warmup",
     "mixup", "heal", *settings.OWN,
 )  # fmt: skip
-"""Settings that a run's time does not depend on."""
+"""Settings that a run's time does not depend on; of its epochs it is reckoned."""
 TRAINS = "A run is training. How long this one would take is measured when that is over."
-OTHERS = "Another visitor's time is being measured. Yours comes next."
+OTHERS = "The time of another run is being measured. Yours comes next."
 TOO_LONG = (
-    "No time is known: measuring it took more than a minute. The teacher or the pictures may have to be fetched first."
+    f"No time is known: measuring it took more than {SECONDS // 60} minutes. The teacher or the pictures may have to be "
+    "fetched first."
 )
 
 
@@ -50,7 +52,7 @@ class Measurement:
 
 _now: Measurement | None = None
 _kept: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
-"""Settings -> until when it holds, and the answer."""
+"""Settings -> until when it holds, and what was found (``kd.estimate``) or the ``problem``."""
 _lock = Lock()
 
 
@@ -75,7 +77,7 @@ def _answer(config: DistillConfig, asker: str) -> dict[str, Any]:
     with _lock:
         until, found = _kept.get(key, (0.0, {}))
         if until > time.monotonic():
-            return found
+            return found if "problem" in found else answer(found, config)
         if training:
             _give_up()
             return {"wait": TRAINS, "again": 5, "trains": True}
@@ -83,7 +85,7 @@ def _answer(config: DistillConfig, asker: str) -> dict[str, Any]:
             _give_up()
         if _now is None:
             _now = Measurement(key, asker, begin(config))
-            Thread(target=_finish, args=(_now, config), daemon=True).start()
+            Thread(target=_finish, args=(_now,), daemon=True).start()
         if _now.key != key:
             return {"wait": OTHERS, "again": 2}
     return {"wait": "Measuring how long it takes here", "again": 1}
@@ -95,11 +97,31 @@ def known(config: DistillConfig) -> dict[str, float]:
     return {"expected": found["seconds"]} if found else {}
 
 
+def answer(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:
+    """What ``expected`` returns of what was found."""
+    found = of_epochs(found, config)
+    return {"line": in_words(found, config), "seconds": found["seconds"]}
+
+
+def of_epochs(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:
+    """What was found for other epochs, as it is for those of ``config``."""
+    if config.minutes is not None:
+        return found
+    before = found["stages"]["training"]
+    training = round(before * config.epochs / found["epochs"], 1)
+    return {
+        **found,
+        "seconds": round(found["seconds"] - before + training, 1),
+        "stages": {**found["stages"], "training": training},
+        "epochs": config.epochs,
+    }
+
+
 def estimated(config: DistillConfig) -> dict[str, Any] | None:
     """What ``kd.estimate`` found for these settings, if it has been asked."""
     with _lock:
         until, found = _kept.get(key_of(config), (0.0, {}))
-    return found.get("estimate") if until > time.monotonic() else None
+    return of_epochs(found, config) if until > time.monotonic() and "problem" not in found else None
 
 
 def measures() -> bool:
@@ -108,8 +130,11 @@ def measures() -> bool:
 
 
 def key_of(config: DistillConfig) -> str:
-    """What an answer holds for: the settings that matter, and the newest run, since a run leaves pictures and targets."""
+    """What is found holds for: the settings that matter, and the newest run, since a run leaves pictures and targets. Of the
+    epochs, how many views they show; an input that grows over them is another with each."""
     values = {name: value for name, value in config.to_dict().items() if name not in NO_MATTER}
+    if config.start_size is None:
+        values["epochs"] = views_of(config)
     newest = next((run.id for run in runs.list_runs(runs.default_folder())), "")
     return json.dumps([values, newest])
 
@@ -149,12 +174,12 @@ def begin(config: DistillConfig) -> subprocess.Popen:
     )
 
 
-def _finish(one: Measurement, config: DistillConfig) -> None:
+def _finish(one: Measurement) -> None:
     """Wait for a measurement and keep what it found."""
     global _now
     try:
         out, err = one.process.communicate(timeout=SECONDS)
-        found = read(one.process.returncode, out.decode(errors="replace"), err.decode(errors="replace"), config)
+        found = read(one.process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
     except subprocess.TimeoutExpired:
         beside.end(one.process)
         one.process.communicate()
@@ -165,16 +190,15 @@ def _finish(one: Measurement, config: DistillConfig) -> None:
         if one.given_up:
             return
         _now = None
-        _kept[one.key] = time.monotonic() + (KEPT_SECONDS if "line" in found else PROBLEM_SECONDS), found
+        _kept[one.key] = time.monotonic() + (PROBLEM_SECONDS if "problem" in found else KEPT_SECONDS), found
         while len(_kept) > MOST_KEPT:
             _kept.popitem(last=False)
 
 
-def read(code: int, out: str, err: str, config: DistillConfig) -> dict[str, Any]:
-    """What the command said: ``line`` and ``seconds``, or its own words as a ``problem``."""
+def read(code: int, out: str, err: str) -> dict[str, Any]:
+    """What the command found, or its own words as a ``problem``."""
     if code == 0 and out.strip():
-        found = json.loads(out.splitlines()[-1])
-        return {"line": in_words(found, config), "seconds": found["seconds"], "estimate": found}
+        return json.loads(out.splitlines()[-1])
     _, said, words = f"\n{err}".rpartition("\nkd: ")
     last = (err.strip().splitlines() or ["it ended without a word"])[-1]
     return {"problem": words.strip() if said else f"No time could be measured: {last}"}

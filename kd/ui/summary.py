@@ -114,6 +114,8 @@ class Summary:
             return f"Waiting for the {self._where()}: {self.in_queue()}" if self.place else "Starting", ""
         if self.stage == STAGE_OF["targets"] and self.epochs:
             return f"{self._training()}, epoch {self._epoch()} of {self.epochs}", self._pace()
+        if self.phase == "pace":
+            return DOING["pace"], f"{self.share():.0%}"
         if self.phase:
             return DOING.get(self.phase, self.phase), f"{self.done:,} of {self.of:,}" if self.of else ""
         return AT_STAGE[self.stage], ""

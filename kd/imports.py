@@ -1,0 +1,25 @@
+"""Modules that take seconds to import and stay: torch, transformers, gradio."""
+
+import gc
+import sys
+from importlib import import_module
+
+
+def load(*modules: str) -> None:
+    """Import these, unless they are there, and have the garbage collector leave out what is there then (``gc.freeze``).
+
+    They make a million objects that are never garbage. By default it looks through them again and again, while they are made
+    and as long as the process lives.
+    """
+    if sys.modules.keys() >= set(modules):
+        return
+    gc.collect()  # what is garbage now would stay too
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for name in modules:
+            import_module(name)
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
