@@ -137,6 +137,12 @@ class DistillConfig:
     mixup: float = setting(
         0.0, "mixes each picture and its targets with another's: Beta(a, a), 0 for none", low=0, high=10
     )
+    ema: float = setting(
+        0.0,
+        "decay of a moving average of the weights, which is validated and kept in their place; 0 for none",
+        low=0,
+        high=0.9999,
+    )
     start_size: int | None = setting(
         None, "input side at which training begins; it grows to the full one in the first two thirds", low=16, high=1024
     )

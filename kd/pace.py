@@ -54,7 +54,8 @@ def measure(
     pixels: the median of the steps of about so many ``seconds``, without the first, in which kernels are chosen. More are
     surer where others share the machine. `Trainer` wants a ``folder``, and writes nothing to it.
 
-    ``tell`` is called after each step with (hundredths of the time, 100); what it raises ends the measurement.
+    ``tell`` is called after each step, and each look at validation, with (hundredths of the time, 100); what it raises ends
+    the measurement.
     """
     once = dataclasses.replace(config, epochs=MOST)
     parts = 1
@@ -79,6 +80,7 @@ def _measured(
     trainer = ImageDistilTrainer(
         student_model=copy.deepcopy(student.model).to(memory_format=torch.channels_last),
         lambda_param=0.0,
+        ema=config.ema,
         args=settings,
         train_dataset=_noise(config.batch_size, side, student, config.crop_area, settings.device),
         eval_dataset=_noise(LOOKED_AT, side, student, 1.0, settings.device),
@@ -91,6 +93,7 @@ def _measured(
     looks, end = [], time.perf_counter() + LOOKS_SHARE * clock.seconds
     while len(looks) < 2 or time.perf_counter() < end:  # kernels are chosen in the first
         looks.append(trainer.evaluate()["eval_runtime"] / LOOKED_AT)
+        clock.tell(100, 100)
     # Who looks only answers. Where it seems to take longer than learning, another had the cores meanwhile.
     return EpochCost(picture, min(*looks, picture))
 

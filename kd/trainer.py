@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from kd.config import DistillConfig
 from kd.data import Pixels, Undecoded, Views, crop
+from kd.ema import Average
 from kd.losses import DistillationLoss, Method, distillation_loss
 from kd.models import Pipeline
 from kd.runs import Run
@@ -35,7 +37,8 @@ class ImageDistilTrainer(Trainer):
     The arguments are those of the Transformers guide "Knowledge distillation for computer vision", among them
     ``training_args``, which the guide writes for `Trainer`'s ``args``. ``method`` is another loss than the guide's, which
     then has its own temperature; its weight grows evenly over the first ``warmup_epochs``. ``mixup`` is the parameter of its
-    Beta distribution, 0 for none. ``known``, bool ``[C]``, are the classes that the teacher knows, if not all. With
+    Beta distribution, 0 for none. ``ema`` is the decay of an average of the weights, which is evaluated and saved in their place,
+    0 for none (``kd.ema``). ``known``, bool ``[C]``, are the classes that the teacher knows, if not all. With
     ``lambda_param`` 0 there need be no teacher.
 
     Raises:
@@ -52,6 +55,7 @@ class ImageDistilTrainer(Trainer):
         method: Method | None = None,
         warmup_epochs: float = 0.0,
         mixup: float = 0.0,
+        ema: float = 0.0,
         known: Tensor | None = None,
         training_args: Any = None,
         **kwargs: Any,
@@ -68,6 +72,9 @@ class ImageDistilTrainer(Trainer):
         self.method, self.warmup_epochs, self.mixup = method, warmup_epochs, mixup
         self.known = None if known is None else known.to(self.args.device)
         self.teacher = teacher_model and teacher_model.to(self.args.device).eval()
+        self.average = Average(ema) if ema else None
+        if self.average:
+            self.add_callback(self.average)
         # Our loss divides by the number of pictures of the whole accumulated batch, whatever the model's signature.
         self.model_accepts_loss_kwargs = True
         # Sums over the pictures seen since the last look (total, soft, hard, count): read without stopping the device.
@@ -91,6 +98,25 @@ class ImageDistilTrainer(Trainer):
             self.sums += torch.stack([*(part.detach().float() for part in loss), seen])
         total = loss.total / self._share(num_items_in_batch, len(labels))
         return (total, {"logits": outputs.logits}) if return_outputs else total
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self._averaged():
+            return super().evaluate(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with self._averaged():
+            super().save_model(output_dir, _internal_call)
+        if self.average and _internal_call and self.args.should_save:  # a checkpoint
+            self.average.save_own(self.model, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average:
+            self.average.resume(self.model, Path(resume_from_checkpoint))
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The averaged weights in the model, where they are asked for."""
+        return self.average.in_place(self.model) if self.average else nullcontext()
 
     def _sums(self, logits: Tensor, teacher: Tensor | None, labels: Tensor) -> DistillationLoss:
         """The loss summed over a batch's pictures."""

@@ -106,6 +106,7 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
         method=method_of(config),
         warmup_epochs=min(config.dkd_warmup, config.epochs / 12) if config.method.startswith("dkd") else 0.0,
         mixup=config.mixup,
+        ema=config.ema,
         known=work.teacher.known if distilled else None,
         args=arguments(
             config,
@@ -181,9 +182,11 @@ def is_whole(checkpoint: Path) -> bool:
 
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text())
-        with safe_open(checkpoint / "model.safetensors", "pt"):  # compares its size with its header
-            pickles = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # zip files, whose table is at their end
-            return bool(state) and all(zipfile.is_zipfile(checkpoint / name) for name in pickles)
+        for weights in {checkpoint / "model.safetensors", *checkpoint.glob("*.safetensors")}:
+            with safe_open(weights, "pt"):  # compares its size with its header
+                pass
+        pickles = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # zip files, whose table is at their end
+        return bool(state) and all(zipfile.is_zipfile(checkpoint / name) for name in pickles)
     except (OSError, ValueError, SafetensorError):
         return False
 

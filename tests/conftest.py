@@ -12,18 +12,20 @@ os.environ.pop("KD_RUNS_DIR", None)
 os.environ.pop("KD_CACHE_DIR", None)
 
 import pytest
-import toys
 
 from kd import imports
 from kd.distill import LIBRARIES
-
-imports.load(*LIBRARIES)
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 LONGEST_FIRST = ("page", "distill", "sweep_tab", "hub", "sweep", "api", "bench", "study", "trainer")
 """Files of tests: with a short one in the end, no process waits long for the others."""
+
+
+def pytest_collectstart() -> None:
+    """Before the tests are imported, in the processes that do so."""
+    imports.load(*LIBRARIES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,12 +36,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory) -> Path:
     """A dataset of class folders, 40 pictures a class."""
+    import toys
+
     return toys.class_folders(tmp_path_factory.mktemp("colours"), each=40)
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
     """A saved teacher that knows the colours."""
+    import toys
+
     return toys.teacher_folder(tmp_path_factory.mktemp("teacher"))
 
 

@@ -195,10 +195,20 @@ def test_the_pace_counts_all_of_a_step_and_of_validation_and_leaves_the_student_
     assert 0.4 / 8 <= cost.picture < 0.4 and 0.4 / 64 <= cost.look < cost.picture
     after = student.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert len(told) == 5 and sorted(folder.iterdir()) == files
-    monkeypatch.setattr(ImageDistilTrainer, "evaluation_loop", slowed(looked, 8.0))  # another had the cores
+    assert len(told) == 5 + 2 and sorted(folder.iterdir()) == files
+
+
+def test_the_pace_believes_no_look_at_validation_that_takes_longer_than_learning(settings, folder, monkeypatch):
+    student, looked = load_student("mobilenet_v2_0.35", toys.CLASSES, 32, 32, 0), ImageDistilTrainer.evaluation_loop
+
+    def while_others_have_the_cores(*arguments, **options):
+        time.sleep(1)
+        return looked(*arguments, **options)
+
+    monkeypatch.setattr(ImageDistilTrainer, "evaluation_loop", while_others_have_the_cores)
+    config = DistillConfig.from_dict({**settings, "batch_size": 8})
     cost = measure(student, config, 36, torch.device("cpu"), "fp32", folder, 0.0)
-    assert cost.look == cost.picture
+    assert cost.look == cost.picture < 1 / 64
 
 
 def test_who_stops_a_run_need_not_wait_for_its_pace(settings, folder, monkeypatch):

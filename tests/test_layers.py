@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 ORDER = [
-    "config", "limits", "lru", "imports", "memory", "runs", "visitors", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "pictures", "archive", "layout", "decoder", "uploads", "intake", "hub", "data",
+    "config", "limits", "lru", "imports", "memory", "runs", "visitors", "launch", "losses", "metrics", "verdict", "latency", "plots", "depthwise", "ema", "pictures", "archive", "layout", "decoder", "uploads", "intake", "hub", "data",
     "duplicates", "labels", "models", "targets", "trainer", "pace",
     "compare", "inference", "taught", "analysis", "check", "check_report", "export", "sample", "work", "training", "report", "distill", "estimate", "study", "sweep", "bench_rows", "bench", "bench_page", "load", "chaos",
     "cli_screen", "cli_options", "cli_pictures", "cli_proof", "cli_runs", "cli", "__main__",

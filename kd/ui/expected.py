@@ -29,7 +29,7 @@ SECONDS = 180
 KEPT_SECONDS, PROBLEM_SECONDS, MOST_KEPT = 600, 20, 64
 NO_MATTER = (
     "seed", "recipe", "method", "temperature", "lambda", "weight", "learning_rate", "weight_decay", "schedule", "warmup",
-    "mixup", "heal", *settings.OWN,
+    "mixup", "ema", "heal", *settings.OWN,
 )  # fmt: skip
 """Settings that a run's time does not depend on; of its epochs it is reckoned."""
 TRAINS = "A run is training. How long this one would take is measured when that is over."

@@ -15,6 +15,7 @@ LABELS = {
     "lambda": "Lambda",
     "dataset_config": "Dataset configuration",
     "seed": "Random seed",
+    "ema": "Average of the weights (EMA)",
     "weight": "Weight of the method's loss",
     "baseline": "Also train without the teacher, to see whether it helps",
     "heal": "Heal the student",
@@ -40,6 +41,7 @@ HELP = {
     "dist_gamma": "of pictures",
     "baseline": "one seed makes no claim: take 3 trials",
     "trials": "seeds",
+    "ema": "decay; the average is what is kept. 0 for none",
     "minutes": "sets the epochs: 2, 10, 30, …",
 }
 """Where the command line's help is too long for the first screen."""
