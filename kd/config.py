@@ -141,7 +141,7 @@ class DistillConfig:
         0.0,
         "decay of a moving average of the weights, which is validated and kept in their place; 0 for none",
         low=0,
-        high=0.9999,
+        high=0.999,
     )
     start_size: int | None = setting(
         None, "input side at which training begins; it grows to the full one in the first two thirds", low=16, high=1024

@@ -45,6 +45,8 @@ HELP = {
     "minutes": "sets the epochs: 2, 10, 30, …",
 }
 """Where the command line's help is too long for the first screen."""
+FINE_STEPS = {"ema": 0.001}
+"""Of sliders that move by less than 0.05."""
 METHOD_WORDS = {
     "kd": ("KD (Hinton 2015)", "The teacher's answers, softened. Try it first"),
     "dkd": (
@@ -154,7 +156,7 @@ def widget(name: str, method: str = "kd") -> Component:
     if name in OFFERED:
         return gr.Dropdown(suggestions(name), allow_custom_value=True, **common)
     if kind is float and "low" in rules and "high" in rules:
-        return gr.Slider(rules["low"], rules["high"], step=0.05, **common)
+        return gr.Slider(rules["low"], rules["high"], step=FINE_STEPS.get(name, 0.05), **common)
     if kind in (int, float) and not none:
         return gr.Number(min_width=90 if name in (*OWN, "trials") else 120, **common)
     # A number that may be left out is text too: an empty gr.Number turns into 0 when "More" is opened.
