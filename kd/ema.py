@@ -1,5 +1,6 @@
 """A moving average of a student's weights, which is validated, saved and kept in the place of the last ones."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback
 
 OWN = "own.safetensors"
@@ -23,32 +23,27 @@ class Average(TrainerCallback):
     """
 
     def __init__(self, decay: float) -> None:
-        self.decay, self.now = decay, decay
-        self.average: AveragedModel | None = None
+        self.decay = decay
+        self.average: nn.Module | None = None
 
     def on_train_begin(self, args, state, control, model, **kwargs) -> None:
         if self.average is None:  # a resumed one has it from its checkpoint
-            self._begin(model)
+            self.average = copy.deepcopy(model)
 
+    @torch.no_grad()
     def on_step_end(self, args, state, control, model, **kwargs) -> None:
-        self.now = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        self.average.update_parameters(model)
+        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
+        averages, values = tensors(self.average), tensors(model)
+        floating = [nth for nth, value in enumerate(values) if value.is_floating_point()]
+        torch._foreach_lerp_([averages[nth] for nth in floating], [values[nth] for nth in floating], 1 - decay)
+        for nth in set(range(len(values))) - set(floating):
+            averages[nth].copy_(values[nth])
 
+    @torch.no_grad()
     def on_train_end(self, args, state, control, model, **kwargs) -> None:
         if not args.load_best_model_at_end or state.best_model_checkpoint is None:
-            model.load_state_dict(self.average.module.state_dict())
+            swap(self.average, model)
         self.average = None
-
-    def _begin(self, model: nn.Module) -> None:
-        self.average = AveragedModel(model, multi_avg_fn=self._move, use_buffers=True)
-        self.average.n_averaged += 1  # it would take the first step's weights whole
-
-    def _move(self, averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
-        with torch.no_grad():
-            if averages[0].is_floating_point():
-                torch._foreach_lerp_(averages, values, 1 - self.now)
-            else:
-                torch._foreach_copy_(averages, values)
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
@@ -56,12 +51,11 @@ class Average(TrainerCallback):
         if self.average is None:
             yield
             return
-        own = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.average.module.state_dict())
+        swap(self.average, model)
         try:
             yield
         finally:
-            model.load_state_dict(own)
+            swap(self.average, model)
 
     def save_own(self, model: nn.Module, checkpoint: Path) -> None:
         """Put the weights with which training goes on into a checkpoint whose model is the average."""
@@ -69,5 +63,19 @@ class Average(TrainerCallback):
 
     def resume(self, model: nn.Module, checkpoint: Path) -> None:
         """Take the average from ``model``, which was loaded from ``checkpoint``, and put the weights of training there."""
-        self._begin(model)
+        self.average = copy.deepcopy(model)
         load_model(model, str(checkpoint / OWN))
+
+
+def tensors(model: nn.Module) -> list[Tensor]:
+    """Weights and statistics."""
+    return [*model.parameters(), *model.buffers()]
+
+
+@torch.no_grad()
+def swap(one: nn.Module, other: nn.Module) -> None:
+    """Exchange the weights and statistics of two models, one tensor after the other: on a GPU a copy of all may not fit."""
+    for mine, theirs in zip(tensors(one), tensors(other), strict=True):
+        kept = mine.clone()
+        mine.copy_(theirs)
+        theirs.copy_(kept)

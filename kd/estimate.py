@@ -74,8 +74,8 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         "test": len(splits.test) * arms * ruler["student"] + LATENCY_TRIALS * max(ruler.values()),
     }
     return {
-        "seconds": round(float(sum(stages.values())), 1),
-        "stages": {name: round(float(seconds), 1) for name, seconds in stages.items()},
+        "seconds": float(sum(stages.values())),
+        "stages": {name: float(seconds) for name, seconds in stages.items()},
         "epochs": epochs,
         "images_per_second": round(1 / (area * cost.picture + asking), 1),
     }

@@ -106,7 +106,10 @@ class ImageDistilTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with self._averaged():
             super().save_model(output_dir, _internal_call)
-        if self.average and _internal_call and self.args.should_save:  # a checkpoint
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average and self.args.should_save:
             self.average.save_own(self.model, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -147,7 +147,7 @@ def train_student(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
     from kd.trainer import Diverged
 
     try:
-        trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
+        trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir), bool(trainer.average)))
     except Diverged as error:
         best, kept = trainer.state.best_model_checkpoint, "No epoch had ended before, so there is no student."
         if best:
@@ -167,23 +167,25 @@ def checkpoints(run: Run, arm: Arm) -> Path:
     return run.path / "checkpoints" / arm.folder(run).name
 
 
-def last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path, averaged: bool = False) -> str | None:
     """The newest checkpoint that is whole: `Trainer` writes ``trainer_state.json`` last. The others are looked at too,
-    for a power cut may take any of the files that were written last."""
+    for a power cut may take any of the files that were written last. ``averaged``: with an average of the weights (``kd.ema``)."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return next((str(path) for path in reversed(found) if is_whole(path)), None)
+    return next((str(path) for path in reversed(found) if is_whole(path, averaged)), None)
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path, averaged: bool = False) -> bool:
     """Whether all files of a checkpoint are there to their ends."""
     import zipfile
 
     from safetensors import SafetensorError, safe_open
 
+    from kd.ema import OWN
+
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text())
-        for weights in {checkpoint / "model.safetensors", *checkpoint.glob("*.safetensors")}:
-            with safe_open(weights, "pt"):  # compares its size with its header
+        for name in ("model.safetensors", *([OWN] if averaged else [])):
+            with safe_open(checkpoint / name, "pt"):  # compares its size with its header
                 pass
         pickles = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # zip files, whose table is at their end
         return bool(state) and all(zipfile.is_zipfile(checkpoint / name) for name in pickles)

@@ -32,7 +32,7 @@ GROWTH = 16
 MANY_EPOCHS = 300
 """With more such an input is, on the average, as large."""
 PACE_SHARE = 0.02
-"""At most so much of a run's minutes goes to finding how many epochs fit into them, before they begin."""
+"""About so much of a run's minutes goes to finding how many epochs fit into them, before they begin."""
 
 
 @dataclass(frozen=True)

@@ -199,16 +199,11 @@ def test_the_pace_counts_all_of_a_step_and_of_validation_and_leaves_the_student_
 
 
 def test_the_pace_believes_no_look_at_validation_that_takes_longer_than_learning(settings, folder, monkeypatch):
-    student, looked = load_student("mobilenet_v2_0.35", toys.CLASSES, 32, 32, 0), ImageDistilTrainer.evaluation_loop
-
-    def while_others_have_the_cores(*arguments, **options):
-        time.sleep(1)
-        return looked(*arguments, **options)
-
-    monkeypatch.setattr(ImageDistilTrainer, "evaluation_loop", while_others_have_the_cores)
+    student = load_student("mobilenet_v2_0.35", toys.CLASSES, 32, 32, 0)
+    monkeypatch.setattr(ImageDistilTrainer, "evaluate", lambda self: {"eval_runtime": 1e9})  # others had the cores
     config = DistillConfig.from_dict({**settings, "batch_size": 8})
     cost = measure(student, config, 36, torch.device("cpu"), "fp32", folder, 0.0)
-    assert cost.look == cost.picture < 1 / 64
+    assert cost.look == cost.picture
 
 
 def test_who_stops_a_run_need_not_wait_for_its_pace(settings, folder, monkeypatch):

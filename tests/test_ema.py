@@ -67,6 +67,9 @@ def test_the_average_is_that_of_the_formula_and_what_a_training_without_a_choice
     assert len(seen.weights) == 6 and same(one.model.state_dict(), average(seen.weights, 0.25))
     assert not same(one.model.state_dict(), seen.weights[-1])
     one.evaluate()
+    one.save_model(_internal_call=True)  # as `push_to_hub` does
+    assert same(load_file(tmp_path / "model.safetensors"), one.model.state_dict())
+    assert not (tmp_path / "own.safetensors").exists()
     assert same(one.model.state_dict(), average(seen.weights, 0.25))
 
 
@@ -122,10 +125,12 @@ def test_a_checkpoint_whose_own_weights_are_cut_short_is_not_gone_on_from(tmp_pa
     learner(tmp_path, max_steps=4, save_steps=2).train()
     for name in ("checkpoint-2", "checkpoint-4"):
         assert (tmp_path / name / "own.safetensors").exists()
-    assert last_checkpoint(tmp_path).endswith("checkpoint-4")
+    assert last_checkpoint(tmp_path, averaged=True).endswith("checkpoint-4")
     whole = (tmp_path / "checkpoint-4" / "own.safetensors").read_bytes()
     (tmp_path / "checkpoint-4" / "own.safetensors").write_bytes(whole[:-10])
-    assert last_checkpoint(tmp_path).endswith("checkpoint-2")
+    assert last_checkpoint(tmp_path, averaged=True).endswith("checkpoint-2")
+    (tmp_path / "checkpoint-4" / "own.safetensors").unlink()
+    assert last_checkpoint(tmp_path, averaged=True).endswith("checkpoint-2")
 
 
 @pytest.mark.parametrize("ema", [-0.1, 1.0])

@@ -29,7 +29,7 @@ SECONDS = 180
 KEPT_SECONDS, PROBLEM_SECONDS, MOST_KEPT = 600, 20, 64
 NO_MATTER = (
     "seed", "recipe", "method", "temperature", "lambda", "weight", "learning_rate", "weight_decay", "schedule", "warmup",
-    "mixup", "ema", "heal", *settings.OWN,
+    "mixup", "heal", *settings.OWN,
 )  # fmt: skip
 """Settings that a run's time does not depend on; of its epochs it is reckoned."""
 TRAINS = "A run is training. How long this one would take is measured when that is over."
@@ -108,10 +108,10 @@ def of_epochs(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:
     if config.minutes is not None:
         return found
     before = found["stages"]["training"]
-    training = round(before * config.epochs / found["epochs"], 1)
+    training = before * config.epochs / found["epochs"]
     return {
         **found,
-        "seconds": round(found["seconds"] - before + training, 1),
+        "seconds": found["seconds"] - before + training,
         "stages": {**found["stages"], "training": training},
         "epochs": config.epochs,
     }
