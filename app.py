@@ -11,10 +11,12 @@ import sys
 SWITCH_SECONDS = 0.0005
 """How long a thread that computes may keep another waiting: Python's own 5 ms make a poll wait at each of its many turns."""
 
-if __name__ == "__main__":  # what is imported here, the process that asks the models (``kd.inference``) does without
+if (
+    __name__ == "__main__"
+):  # what is imported here, the process that asks the models (``kd.evaluation.worker``) does without
     if "--shared" in sys.argv[1:]:
         os.environ["KD_SHARED"] = "1"
-    from kd.ui import build, keep_clean, launch_options
+    from kd.ui.page import build, keep_clean, launch_options
 
     sys.setswitchinterval(SWITCH_SECONDS)
     try:

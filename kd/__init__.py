@@ -9,21 +9,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kd.compare import compare
     from kd.config import DistillConfig
     from kd.distill import distill
-    from kd.losses import distillation_loss
-    from kd.trainer import ImageDistilTrainer
+    from kd.evaluation.compare import compare
+    from kd.training.losses import distillation_loss
+    from kd.training.trainer import ImageDistilTrainer
 
 __version__ = "0.1.0"
 __all__ = ["DistillConfig", "ImageDistilTrainer", "compare", "distill", "distillation_loss"]
 
 _HOMES = {
     "DistillConfig": "kd.config",
-    "ImageDistilTrainer": "kd.trainer",
-    "compare": "kd.compare",
+    "ImageDistilTrainer": "kd.training.trainer",
+    "compare": "kd.evaluation.compare",
     "distill": "kd.distill",
-    "distillation_loss": "kd.losses",
+    "distillation_loss": "kd.training.losses",
 }
 
 

@@ -1,5 +1,5 @@
 import sys
 
-from kd.cli import main
+from kd.cli.main import main
 
 sys.exit(main())

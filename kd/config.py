@@ -23,7 +23,7 @@ STUDENT_NAMES = (
     "convnextv2_atto",
     "deit_tiny",
 )
-"""The students with random weights that ``kd.models`` builds, named here so that a page can offer them without torch."""
+"""The students with random weights that ``kd.models.teacher`` builds, named here so that a page can offer them without torch."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "kd": {},
@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "kd+std": {"temperature": 2.0, "weight": 9.0, "lambda": 0.5},
     "dkd+std": {"temperature": 2.0, "weight": 9.0, "lambda": 0.5},
 }
-"""Method -> the settings that come with it: temperature and weight are its paper's (``kd.losses`` cites them), and labels and
+"""Method -> the settings that come with it: temperature and weight are its paper's (``kd.training.losses`` cites them), and labels and
 teacher have equal shares, as all were measured. The defaults are those of kd."""
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -282,7 +282,7 @@ OF_PICTURES = (
 )  # fmt: skip
 """The settings that say which pictures are learned from."""
 CHECKED = ("teacher", "label_map", *OF_PICTURES, "student", "image_size", "device")
-"""The settings that matter to a check of the pictures (``kd.check``)."""
+"""The settings that matter to a check of the pictures (``kd.evaluation.dataset_check``)."""
 
 
 def public_name(field: dataclasses.Field) -> str:

@@ -11,16 +11,25 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from kd import imports, memory, runs, uploads
 from kd.config import DistillConfig
-from kd.hub import listening
-from kd.launch import StopAsked, device_name, slot
-from kd.report import is_better, keep_students, kept_seed, score_student, scores_of, write_report
-from kd.runs import Run, RunDeleted, RunError, RunTaken
-from kd.training import save_best, train_within_memory
-from kd.work import Progress, Work, arms_of, at_arm, prepare
+from kd.data.library import store as uploads
+from kd.runs import run as runs
+from kd.runs.process import StopAsked, device_name, slot
+from kd.runs.run import Run, RunDeleted, RunError, RunTaken
+from kd.system import lazy_imports as imports
+from kd.system import memory
+from kd.system.hub import listening
+from kd.training.loop import save_best, train_within_memory
+from kd.training.report import is_better, keep_students, kept_seed, score_student, scores_of, write_report
+from kd.training.setup import Progress, Work, arms_of, at_arm, prepare
 
-LIBRARIES = ("kd.compare", "kd.duplicates", "kd.taught", "kd.trainer", "torch.utils.tensorboard")
+LIBRARIES = (
+    "kd.evaluation.compare",
+    "kd.data.duplicates",
+    "kd.training.labels",
+    "kd.training.trainer",
+    "torch.utils.tensorboard",
+)
 """The modules of a run that bring the libraries along."""
 DISK = {
     errno.ENOSPC: "The disk is full ({place}). Free some space",

@@ -13,8 +13,8 @@ os.environ.pop("KD_CACHE_DIR", None)
 
 import pytest
 
-from kd import imports
 from kd.distill import LIBRARIES
+from kd.system import lazy_imports as imports
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from conftest import ROOT
 from playwright.sync_api import Page, expect, sync_playwright
 
-from kd import runs
-from kd.bench_page import CHROMIUM, FLAGS
-from kd.runs import CLOSED
-from kd.sweep import list_sweeps
+from kd.devtools.page import CHROMIUM, FLAGS
+from kd.experiments.sweep import list_sweeps
+from kd.runs import run as runs
+from kd.runs.run import CLOSED
 
 AXE = Path(sys.prefix) / "axe.min.js"
 expect.set_options(timeout=60_000)

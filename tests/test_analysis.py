@@ -6,9 +6,9 @@ import numpy as np
 import toys
 from PIL import Image
 
-from kd.analysis import analyse, save_analysis
 from kd.config import DistillConfig
-from kd.data import load_splits
+from kd.data.splits import load_splits
+from kd.evaluation.disagreement import analyse, save_analysis
 
 CLASSES = ["blue sky", "green leaf", "red brick"]
 LABELS = np.array([0, 1, 2, 2])

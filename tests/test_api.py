@@ -13,11 +13,11 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from pages import shared_site, site, until
 
-from kd import runs
-from kd import sweep as sweeps
 from kd.config import DistillConfig
-from kd.sweep import Grid
-from kd.ui.owners import view_key
+from kd.experiments import sweep as sweeps
+from kd.experiments.sweep import Grid
+from kd.runs import run as runs
+from kd.ui.access import view_key
 
 pytestmark = pytest.mark.xdist_group("page")
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd import archive
+from kd.data.library import archive
 
 Entry = zipfile.ZipInfo | str | tuple[zipfile.ZipInfo | str, bytes]
 

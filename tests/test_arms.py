@@ -10,17 +10,17 @@ import toys
 from accelerate import Accelerator
 from transformers import MobileNetV2ImageProcessorPil
 
-from kd import runs
-from kd.cli_screen import result_table
+from kd.cli.screen import result_table
 from kd.config import DistillConfig
 from kd.distill import execute
-from kd.models import load_student
-from kd.pace import EpochCost, measure
-from kd.report import is_better, keep_students, kept_seed
-from kd.runs import RunError
-from kd.trainer import ImageDistilTrainer, RunCallback, ViewBatches
-from kd.training import student_folder
-from kd.work import Progress, arms_of, at_arm, fitting_epochs, prepare, sizes_of
+from kd.models.teacher import load_student
+from kd.runs import run as runs
+from kd.runs.run import RunError
+from kd.training.loop import student_folder
+from kd.training.report import is_better, keep_students, kept_seed
+from kd.training.setup import Progress, arms_of, at_arm, fitting_epochs, prepare, sizes_of
+from kd.training.throughput import EpochCost, measure
+from kd.training.trainer import ImageDistilTrainer, RunCallback, ViewBatches
 
 
 def made(small: dict, folder, **changes) -> runs.Run:
@@ -165,7 +165,7 @@ def test_minutes_become_epochs_and_a_resumed_run_keeps_to_them(settings, folder,
         measured.append(measure(*asked))
         return measured[0]
 
-    monkeypatch.setattr("kd.pace.measure", measure_and_note)
+    monkeypatch.setattr("kd.training.throughput.measure", measure_and_note)
     with monkeypatch.context() as patched:
         patched.setattr(RunCallback, "on_train_begin", lambda *arguments, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -214,7 +214,9 @@ def test_who_stops_a_run_need_not_wait_for_its_pace(settings, folder, monkeypatc
         return cut(self, indices)
 
     monkeypatch.setattr(ViewBatches, "__getitems__", stop_at_the_first_batch)
-    monkeypatch.setattr("kd.hub.LOOK_SECONDS", 1000)  # who watches while the Hub is waited for does not interrupt
+    monkeypatch.setattr(
+        "kd.system.hub.LOOK_SECONDS", 1000
+    )  # who watches while the Hub is waited for does not interrupt
     execute(run)
     assert run.status() == "stopped" and run.last("plan") is None
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from conftest import kd
 
-from kd import bench
-from kd.bench_rows import Cost, Enough, Memory, Plan, Stages, Turns, prepare
 from kd.config import DistillConfig
-from kd.data import load_splits
-from kd.runs import RunError
+from kd.data.splits import load_splits
+from kd.devtools import speed as bench
+from kd.devtools.contenders import Cost, Enough, Memory, Plan, Stages, Turns, prepare
+from kd.runs.run import RunError
 
 FEW = {"student": "mobilenet_v2_0.35", "image_size": 32, "batch_size": 8, "images": 32, "validation": 32, "epochs": 2,
        "rounds": 1}  # fmt: skip

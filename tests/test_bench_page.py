@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from kd import bench_page
-from kd.runs import RunError
+from kd.devtools import page as bench_page
+from kd.runs.run import RunError
 
 
 @pytest.fixture

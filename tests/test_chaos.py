@@ -19,14 +19,18 @@ from safetensors.torch import save_file
 from toys import processor, tiny_resnet
 from transformers import get_scheduler
 
-from kd import chaos, cli, launch, memory, runs
+from kd.cli import main as cli
 from kd.config import DistillConfig
-from kd.data import load_pixels, load_splits
+from kd.data.splits import load_pixels, load_splits
+from kd.devtools import chaos
 from kd.distill import execute, in_words
-from kd.export import save_student
-from kd.runs import Run, RunError, RunTaken
-from kd.trainer import ImageDistilTrainer
-from kd.training import last_checkpoint, use_smaller_parts
+from kd.runs import process as launch
+from kd.runs import run as runs
+from kd.runs.run import Run, RunError, RunTaken
+from kd.system import memory
+from kd.training.checkpoints import save_student
+from kd.training.loop import last_checkpoint, use_smaller_parts
+from kd.training.trainer import ImageDistilTrainer
 
 
 @pytest.fixture
@@ -166,7 +170,7 @@ def test_whenever_saving_is_killed_the_student_is_whole_or_not_there(tmp_path, m
 
     with monkeypatch.context() as patched:
         for module, name in ((os, "replace"), (shutil, "rmtree")):
-            patched.setattr(f"kd.export.{module.__name__}.{name}", killed(getattr(module, name)))
+            patched.setattr(f"kd.training.checkpoints.{module.__name__}.{name}", killed(getattr(module, name)))
         with pytest.raises(KeyboardInterrupt):
             save_student(new, processor(), tmp_path / "student")
     if (tmp_path / "student").exists():

@@ -13,13 +13,14 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image, ImageEnhance, ImageOps
 
-from kd import check_report, duplicates
-from kd.check import check
-from kd.cli import main
+from kd.cli.main import main
 from kd.config import DistillConfig
-from kd.data import load_splits
-from kd.runs import RunError
-from kd.ui import check as panel
+from kd.data import duplicates
+from kd.data.splits import load_splits
+from kd.evaluation import dataset_report as check_report
+from kd.evaluation.dataset_check import check
+from kd.runs.run import RunError
+from kd.ui import dataset_check as panel
 from kd.ui import settings
 
 
@@ -251,7 +252,7 @@ def test_a_teacher_is_asked_once_and_one_of_other_classes_is_a_problem(colours, 
     config = DistillConfig(dataset=str(colours), teacher=str(teacher))
     first = check(config, tmp_path, ask_teacher=True)
     assert first["teacher"]["accuracy"] > 0.8 and "right on" in check_report.body(first)
-    monkeypatch.setattr(import_module("kd.compare"), "score", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(import_module("kd.evaluation.compare"), "score", lambda *_: pytest.fail("asked again"))
     assert check(config, tmp_path, ask_teacher=True)["teacher"] == first["teacher"]
     other = check(DistillConfig(dataset=str(colours)), tmp_path, ask_teacher=True)
     assert other["problems"][0]["what"] == "The teacher cannot be asked." and "10" in other["problems"][0]["why"]

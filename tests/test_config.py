@@ -100,5 +100,5 @@ def test_compare_and_distill_are_functions_also_after_their_modules_were_importe
 
 
 def test_importing_kd_or_asking_for_help_loads_nothing_heavy():
-    code = "import sys, kd, kd.cli; kd.cli.parser(); print([m for m in ('torch', 'transformers', 'datasets', 'gradio', 'PIL') if m in sys.modules])"
+    code = "import sys, kd, kd.cli.main; kd.cli.main.parser(); print([m for m in ('torch', 'transformers', 'datasets', 'gradio', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -16,11 +16,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from pyarrow import parquet
 
-from kd import data
 from kd.config import DistillConfig
-from kd.data import Views, crop, in_order, load_pixels, load_splits
-from kd.pictures import BadPicture, open_picture
-from kd.runs import RunError
+from kd.data import splits as data
+from kd.data.images import BadPicture, open_picture
+from kd.data.splits import Views, crop, in_order, load_pixels, load_splits
+from kd.runs.run import RunError
 
 
 def saved(path, image: Image.Image, **options):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification
 
-from kd.depthwise import DepthwiseConv2d, quicken
-from kd.models import STUDENTS, load_student
+from kd.models.depthwise import DepthwiseConv2d, quicken
+from kd.models.teacher import STUDENTS, load_student
 
 SETTINGS = [
     {"kernel_size": kernel, "stride": stride, "dilation": dilation, "padding": padding, "side": side}

@@ -13,18 +13,24 @@ import pytest
 import toys
 from conftest import flags, kd
 
-from kd import cli, cli_runs, launch, plots, runs, study
-from kd.cli_screen import Screen, pace, result_table, size
-from kd.compare import compare
+from kd.cli import main as cli
+from kd.cli import runs as cli_runs
+from kd.cli.screen import Screen, pace, result_table, size
 from kd.config import DistillConfig
+from kd.data.library.store import short
 from kd.distill import execute
-from kd.runs import Run, RunDeleted, RunError
-from kd.trainer import RunCallback, ViewBatches
-from kd.ui import analysis, summary
+from kd.evaluation.compare import compare
+from kd.experiments import study
+from kd.runs import process as launch
+from kd.runs import run as runs
+from kd.runs.run import Run, RunDeleted, RunError
+from kd.training.setup import Progress, prepare
+from kd.training.trainer import RunCallback, ViewBatches
+from kd.ui import disagreement as analysis
+from kd.ui import figures as plots
+from kd.ui import summary
 from kd.ui.compare import choices
 from kd.ui.runs import row
-from kd.uploads import short
-from kd.work import Progress, prepare
 
 REPRINT = """
 import json, sys
@@ -104,7 +110,7 @@ def test_the_events_tell_the_whole_story_in_order(finished):
 
 
 def test_the_exported_student_scores_what_was_reported_where_kd_cannot_be_imported(finished):
-    from kd.data import load_splits
+    from kd.data.splits import load_splits
 
     run, _ = finished
     splits = load_splits(run.config())
@@ -362,7 +368,7 @@ def test_a_stopped_run_keeps_its_student_and_can_be_resumed(small, tmp_path, mon
 def test_a_run_that_fails_after_its_last_epoch_resumes_without_training_again(small, tmp_path, monkeypatch):
     run = runs.create(settings(small), tmp_path, "t")
     with monkeypatch.context() as patched:
-        patched.setattr(sys.modules["kd.report"], "measure", lambda *arguments: 1 / 0)
+        patched.setattr(sys.modules["kd.training.report"], "measure", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             execute(run)
     evals = len([e for e in run.events() if e["event"] == "eval"])
@@ -372,7 +378,7 @@ def test_a_run_that_fails_after_its_last_epoch_resumes_without_training_again(sm
 
 
 def test_a_run_that_diverges_says_so_and_keeps_the_best(small, tmp_path, monkeypatch):
-    from kd.trainer import ImageDistilTrainer
+    from kd.training.trainer import ImageDistilTrainer
 
     ours = ImageDistilTrainer.compute_loss
 
@@ -428,7 +434,7 @@ def test_a_run_is_begun_once_and_a_done_one_is_not_trained_again(finished):
 def test_compare_takes_pictures_from_memory_as_it_takes_files(finished, tmp_path):
     from PIL import Image
 
-    from kd.compare import compare
+    from kd.evaluation.compare import compare
 
     image = Image.new("RGBA", (40, 20), (255, 0, 0, 0))
     image.save(tmp_path / "clear.png")
@@ -437,7 +443,7 @@ def test_compare_takes_pictures_from_memory_as_it_takes_files(finished, tmp_path
 
 
 def test_what_was_compared_stays_in_memory_until_its_files_change(finished):
-    from kd.compare import kept_student, kept_teacher
+    from kd.evaluation.compare import kept_student, kept_teacher
 
     run, weights = finished[0], finished[0].path / "student" / "model.safetensors"
     student = kept_student(run)
@@ -493,7 +499,7 @@ def test_a_run_that_cannot_work_fails_before_training_in_words(small, tmp_path, 
 
 
 def test_our_own_mistakes_are_called_that_and_keep_their_traceback(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("kd.data.load_splits", lambda config: 1 / 0)
+    monkeypatch.setattr("kd.data.splits.load_splits", lambda config: 1 / 0)
     run = runs.create(settings(small), tmp_path, "t")
     with pytest.raises(ZeroDivisionError):
         execute(run)

@@ -7,10 +7,11 @@ from safetensors.torch import load_file
 from test_trainer import Items
 from transformers import DefaultDataCollator, TrainerCallback, TrainingArguments
 
-from kd import ImageDistilTrainer, runs
+from kd import ImageDistilTrainer
 from kd.config import DistillConfig
 from kd.distill import execute
-from kd.trainer import RunCallback
+from kd.runs import run as runs
+from kd.training.trainer import RunCallback
 
 
 class Seen(TrainerCallback):
@@ -120,7 +121,7 @@ def test_a_run_keeps_the_average_of_its_best_epoch_and_a_stopped_one_goes_on_to_
 
 
 def test_a_checkpoint_whose_own_weights_are_cut_short_is_not_gone_on_from(tmp_path):
-    from kd.training import last_checkpoint
+    from kd.training.loop import last_checkpoint
 
     learner(tmp_path, max_steps=4, save_steps=2).train()
     for name in ("checkpoint-2", "checkpoint-4"):

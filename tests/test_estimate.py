@@ -8,21 +8,23 @@ from types import SimpleNamespace
 import pytest
 from conftest import flags, kd
 
-from kd import cli, data, runs
+from kd.cli import main as cli
 from kd.config import DistillConfig
-from kd.data import cache_folder
+from kd.data import splits as data
+from kd.data.splits import cache_folder
 from kd.distill import execute
-from kd.estimate import at_once, estimate, steady
-from kd.pace import measure
-from kd.runs import RunError
-from kd.work import online_seconds
+from kd.runs import run as runs
+from kd.runs.run import RunError
+from kd.training.estimate import at_once, estimate, steady
+from kd.training.setup import online_seconds
+from kd.training.throughput import measure
 
 
 @pytest.fixture
 def guess(small, tmp_path, monkeypatch):
     """An estimate of a small run. It measures for a moment only."""
-    monkeypatch.setattr("kd.estimate.SECONDS", 0.05)
-    monkeypatch.setattr("kd.estimate.measure", partial(measure, seconds=0.1))
+    monkeypatch.setattr("kd.training.estimate.SECONDS", 0.05)
+    monkeypatch.setattr("kd.training.estimate.measure", partial(measure, seconds=0.1))
     return lambda **changes: estimate(DistillConfig.from_dict({**small, **changes}), cache_folder(tmp_path, "sample"))
 
 
@@ -68,11 +70,11 @@ def test_a_teacher_that_is_asked_in_every_step_is_counted(guess, monkeypatch):
     config, seconds = DistillConfig(targets="online"), []
     toy = SimpleNamespace(pipeline=SimpleNamespace(size=(32, 32)))
     with monkeypatch.context() as patched:
-        patched.setattr("kd.models.batch_seconds", lambda *arguments, **options: seconds.append(1) or 3.2)
+        patched.setattr("kd.models.teacher.batch_seconds", lambda *arguments, **options: seconds.append(1) or 3.2)
         assert online_seconds(config, toy, None, "fp32") == 0.1 and online_seconds(config, None, None, "fp32") == 0
         assert online_seconds(DistillConfig(), toy, None, "fp32") == 0 and seconds == [1]
     free = guess()["stages"]["training"]
-    monkeypatch.setattr("kd.estimate.online_seconds", lambda *arguments: 1.0)
+    monkeypatch.setattr("kd.training.estimate.online_seconds", lambda *arguments: 1.0)
     assert guess(targets="online")["stages"]["training"] > free + 96  # seconds, in each of two epochs
 
 

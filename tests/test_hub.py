@@ -23,12 +23,12 @@ from hub import Hub, Trouble
 from safetensors.torch import load_file
 from toys import CLASSES, class_folders, teacher_folder
 
-from kd import runs
 from kd.config import DistillConfig
-from kd.data import load_splits
-from kd.hub import listening
-from kd.models import load_student, load_teacher
-from kd.runs import RunError
+from kd.data.splits import load_splits
+from kd.models.teacher import load_student, load_teacher
+from kd.runs import run as runs
+from kd.runs.run import RunError
+from kd.system.hub import listening
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIZES = {"train": 48, "validation": 12, "test": 15}

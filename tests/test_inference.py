@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from kd import runs
-from kd.inference import NICE, Inference
-from kd.runs import RunError
+from kd.evaluation.worker import NICE, Inference
+from kd.runs import run as runs
+from kd.runs.run import RunError
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_question_that_takes_too_long_is_given_up(ask, monkeypatch):
 
 
 def test_it_ends_with_its_page_however_that_ends():
-    code = "import os, time; from kd.inference import ask; print(ask(os.getpid), flush=True); ask(time.sleep, 60)"
+    code = "import os, time; from kd.evaluation.worker import ask; print(ask(os.getpid), flush=True); ask(time.sleep, 60)"
     page = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     there = Path(f"/proc/{int(page.stdout.readline())}")
     assert there.exists()

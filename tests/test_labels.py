@@ -6,10 +6,10 @@ import pytest
 import toys
 from conftest import flags
 
-from kd import cli
+from kd.cli import main as cli
 from kd.config import DistillConfig, label_pairs
-from kd.labels import match_classes
-from kd.runs import RunError
+from kd.models.class_map import match_classes
+from kd.runs.run import RunError
 
 IMAGENET = ["n02123045 tabby, tabby cat", "n02018207 crane", "n03126707 crane", "n04254680 soccer ball", "running shoe"]
 

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from kd import cli, visitors
+from kd.cli import main as cli
 from kd.limits import VARIABLES, Limits, check_pictures, check_steps, current, table
-from kd.lru import Cache
-from kd.ui import owners
+from kd.runs import visitors
+from kd.system.cache import Cache
+from kd.ui import access as owners
 
 
 def test_a_shared_server_is_stricter_than_one_s_own():
@@ -68,7 +69,8 @@ def test_the_table_for_the_readme_has_what_holds_here(monkeypatch, capsys):
 
 
 def test_every_limit_can_be_taken_away(monkeypatch, tmp_path):
-    from kd.ui import data, launch_options
+    from kd.ui import datasets as data
+    from kd.ui.page import launch_options
 
     for name in VARIABLES:
         monkeypatch.setenv(name, "none" if name not in ("SPACE_ID", "KD_SHARED") else "1")

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from kd import cli, load
-from kd.inference import Inference
-from kd.load import Refused, Tally
+from kd.cli import main as cli
+from kd.devtools import load
+from kd.devtools.load import Refused, Tally
+from kd.evaluation.worker import Inference
 
 
 @pytest.mark.parametrize(
@@ -105,5 +106,5 @@ def test_the_page_is_told_by_the_place_that_shows_a_run():
 
 
 def test_neither_gradio_nor_torch_is_imported():
-    code = "import sys, json; import kd.load; print(json.dumps([m for m in ('gradio', 'torch') if m in sys.modules]))"
+    code = "import sys, json; import kd.devtools.load; print(json.dumps([m for m in ('gradio', 'torch') if m in sys.modules]))"
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) == []

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kd import distillation_loss, verdict
+from kd import distillation_loss
 from kd.config import METHODS
-from kd.losses import Method, check_classes, dist, dkd, hinton_kd, standardised
-from kd.runs import RunError
+from kd.evaluation import significance as verdict
+from kd.runs.run import RunError
+from kd.training.losses import Method, check_classes, dist, dkd, hinton_kd, standardised
 
 
 def logits(seed: int, shape=(6, 5), scale: float = 3.0, dtype=torch.float64) -> torch.Tensor:

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 
-from kd.lru import Cache, stamp
+from kd.system.cache import Cache, stamp
 
 
 class Shelf:

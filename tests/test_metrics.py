@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kd.metrics import Agreement, classification, guessing
+from kd.evaluation.metrics import Agreement, classification, guessing
 
 
 def f1_of(label: int, predictions: np.ndarray, references: np.ndarray) -> float:

@@ -18,9 +18,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from kd import latency, models
-from kd.models import STUDENTS, Teacher, heal, load_student, load_teacher, pipeline, run_processor
-from kd.runs import RunError
+from kd.evaluation import latency
+from kd.models import teacher as models
+from kd.models.teacher import STUDENTS, Teacher, heal, load_student, load_teacher, pipeline, run_processor
+from kd.runs.run import RunError
 
 
 @pytest.mark.parametrize(

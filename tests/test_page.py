@@ -11,18 +11,21 @@ import torch
 from pages import AXE, points, serious, shared_site, site, until, visit
 from playwright.sync_api import expect
 
-from kd import launch, runs, sweep, uploads
 from kd.config import DistillConfig
-from kd.models import load_teacher, run_processor
-from kd.pictures import open_picture
-from kd.runs import CLOSED
-from kd.sample import CLASSES as SAMPLE_CLASSES
-from kd.sweep import Grid
+from kd.data.images import open_picture
+from kd.data.library import store as uploads
+from kd.devtools.sample import CLASSES as SAMPLE_CLASSES
+from kd.evaluation.significance import dark_knowledge, softened
+from kd.experiments import sweep
+from kd.experiments.sweep import Grid
+from kd.models.teacher import load_teacher, run_processor
+from kd.runs import process as launch
+from kd.runs import run as runs
+from kd.runs.run import CLOSED
 from kd.ui import settings
-from kd.ui.dark import STOPS
-from kd.ui.look import EXAMPLES
-from kd.ui.owners import view_key
-from kd.verdict import dark_knowledge, softened
+from kd.ui.access import view_key
+from kd.ui.dark_knowledge import STOPS
+from kd.ui.theme import EXAMPLES
 
 pytestmark = pytest.mark.xdist_group("page")
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from kd import plots
-from kd.analysis import analyse
+from kd.evaluation.disagreement import analyse
+from kd.ui import figures as plots
 
 CLASSES = ["blue sky", "green leaf", "<a href='x'>red & brick</a>"]
 LABELS = np.array([0, 1, 2, 2])

@@ -7,11 +7,11 @@ from pathlib import Path
 from conftest import ROOT
 from huggingface_hub import RepoCard, SpaceCardData
 
-from kd import study
-from kd.cli import parser
-from kd.cli_screen import table
+from kd.cli.main import parser
+from kd.cli.screen import table
 from kd.config import STUDENT_NAMES
-from kd.models import STUDENTS
+from kd.experiments import study
+from kd.models.teacher import STUDENTS
 
 TEXT = (ROOT / "README.md").read_text()
 STUDIES = (ROOT / "assets" / "studies" / "README.md").read_text()

@@ -10,9 +10,11 @@ import time
 import pytest
 from filelock import FileLock
 
-from kd import cli, launch, runs
+from kd.cli import main as cli
 from kd.config import DistillConfig
-from kd.runs import Run, RunDeleted, RunError
+from kd.runs import process as launch
+from kd.runs import run as runs
+from kd.runs.run import Run, RunDeleted, RunError
 from kd.ui import compare
 from kd.ui.runs import rows
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from kd import sample
-from kd.compare import quality, score
 from kd.config import DistillConfig
-from kd.data import ASSETS, load_splits
-from kd.models import load_teacher
-from kd.pictures import open_picture
+from kd.data.images import open_picture
+from kd.data.splits import ASSETS, load_splits
+from kd.devtools import sample
+from kd.evaluation.compare import quality, score
+from kd.models.teacher import load_teacher
 
 
 def test_the_teacher_is_as_good_as_its_readme_says():

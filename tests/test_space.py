@@ -16,12 +16,14 @@ import pytest
 from openid import Account, Provider
 from pages import AS_USER_1000, Site, until
 
-from kd import runs, uploads
-from kd import sweep as sweeps
 from kd.config import DistillConfig
-from kd.runs import Run, owner_hash
-from kd.sweep import Grid
-from kd.ui import login, look, settings
+from kd.data.library import store as uploads
+from kd.experiments import sweep as sweeps
+from kd.experiments.sweep import Grid
+from kd.runs import run as runs
+from kd.runs.run import Run, owner_hash
+from kd.ui import login, settings
+from kd.ui import theme as look
 
 ANNA, BEN = Account("64a0", "anna"), Account("64b1", "ben")
 TOKEN = re.compile(r"[0-9a-f]{32}")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import kd
 
-from kd import cli, study
+from kd.cli import main as cli
 from kd.distill import execute
-from kd.runs import RunError
+from kd.experiments import study
+from kd.runs.run import RunError
 
 
 @pytest.fixture

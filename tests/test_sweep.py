@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, flags, kd
 
-from kd import cli, runs, sweep, uploads
+from kd.cli import main as cli
 from kd.config import DistillConfig
+from kd.data.library import store as uploads
 from kd.distill import execute
-from kd.runs import RunError
-from kd.sweep import Grid, Pace, Point
+from kd.experiments import sweep
+from kd.experiments.sweep import Grid, Pace, Point
+from kd.runs import run as runs
+from kd.runs.run import RunError
 from kd.ui import sweep as tab
 
 KD, DIST = Point(2.0, 0.5, "kd"), Point(2.0, 0.5, "dist")
@@ -101,7 +104,7 @@ def test_without_labels_every_lambda_but_1_is_refused_before_anything_is_made(sm
     assert cli.main([*asked, "--lambdas", "0,0.5"]) == 2
     assert "have no labels" in (said := capsys.readouterr().err) and "lambdas is 0,0.5" in said
     # an imported one is known by its description, without a look at its pictures
-    monkeypatch.setattr("kd.data.load_splits", lambda config: pytest.fail("the pictures were loaded"))
+    monkeypatch.setattr("kd.data.splits.load_splits", lambda config: pytest.fail("the pictures were loaded"))
     upload = uploads.place_of(tmp_path / "runs") / runs.new_id(1.0)
     upload.mkdir(parents=True)
     (upload / "dataset.json").write_text('{"name": "heap", "classes": []}')

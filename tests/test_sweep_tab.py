@@ -10,12 +10,16 @@ import pytest
 from pages import serious, site, until, visit
 from playwright.sync_api import expect
 
-from kd import runs, sweep, uploads
 from kd.config import DistillConfig
-from kd.runs import CLOSED, RunError
-from kd.sweep import Grid, Point
-from kd.ui import expected, owners, settings
+from kd.data.library import store as uploads
+from kd.experiments import sweep
+from kd.experiments.sweep import Grid, Point
+from kd.runs import run as runs
+from kd.runs.run import CLOSED, RunError
+from kd.ui import access as owners
+from kd.ui import settings
 from kd.ui import sweep as tab
+from kd.ui import time_estimate as expected
 from kd.ui.summary import roughly
 
 pytestmark = pytest.mark.xdist_group("page")

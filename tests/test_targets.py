@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from kd import targets
 from kd.config import DistillConfig
-from kd.data import Views, load_pixels, load_splits
-from kd.models import load_teacher
-from kd.targets import load_targets
-from kd.trainer import ViewBatches
+from kd.data.splits import Views, load_pixels, load_splits
+from kd.models.teacher import load_teacher
+from kd.training import targets
+from kd.training.targets import load_targets
+from kd.training.trainer import ViewBatches
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,8 @@ from transformers import AutoModelForImageClassification, DefaultDataCollator, T
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from kd import ImageDistilTrainer, distillation_loss
-from kd.losses import Method
-from kd.models import load_student
+from kd.models.teacher import load_student
+from kd.training.losses import Method
 
 
 class Items(torch.utils.data.Dataset):

@@ -10,12 +10,17 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from kd import runs
 from kd.config import METHODS, DistillConfig
 from kd.distill import distill
-from kd.runs import RunError
-from kd.ui import analysis, blocked_paths, compare, dark, look, owners, settings, summary, to_dataset
+from kd.runs import run as runs
+from kd.runs.run import RunError
+from kd.ui import access as owners
+from kd.ui import compare, settings, summary
+from kd.ui import dark_knowledge as dark
+from kd.ui import disagreement as analysis
+from kd.ui import theme as look
 from kd.ui.distill import on_make, on_method, on_preset, on_recipe, on_student
+from kd.ui.page import blocked_paths, to_dataset
 
 EVIL = "<img src=x onerror=alert(1)>"
 

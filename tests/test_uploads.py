@@ -17,11 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd import cli, cli_options, decoder, intake, runs, uploads
+from kd.cli import main as cli
+from kd.cli import options as cli_options
 from kd.config import DistillConfig
-from kd.data import cache_folder, load_pixels, load_splits
-from kd.layout import layout
-from kd.runs import RunError
+from kd.data.folders import layout
+from kd.data.library import decoder
+from kd.data.library import importer as intake
+from kd.data.library import store as uploads
+from kd.data.splits import cache_folder, load_pixels, load_splits
+from kd.runs import run as runs
+from kd.runs.run import RunError
 
 RED, WHITE = (200, 40, 30), (255, 255, 255)
 
@@ -458,7 +463,7 @@ def test_a_dataset_answers_to_its_owner_and_is_deleted_when_no_run_needs_it(tmp_
 
 
 def test_on_a_shared_server_a_run_takes_the_visitor_s_own_dataset_and_no_other_s(tmp_path, lenient, monkeypatch):
-    from kd.ui import owners
+    from kd.ui import access as owners
 
     monkeypatch.setenv("KD_SHARED", "1")
     monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
@@ -527,7 +532,7 @@ def test_of_a_refused_import_the_first_files_are_named_and_the_others_counted_by
 @pytest.fixture
 def tab(tmp_path, monkeypatch):
     """The tab's module on a shared server, its uploads in a folder of their own."""
-    from kd.ui import data
+    from kd.ui import datasets as data
 
     monkeypatch.setenv("KD_SHARED", "1")
     monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path / "runs"))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from kd.verdict import (
+from kd.evaluation.significance import (
     calibration,
     confusion,
     crossed_t,

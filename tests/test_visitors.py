@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from kd import cli, load, runs, visitors
-from kd import sweep as sweeps
+from kd.cli import main as cli
 from kd.config import DistillConfig
-from kd.runs import Run, RunError, owner_hash
-from kd.sweep import Grid
-from kd.ui import owners
+from kd.devtools import load
+from kd.experiments import sweep as sweeps
+from kd.experiments.sweep import Grid
+from kd.runs import run as runs
+from kd.runs import visitors
+from kd.runs.run import Run, RunError, owner_hash
+from kd.ui import access as owners
 
 ANNA, BEN = "aa" * 16, "bb" * 16
 LONG_AGO = time.time() - 30 * visitors.DAY

@@ -7,7 +7,7 @@ import gradio as gr
 from kd.config import DistillConfig
 from kd.ui import compare as compare_tab
 from kd.ui import distill
-from kd.ui.owners import kind_errors, new_token, place, readable, uploaded
+from kd.ui.access import kind_errors, new_token, place, readable, uploaded
 from kd.ui.summary import status_of, summarize
 
 MOST_EVENTS = 5000

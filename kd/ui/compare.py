@@ -14,13 +14,13 @@ from typing import Any
 
 import gradio as gr
 
-from kd import inference
 from kd.config import NO_TEACHER
-from kd.runs import Run, RunError, check_teacher
-from kd.ui import look
-from kd.ui.owners import kind_errors, own_runs, readable, token_of
+from kd.data.library.store import short
+from kd.evaluation import worker as inference
+from kd.runs.run import Run, RunError, check_teacher
+from kd.ui import theme as look
+from kd.ui.access import kind_errors, own_runs, readable, token_of
 from kd.ui.summary import costs, how_timed, status_of, summarize, table, times
-from kd.uploads import short
 
 MOST_PICTURES = 64
 CARDS = 4
@@ -30,7 +30,7 @@ EXAMPLES = [str(path) for path in look.EXAMPLES]
 
 
 def side_by_side(run: Run, pictures: Sequence[str], thumbnails: bool = False) -> dict[str, Any]:
-    """``kd.compare`` of up to 64 files, each with its ``disagreement`` (and its ``thumbnail``), the most disagreed on first,
+    """``kd.evaluation.compare`` of up to 64 files, each with its ``disagreement`` (and its ``thumbnail``), the most disagreed on first,
     and those with different first choices before all others.
 
     Raises ``RunError`` for no pictures, too many, or none that can be read.

@@ -7,12 +7,17 @@ from typing import Any
 
 import gradio as gr
 
-from kd import launch, plots, runs
 from kd.config import NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, SAMPLE, STUDENT_NAMES, DistillConfig
-from kd.runs import CLOSED, Run, RunError
-from kd.ui import check, dark, expected, settings
-from kd.ui.analysis import analysis
-from kd.ui.owners import (
+from kd.data.library.store import short
+from kd.runs import process as launch
+from kd.runs import run as runs
+from kd.runs.run import CLOSED, Run, RunError
+from kd.ui import dark_knowledge as dark
+from kd.ui import dataset_check as check
+from kd.ui import figures as plots
+from kd.ui import settings
+from kd.ui import time_estimate as expected
+from kd.ui.access import (
     admitted,
     check_names,
     house_rules,
@@ -28,10 +33,10 @@ from kd.ui.owners import (
     visitor,
     with_own,
 )
+from kd.ui.disagreement import analysis
 from kd.ui.summary import STAGES, result, status_of, summarize
-from kd.uploads import short
 
-FILES = Path(__file__).parent
+FILES = Path(__file__).parent / "templates"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 """For the page's own handlers. Hiding them protects nothing: each checks whom it answers."""
 

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import gradio as gr
 from gradio.utils import get_space
 
-from kd import runs, visitors
-from kd.ui.owners import secret_key
+from kd.runs import run as runs
+from kd.runs import visitors
+from kd.ui.access import secret_key
 
 VARIABLES = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 """What a Space with ``hf_oauth: true`` has in its environment."""

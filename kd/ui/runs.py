@@ -8,15 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from kd import plots
 from kd.config import NO_TEACHER
-from kd.runs import CLOSED, LONGEST_NAME, Run, RunError
+from kd.data.library.store import short
+from kd.runs.run import CLOSED, LONGEST_NAME, Run, RunError
+from kd.ui import figures as plots
+from kd.ui.access import outcome, own, own_runs, served
 from kd.ui.distill import stop
-from kd.ui.owners import outcome, own, own_runs, served
 from kd.ui.summary import is_labelled, status_of, summarize, times
-from kd.uploads import short
 
-FILES = Path(__file__).parent
+FILES = Path(__file__).parent / "templates"
 MOST_ROWS = 200
 MOST_CURVES = 16
 HEAD = ("", "Started", "Status", "Student and teacher", "T", "Lambda", "Accuracy", "Agreement", "Speed-up", "Actions")

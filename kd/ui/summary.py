@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from kd import memory
-from kd.report import whose
-from kd.runs import CLOSED, LIFECYCLE, Run
+from kd.runs.run import CLOSED, LIFECYCLE, Run
+from kd.system import memory
+from kd.training.report import whose
 from kd.ui.settings import on_page
 
 STAGES = ("Queue", "Pictures", "Teacher", "Targets", "Training", "Test")

@@ -10,13 +10,15 @@ from typing import Any
 
 import gradio as gr
 
-from kd import runs
-from kd import sweep as sweeps
 from kd.config import DistillConfig
-from kd.runs import CLOSED, RunError
-from kd.sweep import Grid, Point, Sweep
-from kd.ui import expected, settings
-from kd.ui.owners import (
+from kd.data.library.store import classes_of, short
+from kd.experiments import sweep as sweeps
+from kd.experiments.sweep import Grid, Point, Sweep
+from kd.runs import run as runs
+from kd.runs.run import CLOSED, RunError
+from kd.ui import settings
+from kd.ui import time_estimate as expected
+from kd.ui.access import (
     admitted,
     check_names,
     kind_errors,
@@ -30,9 +32,8 @@ from kd.ui.owners import (
     with_own,
 )
 from kd.ui.summary import MARKS, roughly, summarize
-from kd.uploads import classes_of, short
 
-FILES = Path(__file__).parent
+FILES = Path(__file__).parent / "templates"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 MOST_LISTED = 50
 TRIALS = 3

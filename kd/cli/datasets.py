@@ -1,0 +1,197 @@
+"""Commands for pictures: bring them, look at them, match their classes with a teacher's."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kd.cli.options import (
+    BadUsage,
+    Command,
+    add_json,
+    add_settings,
+    bring_pictures,
+    config_from,
+    given_settings,
+    quiet,
+    reasons,
+)
+from kd.cli.screen import table
+from kd.config import CHECKED, OF_PICTURES, DistillConfig, public_name
+from kd.data.library import store as uploads
+from kd.runs import run as runs
+from kd.runs.run import RunError
+
+
+def add(command: Command) -> None:
+    every = tuple(map(public_name, dataclasses.fields(DistillConfig)))
+
+    one = command("import", bring, "store the pictures of an archive or a folder as a dataset, for many runs")
+    one.add_argument("source", nargs="?", type=Path, metavar="SOURCE", help="a zip, a tar (.gz, .bz2, .xz) or a folder")
+    one.add_argument("--name", default="", help="what to call it (default: as the source is called)")
+    add_json(one, "print what was found as the last line of standard output")
+    one.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+
+    one = command("datasets", datasets, "list the datasets that were imported, with their sizes, or delete one")
+    one.add_argument("action", nargs="?", choices=["delete"])
+    one.add_argument("dataset", nargs="?", metavar="ID", help="its id, the start of one, or last")
+    add_json(one)
+
+    one = command(
+        "check",
+        check,
+        "look at a dataset before training: duplicates, labels, classes, sizes, files that cannot be read",
+    )
+    one.set_defaults(preset="custom")
+    add_settings(one, but=tuple(name for name in every if name not in CHECKED))
+    one.add_argument(
+        "--out", type=Path, metavar="FILE", help="keep the check: FILE.html, a page with pictures, or FILE.json"
+    )
+    add_json(one, "print the check as the last line of standard output")
+
+    one = command(
+        "labels", label_table, "show which class of a teacher is taken for which of a dataset, without training"
+    )
+    one.set_defaults(preset="custom")
+    add_settings(one, but=tuple(name for name in every if name not in ("teacher", "label_map", *OF_PICTURES)))
+    add_json(one)
+
+
+def label_table(options: argparse.Namespace) -> int:
+    """Print how the teacher's classes and the dataset's are matched, and what that means."""
+    config = config_from(options)
+    quiet()
+    from kd.data.splits import SPLIT_NAMES, load_splits
+    from kd.models import class_map as labels
+    from kd.models.teacher import teacher_classes
+
+    splits, theirs = load_splits(config), teacher_classes(config.teacher)
+    if not splits.labelled:
+        raise RunError(
+            f"The dataset has no labels, so there is nothing to match: a student would learn the teacher's {len(theirs)} classes."
+        )
+    match = labels.match_classes(theirs, splits.classes, config.label_map)
+    counts = [sum(split) for split in zip(*map(splits.counts, SPLIT_NAMES), strict=True)]
+    rows = labels.tabulated(match, counts)
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        cells = [[row["class"], f"{row['pictures']:,}", row["teacher"] or "-", row["found"]] for row in rows]
+        print(table(["class", "pictures", "teacher", "found by"], cells))
+    match.check()
+    for said in match.in_words(splits.counts("train")):
+        print(said, file=sys.stderr)
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Look at a dataset and say what is wrong with it, the worst first. Problems are findings, not failures."""
+    if options.out and options.out.suffix not in (".html", ".json"):
+        raise BadUsage(f"--out is {options.out}; expected a name that ends in .html or .json.")
+    if options.out and not options.out.absolute().parent.is_dir():
+        raise BadUsage(f"There is no folder {options.out.absolute().parent} to keep the check in.")
+    config, asked = config_from(options), given_settings(options)
+    quiet()
+    from kd.data.splits import cache_folder
+    from kd.evaluation import dataset_report as check_report
+    from kd.evaluation.dataset_check import check as look
+
+    try:
+        found = look(config, cache_folder(options.runs_dir, config.dataset), "teacher" in asked, _told)
+    except (RunError, FileNotFoundError) as problem:  # the second: a path that is not there, from `datasets`
+        raise BadUsage(str(problem)) from problem
+    if options.out:
+        runs.write_whole(options.out, check_report.page(found) if options.out.suffix == ".html" else json.dumps(found))
+    if found["classes"]:
+        print(table(["class", *found["counts"]], list(zip(found["classes"], *found["counts"].values(), strict=True))))
+        print()
+    print(*check_report.lines(found), sep="\n")
+    if options.json:
+        print(json.dumps(check_report.as_json(found)))
+    return 0
+
+
+def _told(phase: str) -> Callable[[int, int], None]:
+    """Progress on standard error, a line a second."""
+    last = 0.0
+
+    def tell(done: int, of: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            print(f"{phase}: {done:,} of {of:,}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def bring(options: argparse.Namespace) -> int:
+    """Import, then say what was found."""
+    if options.child:
+        from kd.data.library.importer import child
+
+        return child()
+    if options.source is None:
+        raise BadUsage("Name an archive or a folder: python -m kd import photos.zip")
+    upload = bring_pictures(options.source, options.name, options.runs_dir)
+    info = upload.info()
+    print(found_table(info))
+    for note in info["notes"]:
+        print(note)
+    if info["skipped"]:
+        print(
+            f"{info['skipped']:,} skipped, all in {upload.path / 'skipped.txt'}:",
+            *reasons(info["examples"][:10]),
+            sep="\n",
+        )
+    print(
+        f"upload:{upload.id}\n`python -m kd distill --preset custom --teacher TEACHER --dataset upload:{upload.id}` distils."
+    )
+    if options.json:
+        print(json.dumps({**{k: v for k, v in info.items() if k != "owner"}, "bytes": upload.bytes()}))
+    return 0
+
+
+def found_table(info: dict[str, Any]) -> str:
+    """The pictures of an imported dataset, a class and a split each."""
+    splits = list(info["pictures"])
+    rows = [[name, *(info["pictures"][split].get(name, 0) for split in splits)] for name in info["classes"] or [""]]
+    every = [
+        "all" if info["classes"] else "without labels",
+        *(sum(info["pictures"][split].values()) for split in splits),
+    ]
+    return table(["class", *splits], [*(rows if info["classes"] else []), every])
+
+
+def datasets(options: argparse.Namespace) -> int:
+    """List what was imported, or delete one."""
+    if options.action:
+        if not options.dataset:
+            raise BadUsage("Say which: python -m kd datasets delete ID")
+        upload = uploads.find(options.runs_dir, options.dataset)
+        upload.check_owner(runs.local_owner(options.runs_dir))
+        size, name = upload.bytes(), upload.info()["name"]
+        upload.delete()
+        print(f"Deleted {name} ({upload.id}), {size / 1e6:,.1f} MB.")
+        return 0
+    rows = [_dataset_row(upload) for upload in uploads.list_uploads(options.runs_dir)]
+    if options.json:
+        print(json.dumps(rows))
+    elif rows:
+        print(table([*rows[0]], [[*row.values()] for row in rows]))
+    else:
+        print("No datasets yet. `python -m kd import photos.zip` makes one.")
+    return 0
+
+
+def _dataset_row(upload: uploads.Upload) -> dict[str, Any]:
+    info = upload.info()
+    return {
+        "dataset": f"upload:{upload.id}", "name": info["name"], "classes": len(info["classes"]),
+        **{split: sum(info["pictures"].get(split, {}).values()) for split in ("train", "validation", "test")},
+        "MB": round(upload.bytes() / 1e6, 1), "skipped": info["skipped"],
+        "imported": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(info["created"])),
+    }  # fmt: skip

@@ -1,0 +1,143 @@
+"""The command line: ``python -m kd`` or ``kd``. Exit codes: 0 done, 1 failed or stopped, 2 bad usage."""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kd import limits
+from kd.cli import datasets as cli_pictures
+from kd.cli import measure as cli_proof
+from kd.cli import runs as cli_runs
+from kd.cli.options import BadUsage, add_json, quiet
+from kd.cli.screen import table
+from kd.runs import run as runs
+from kd.runs import visitors
+from kd.runs.run import RunError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        limits.current()
+    except ValueError as problem:
+        print(f"kd: {problem}", file=sys.stderr)
+        return 2
+    try:
+        return options.call(options)
+    except KeyboardInterrupt:
+        print("kd: stopped", file=sys.stderr)
+        return 1
+    except RunError as problem:
+        print(f"kd: {problem}", file=sys.stderr)
+        return 1
+    except BadUsage as problem:
+        print(f"kd: {problem}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has had enough
+        sys.stderr.close()
+        return 1
+    except OSError as problem:
+        print(f"kd: {problem}", file=sys.stderr)
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="kd", description="Turn a big image classifier into a small, fast one.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, call: Any, help: str, under: Any = commands) -> argparse.ArgumentParser:
+        one = under.add_parser(name, help=help, description=help)
+        one.add_argument("--runs-dir", type=Path, default=runs.default_folder(), metavar="FOLDER",
+                         help="where runs are kept (default: KD_RUNS_DIR, or runs)")  # fmt: skip
+        one.set_defaults(call=call)
+        return one
+
+    cli_runs.add(command)
+    cli_pictures.add(command)
+    cli_proof.add(command)
+
+    one = command("students", students, "list the students with random weights: parameters and FLOPs")
+    one.add_argument("--image-size", type=int, default=224, help="side of the pictures in pixels (default: 224)")
+    add_json(one)
+
+    one = command("clean", clean, "delete the runs and datasets of a shared server's visitors who have not come back")
+    one.add_argument("--days", metavar="DAYS", help="for so long (default: KD_IDLE_DAYS)")
+    one.add_argument("--yes", action="store_true", help="delete; without it they are only listed")
+
+    command("limits", show_limits, "list the limits of this server, and the environment variables that change them")
+
+    sample = commands.add_parser("sample", help="the embedded sample and its teacher").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    one = command("build", build_sample, "remake the sample and train its teacher (55 minutes on one thread)", sample)
+    one.add_argument("--source", type=Path, help="folder of Fashion-MNIST's files (default: Debian's package)")
+    one.add_argument("--assets", type=Path, help="folder to write to (default: the project's assets)")
+    one.add_argument("--epochs", type=int, default=20)
+    return top
+
+
+def clean(options: argparse.Namespace) -> int:
+    """List what visitors left behind, and with ``--yes`` delete it."""
+    try:
+        days = limits.current().idle_days if options.days is None else limits.number("--days", options.days)
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+    if days == math.inf:
+        raise BadUsage("For how many days has a visitor been away? Give --days, or set KD_IDLE_DAYS.")
+    found = visitors.idle(options.runs_dir, days, time.time())
+    megabytes = sum(one.size() for one in found) / 1e6  # before it is gone
+    gone = visitors.clean(options.runs_dir, days) if options.yes else found
+    for one in gone:
+        print(one.path)
+    what = "Deleted" if options.yes else "These would be deleted with --yes:"
+    print(f"{what} {len(gone)} runs, sweeps and datasets, {megabytes:,.1f} MB.")
+    return 0
+
+
+def show_limits(options: argparse.Namespace) -> int:
+    print(limits.markdown())
+    return 0
+
+
+def students(options: argparse.Namespace) -> int:
+    quiet()
+    from kd.evaluation.compare import cost
+    from kd.models.teacher import STUDENTS, load_student
+
+    if not 16 <= options.image_size <= 1024:
+        raise BadUsage(f"image-size is {options.image_size}; expected a whole number from 16 to 1024.")
+    rows = []
+    for name in STUDENTS:
+        student = load_student(name, [str(i) for i in range(10)], None, options.image_size, seed=0)
+        rows.append({"student": name, "input": student.pipeline.size[0], **cost(student.model, student.pipeline.size)})
+    if options.json:
+        print(json.dumps(rows))
+        return 0
+    shown = [
+        [
+            r["student"],
+            f"{r['input']} px",
+            f"{r['parameters'] / 1e6:.2f} M",
+            f"{r['megabytes']:.1f}",
+            f"{r['flops'] / 1e6:,.1f} M",
+        ]
+        for r in rows
+    ]
+    print(table(["student", "input", "parameters", "MB", "FLOPs"], shown))
+    print(
+        f"For pictures of {options.image_size} px and 10 classes, random weights; a multiply-add counts as two FLOPs."
+    )
+    return 0
+
+
+def build_sample(options: argparse.Namespace) -> int:
+    from kd.data.splits import ASSETS
+    from kd.devtools import sample
+
+    sample.build(options.assets or ASSETS, options.source or sample.SOURCE, options.epochs)
+    return 0

@@ -1,0 +1,250 @@
+"""Commands that compare and measure: studies, sweeps, speed, load and bad days."""
+
+import argparse
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from kd.cli.options import (
+    BadUsage,
+    Command,
+    add_json,
+    add_preset,
+    add_settings,
+    given_settings,
+    help_of,
+    quiet,
+    with_pictures,
+)
+from kd.cli.screen import table
+from kd.config import DistillConfig
+from kd.devtools.contenders import SCALES, Plan
+from kd.experiments import sweep as sweeps
+from kd.experiments.sweep import SWEPT, Grid, Sweep
+from kd.runs import run as runs
+
+FIGURES = "print the figures as the last line of standard output"
+
+
+def add(command: Command) -> None:
+    one = command(
+        "study", study, "the settings that FILE varies, over its seeds, compared; it can be stopped and goes on"
+    )
+    one.add_argument("file", type=Path, metavar="FILE", help="JSON; the README shows one")
+    one.add_argument("--show", action="store_true", help="train nothing, show the results so far")
+
+    one = command(
+        "sweep", sweep, "temperatures x lambdas x methods: all briefly, the best for longer, the winner proved"
+    )
+    for field in dataclasses.fields(Grid):
+        one.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE", help=help_of(field))
+    add_preset(one)
+    add_settings(one, but=(*SWEPT, "trials"))
+    one.add_argument("--trials", dest="set_trials", metavar="VALUE", help="the winner's fresh seeds (default: 3)")
+    one.add_argument("--resume", metavar="SWEEP", help="go on with a sweep: its id, the start of one, or last")
+    add_json(one, "print points, winner and verdict as the last line")
+
+    one = command("bench", bench, "how fast: the guide's way, ours and the ceiling, side by side on this machine")
+    for field in dataclasses.fields(Plan):
+        if field.metadata:
+            one.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE", help=help_of(field))
+    what = one.add_mutually_exclusive_group()
+    what.add_argument("--full", action="store_true", help="each recipe from beginning to end, not a part scaled up")
+    what.add_argument("--sweep", action="store_true", help="price a T x lambda sweep of 12 points")
+    what.add_argument("--scale", action="store_true", help=f"cached on {', '.join(map(str, SCALES))} times the images")
+    what.add_argument("--page", action="store_true", help="the page, in a browser: start, first point, poll, watching")
+    add_json(one, FIGURES)
+
+    one = command("chaos", chaos, "bad days: kill, fill, starve and cut small runs, and see whether each is survived")
+    one.add_argument("--kills", type=int, default=20, help="how many times to kill -9 (default: 20)")
+    one.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    add_json(one, "print all of it as the last line of standard output")
+
+    one = command(
+        "load", load, "drive a page of this machine as many visitors at once would, and print what they wait for"
+    )
+    one.add_argument("--clients", type=int, default=50, metavar="N", help="visitors at once (default: 50)")
+    one.add_argument("--seconds", type=float, default=60, metavar="SECONDS", help="for so long (default: 60)")
+    one.add_argument("--url", help="a running page on 127.0.0.1 (default: one of its own, over a temporary folder)")
+    add_json(one, FIGURES)
+
+
+def study(options: argparse.Namespace) -> int:
+    """Train what a study still needs, then print its table."""
+    from kd.experiments import study as studies
+
+    asked = studies.load(options.file)
+    try:
+        if not options.show:
+            studies.go_on(asked, options.runs_dir, lambda text: print(text, file=sys.stderr, flush=True))
+    finally:
+        head, *lines = studies.table(asked)
+        print(table(head, lines))
+        if others := len(studies.kept(asked)) - len(studies.rows_of(asked)):
+            print(
+                f"{asked.results}: {others} of other labels, seeds or settings, or of an older version, left out.",
+                file=sys.stderr,
+            )
+    return 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Work on a sweep, new or to be resumed, then print its heat maps and what came of it."""
+    one = _resumed_sweep(options) if options.resume else _new_sweep(options)
+    print(f"sweep {one.id}", file=sys.stderr)
+    try:
+        code = work_on(one)
+    finally:
+        for head, *lines in sweeps.heat_maps(one):
+            print(table(head, lines) + "\n")
+        print(sweeps.legend(one))
+    if code:
+        print(one.last("stopped")["message"], file=sys.stderr)
+        return code
+    report = one.report()
+    print(report["sentence"])
+    print(f"student: {one.runs_folder / report.get('student', report['final'] + '/student')}")  # older ones name none
+    if options.json:
+        print(json.dumps(report))
+    return 0
+
+
+def _new_sweep(options: argparse.Namespace) -> Sweep:
+    asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(Grid)}
+    try:
+        grid = Grid(**{name: value for name, value in asked.items() if value is not None})
+        config = DistillConfig.preset(options.preset, **{"trials": 3, **given_settings(options)})
+        config = with_pictures(config, options.runs_dir)
+        sweeps.check_labels(config, grid)
+        return sweeps.create(config, grid, options.runs_dir, runs.local_owner(options.runs_dir))
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+
+
+def _resumed_sweep(options: argparse.Namespace) -> Sweep:
+    given = [getattr(options, field.name) for field in dataclasses.fields(Grid)]
+    if given_settings(options) or options.preset != "sample" or any(value is not None for value in given):
+        raise BadUsage("--resume goes on with the sweep's own settings. Leave the others out, or begin a new sweep.")
+    one = sweeps.find(options.runs_dir, options.resume)
+    one.check_owner(runs.local_owner(options.runs_dir))
+    if one.status() in runs.CLOSED:
+        one.forget_stop()
+    return one
+
+
+def work_on(one: Sweep) -> int:
+    """Work on a sweep here. Ctrl-C asks it to stop, and a second one does not wait for that."""
+
+    def on_signal(*_: Any) -> None:
+        if one.stop_asked():
+            raise KeyboardInterrupt
+        print("Stopping. Ctrl-C again not to wait for it.", file=sys.stderr, flush=True)
+        one.ask_to_stop()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    sweeps.go_on(one, lambda text: print(text, file=sys.stderr, flush=True))
+    return 0 if one.status() == "done" else 1
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Measure, print a table with its arithmetic, and with ``--json`` all of it as the last line."""
+    asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(Plan) if field.name in options}
+    try:
+        plan = Plan(**{name: value for name, value in asked.items() if value is not None})
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+    started = time.perf_counter()
+
+    def tell(text: str) -> None:
+        print(f"{time.perf_counter() - started:5.0f} s  {text}", file=sys.stderr, flush=True)
+
+    quiet()
+    found = _bench_page(plan, tell) if options.page else _bench_rows(plan, options, tell)
+    if options.json:
+        print(json.dumps(found))
+    return 0
+
+
+def _bench_page(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
+    from kd.devtools import page as bench_page
+
+    found = bench_page.measure(plan.rounds, tell)
+    print(table(["", "", ""], bench_page.rows(found)))
+    return found
+
+
+def _bench_rows(plan: Plan, options: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
+    from kd.devtools import speed as side_by_side
+
+    kinds = {"full": side_by_side.FULL_ROWS, "scale": side_by_side.SCALE_ROWS, "sweep": side_by_side.SWEEP_ROWS}
+    rows = next((rows for kind, rows in kinds.items() if getattr(options, kind)), side_by_side.ROWS)
+    found = side_by_side.bench(plan, rows, tell)
+    head, *lines = side_by_side.table(found)
+    print(table(head, lines))
+    print(*side_by_side.notes(plan, found), sep="\n")
+    return found
+
+
+def chaos(options: argparse.Namespace) -> int:
+    """Play the faults, a line for each as it comes, then the count of those survived."""
+    from kd.devtools.chaos import Outcome
+    from kd.devtools.chaos import chaos as play
+
+    if options.kills < 0:
+        raise BadUsage(f"kills is {options.kills}; expected 0 or more.")
+    form = "{:20} {:8} {:10} {:40} {:14} {}"
+    print(form.format("fault", "stage", "after", "what the run said", "resumed", "survived"), flush=True)
+
+    def tell(one: Outcome) -> None:
+        print(form.format(one.fault, one.stage, one.last, one.said[:40], one.end, one.verdict), flush=True)
+
+    found = play(options.kills, options.seed, tell)
+    played = [one for one in found if not one.skipped]
+    survived = sum(not one.problems for one in played)
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    print(
+        f"{survived} of {len(played)} faults survived, {len(found) - len(played)} skipped ({day}, seed {options.seed})"
+    )
+    if options.json:
+        print(json.dumps([dataclasses.asdict(one) for one in found]))
+    return 0 if survived == len(played) else 1
+
+
+def load(options: argparse.Namespace) -> int:
+    """Visit a page, print what the visitors waited for, and whether the goals were met."""
+    from kd.devtools import load as visitors_at_once
+    from kd.devtools import page as bench_page
+
+    if options.clients < 1 or not 1 <= options.seconds < math.inf:
+        raise BadUsage("Expected 1 client or more, and 1 second or more.")
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def measure(url: str) -> dict[str, Any]:
+        try:
+            pid = visitors_at_once.listener(urlsplit(visitors_at_once.check_here(url)).port)
+        except ValueError as error:
+            raise BadUsage(str(error)) from error
+        return visitors_at_once.measure(url, options.clients, options.seconds, pid, tell)
+
+    if options.url:
+        found = measure(options.url)
+    else:
+        with bench_page.temporary_folder() as folder, bench_page.serve(folder, KD_SHARED="1") as (url, _):
+            found = measure(url)
+    head, *lines = visitors_at_once.rows(found)
+    print(table(head, lines))
+    for words, met in visitors_at_once.goals(found):
+        print(f"{ {True: 'met', False: 'not met', None: 'not measured'}[met] }: {words}")
+    if options.json:
+        print(json.dumps(found))
+    return 0

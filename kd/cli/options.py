@@ -1,0 +1,144 @@
+"""What commands share: their options, and the settings, runs and pictures that these name."""
+
+import argparse
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kd.cli.screen import Screen
+from kd.config import PRESETS, SAMPLE, DistillConfig, public_name
+from kd.data.library import store as uploads
+from kd.runs import run as runs
+from kd.runs.run import Run
+
+Command = Callable[..., argparse.ArgumentParser]
+"""``(name, function that it calls, help, the group that it belongs to)`` -> the command's parser."""
+
+
+MOST_SKIPPED, MOST_REASONS = 20, 8
+"""Of an import that is refused so many skipped files are named, and so many reasons of the others."""
+
+
+class BadUsage(Exception):
+    """What was asked for makes no sense; nothing was begun."""
+
+
+def add_json(one: argparse.ArgumentParser, help: str = "print it as the last line of standard output") -> None:
+    one.add_argument("--json", action="store_true", help=help)
+
+
+def add_preset(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--preset", default="sample", help=f"settings to start from: {', '.join(PRESETS)} (default: sample)"
+    )
+
+
+def add_settings(one: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
+    """A flag for each setting of a distillation, ``but`` those."""
+    for field in dataclasses.fields(DistillConfig):
+        name = public_name(field)
+        if name not in but:
+            one.add_argument(f"--{name.replace('_', '-')}", dest=f"set_{name}", metavar="VALUE", help=help_of(field))
+
+
+def config_from(options: argparse.Namespace) -> DistillConfig:
+    """What was asked for. Raises ``BadUsage``, and ``RunError`` for a run that cannot teach."""
+    try:
+        config = DistillConfig.preset(options.preset, **given_settings(options))
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+    config = runs.with_run_as_teacher(config, lambda id: runs.find(options.runs_dir, id))
+    return with_pictures(config, options.runs_dir)
+
+
+def with_pictures(config: DistillConfig, folder: Path) -> DistillConfig:
+    """``config`` with the folder of the dataset that it names: an imported one, or an archive, which is imported now
+    (once)."""
+    path = Path(config.dataset).expanduser()
+    if config.dataset != SAMPLE and path.is_file() and path.suffix != ".parquet":
+        upload = bring_pictures(path, "", folder)
+        print(f"{path.name} is dataset upload:{upload.id}", file=sys.stderr)
+        return dataclasses.replace(config, dataset=str(upload.path))
+    if not config.dataset.startswith(uploads.PREFIX):
+        return config
+    return uploads.resolved(config, folder, runs.local_owner(folder))
+
+
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a distillation that were given; of a label map's file, what it holds. Raises ``BadUsage``."""
+    given = {name.removeprefix("set_"): value for name, value in vars(options).items() if name.startswith("set_")}
+    label_map = given.get("label_map")
+    if label_map and "=" not in label_map and "{" not in label_map:
+        try:
+            given["label_map"] = Path(label_map).expanduser().read_text()
+        except OSError as error:
+            raise BadUsage(
+                f"label-map is {label_map!r}, and there is no such file: {error.strerror}. Expected a JSON file, or pairs such as "
+                "'sneakers=running shoe, mug=coffee mug'."
+            ) from error
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def help_of(field: dataclasses.Field) -> str:
+    """A setting's help with its choices, unless it names them, and its default, and where a preset has another, that."""
+    help, choices = field.metadata["help"], field.metadata.get("choices", ())
+    if choices and not all(choice in help for choice in choices):
+        help += f": {', '.join(choices)}"
+    if field.default is None:
+        return help
+    name = public_name(field)
+    others = [
+        f"{preset}: {values[name]}"
+        for preset, values in PRESETS.items()
+        if values.get(name, field.default) != field.default
+    ]
+    return f"{help} ({'; '.join([f'default: {field.default}', *others])})"
+
+
+def own_run(options: argparse.Namespace) -> Run:
+    run = runs.find(options.runs_dir, options.run)
+    run.check_owner(runs.local_owner(options.runs_dir))
+    return run
+
+
+def quiet() -> None:
+    """No library's remarks or bars between the lines of a table."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def bring_pictures(source: Path, name: str, folder: Path) -> uploads.Upload:
+    """Bring a dataset, its progress on standard error; what was skipped is told with a refusal."""
+    screen = Screen()
+    try:
+        return uploads.bring(
+            source, name, folder, runs.local_owner(folder),
+            lambda done, of: of and screen.progress(f"file {done:,} of {of:,}", done / of),
+        )  # fmt: skip
+    except uploads.ImportRefused as problem:
+        screen.clear()
+        print(
+            *reasons(problem.skipped[:MOST_SKIPPED]), *_more(problem.skipped[MOST_SKIPPED:]), sep="\n", file=sys.stderr
+        )
+        raise
+    finally:
+        screen.clear()
+
+
+def reasons(skipped: list[tuple[str, str]]) -> list[str]:
+    return [f"  {name}: {reason}" for name, reason in skipped]
+
+
+def _more(skipped: list[tuple[str, str]]) -> list[str]:
+    """How many other files were skipped, and why: nothing was stored, so no file has their names."""
+    counts = Counter(reason for _, reason in skipped).most_common()
+    most, others = counts[:MOST_REASONS], sum(count for _, count in counts[MOST_REASONS:])
+    lines = [f"  {count:,}: {reason}" for reason, count in most] + ([f"  {others:,}: other reasons"] if others else [])
+    return [f"and {len(skipped):,} more:", *lines] if skipped else []

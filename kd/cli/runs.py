@@ -1,0 +1,296 @@
+"""Commands that begin a run, follow it, and use what it made."""
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+from kd.cli.measure import work_on
+from kd.cli.options import (
+    BadUsage,
+    Command,
+    add_json,
+    add_preset,
+    add_settings,
+    config_from,
+    given_settings,
+    own_run,
+    quiet,
+    with_pictures,
+)
+from kd.cli.screen import Screen, result_table, table
+from kd.config import NO_TEACHER, OF_PICTURES, RUN_TEACHER, DistillConfig, public_name
+from kd.data.library.store import short
+from kd.experiments.sweep import Sweep
+from kd.runs import process as launch
+from kd.runs import run as runs
+from kd.runs.run import Run, RunError
+from kd.system import lazy_imports as imports
+from kd.system import memory
+
+OF_A_TEACHER = (
+    "teacher",
+    "student",
+    "label_map",
+    "method",
+    "temperature",
+    "lambda",
+    "weight",
+    "baseline",
+    "targets",
+    *(public_name(field) for field in dataclasses.fields(DistillConfig) if "only" in field.metadata),
+)
+"""The settings that a run without a teacher has no use for, and the base's name."""
+ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy", "name")
+REPORT = "print the report as the last line of standard output"
+RUN = {"metavar": "RUN", "help": "its id, the start of one, or last"}
+
+
+def add(command: Command) -> None:
+    one = command("distill", distill, "train a student from a teacher; with no options, the embedded sample, offline")
+    add_preset(one)
+    add_settings(one)
+    add_json(one, REPORT)
+
+    one = command(
+        "estimate", estimate, "how long distill would take here with these settings, from a short measurement"
+    )
+    add_preset(one)
+    add_settings(one)
+    add_json(one)
+
+    one = command(
+        "teacher",
+        teacher,
+        "make a teacher: fine-tune a pretrained model on a dataset's classes, as a run without a teacher",
+    )
+    one.add_argument("--base", required=True, metavar="HUB_ID_OR_FOLDER", help="the pretrained image classifier")
+    add_settings(one, but=OF_A_TEACHER)
+    add_json(one, REPORT)
+
+    one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
+    one.add_argument("folder", type=Path)
+    one.add_argument("--resume", action="store_true", help="go on with a run that was closed, or died")
+    one.add_argument("--nice", type=int, default=0, metavar="N", help="lower the priority by so much (default: 0)")
+
+    for name, call, help in (
+        ("resume", resume, "go on with a run that was stopped, failed or died, from its last checkpoint"),
+        ("watch", watch, "show a run as it goes"),
+        ("stop", stop, "ask a run to stop; the best student so far is kept"),
+    ):
+        one = command(name, call, help)
+        one.add_argument("run", **RUN)
+        if name != "stop":
+            add_json(one, REPORT)
+
+    one = command("rename", rename, "give a run a name; an empty one takes it away")
+    one.add_argument("run", **RUN)
+    one.add_argument("name", metavar="NAME", help=f"at most {runs.LONGEST_NAME} characters")
+
+    add_json(command("runs", list_runs, "list the runs, newest first"))
+
+    one = command("compare", compare, "a run's teacher and student side by side on your pictures")
+    one.add_argument("run", **RUN)
+    one.add_argument("images", nargs="+", metavar="IMAGE")
+    add_json(one)
+
+
+def distill(options: argparse.Namespace) -> int:
+    """Create a run, start its process and follow it."""
+    config = config_from(options)
+    run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
+    return _follow(run, options.json, launch.start(run))
+
+
+def teacher(options: argparse.Namespace) -> int:
+    """Fine-tune a base on the dataset as a run like any other, then say how to distil from it."""
+    try:
+        config = DistillConfig.finetune(options.base, **given_settings(options))
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+    config = with_pictures(config, options.runs_dir)
+    run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
+    return _follow(run, options.json, launch.start(run))
+
+
+def estimate(options: argparse.Namespace) -> int:
+    """Measure a little, print the seconds of each stage."""
+    config = config_from(options)
+    imports.load("kd.training.estimate")
+    quiet()
+    from kd.data.splits import cache_folder
+    from kd.training.estimate import estimate as measure
+
+    found = measure(
+        config, cache_folder(options.runs_dir, config.dataset), began=0.0
+    )  # a run's process has all this to do too
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["stages"].items())
+    print(
+        f"about {found['seconds']:.0f} s: {stages} ({found['epochs']} epochs at {found['images_per_second']:,.0f} images/s)"
+    )
+    if options.json:
+        print(json.dumps(found))
+    return 0
+
+
+def run_folder(options: argparse.Namespace) -> int:
+    """Work on a run here. Its own errors are events already, so they need no traceback."""
+    from kd.distill import execute
+
+    os.nice(max(0, options.nice))
+    run = Run(options.folder.resolve())
+    if (run.path / "sweep.json").exists():
+        return work_on(Sweep(run.path))
+    signal.signal(signal.SIGTERM, lambda *_: run.ask_to_stop())
+    memory.go_first()
+    execute(run, resume=options.resume)
+    return 0 if run.status() == "done" else 1
+
+
+def resume(options: argparse.Namespace) -> int:
+    run = own_run(options)
+    status = run.status()
+    if status == "done":
+        raise RunError(f"Run {run.id} is done; there is nothing to resume. Its student is in {run.path / 'student'}.")
+    if status in ("running", "queued"):
+        raise RunError(f"Run {run.id} is {status}. Use `python -m kd watch {run.id}`.")
+    return _follow(run, options.json, launch.start(run, resume=True), run.read()[1])
+
+
+def watch(options: argparse.Namespace) -> int:
+    return _follow(own_run(options), options.json)
+
+
+def stop(options: argparse.Namespace) -> int:
+    run = own_run(options)
+    if run.status() in runs.CLOSED:
+        raise RunError(
+            f"Run {run.id} is not running: it {'has died' if run.status() == 'died' else 'is ' + run.status()}."
+        )
+    run.ask_to_stop()
+    print(f"Asked run {run.id} to stop.")
+    return 0
+
+
+def rename(options: argparse.Namespace) -> int:
+    run = own_run(options)
+    name = run.rename(options.name)
+    print(f"Run {run.id} is now called {name!r}." if name else f"Run {run.id} has no name any more.")
+    return 0
+
+
+def list_runs(options: argparse.Namespace) -> int:
+    rows = [_row(run) for run in runs.list_runs(options.runs_dir)]
+    if options.json:
+        print(json.dumps(rows))
+    elif rows:
+        print(table(list(ROW), [list(row.values()) for row in rows]))
+    else:
+        print(f"No runs in {options.runs_dir.resolve()} yet. `python -m kd distill` makes one.")
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    run = own_run(options)
+    quiet()
+    from kd.evaluation.compare import compare as side_by_side
+
+    found = side_by_side(run, options.images)
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    rows = []
+    for row in found["pictures"]:
+        if "error" in row:
+            rows.append([Path(row["name"]).name, row["error"], "", ""])
+        else:
+            best = [f"{row[side][0]['label']} {row[side][0]['confidence']:.0%}" for side in ("teacher", "student")]
+            rows.append([Path(row["name"]).name, *best, "same" if row["agree"] else "different"])
+    print(table(["picture", "teacher", "student", ""], rows))
+    print()
+    print(result_table(found, found["agreement"]))
+    if found["note"]:
+        print(found["note"])
+    return 0
+
+
+def _row(run: Run) -> dict[str, Any]:
+    """A run's line in the list. One that cannot be read (of another version, damaged, just deleted) has one too."""
+    try:
+        config, report, last = run.config(), run.report(), run.last("eval")
+    except (RunError, ValueError):
+        return {"run": run.id, "status": "unreadable", **dict.fromkeys(ROW[2:], "")}
+    accuracy = (
+        f"{report['student']['accuracy']:.1%} test" if report else f"{last['accuracy']:.1%} validation" if last else ""
+    )
+    if accuracy and run.labels() == "teacher":
+        accuracy += ", agreement"
+    cells = [
+        run.id,
+        run.status(),
+        short(config.teacher),
+        short(config.student),
+        config.temperature,
+        run.lambda_(),
+        accuracy,
+        run.name(),
+    ]
+    return dict(zip(ROW, cells, strict=True))
+
+
+def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> int:
+    """Show a run until it is closed, then its result.
+
+    Of a run that was started here (``process``), Ctrl-C asks for a stop, and a second one does not wait for it.
+    """
+    screen = Screen(run)
+
+    def on_signal(*_: Any) -> None:
+        if on_signal.again:
+            raise KeyboardInterrupt
+        on_signal.again = True
+        screen.line("Stopping: the best student so far is kept. Ctrl-C again not to wait for it.")
+        run.ask_to_stop()
+
+    on_signal.again = False
+    if process:
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
+    try:
+        status = launch.follow(run, screen.show, process, cursor)
+    except KeyboardInterrupt:
+        screen.line(f"Left run {run.id}. `python -m kd watch {run.id}` shows it.")
+        return 1
+    screen.clear()
+    if status == "died":
+        screen.line(
+            f"Run {run.id} died: its process is gone. {run.epitaph()} `python -m kd resume {run.id}` goes on with it."
+        )
+    report = run.report()
+    if status != "done" or report is None:
+        return 1
+    screen.line("\n" + result_table(report, report["agreement"]))
+    config = run.config()
+    if report.get("verdict"):
+        screen.line(report["verdict"]["sentence"])
+    screen.line(f"{'model' if config.teacher == NO_TEACHER else 'student'}: {run.path / 'student'}")
+    if config.teacher == NO_TEACHER:
+        screen.line(f"distil from it: {distil_from(run)}")
+    if as_json:
+        print(json.dumps(report), flush=True)
+    return 0
+
+
+def distil_from(run: Run) -> str:
+    """The command that distils from what a run has trained, on the same pictures."""
+    values, usual = run.config().to_dict(), DistillConfig().to_dict()
+    chosen = {"teacher": f"{RUN_TEACHER}{run.id}"}
+    chosen |= {name: values[name] for name in OF_PICTURES if values[name] != usual[name]}
+    if run.path.parent != runs.default_folder().resolve():
+        chosen["runs_dir"] = run.path.parent
+    words = [text for name, value in chosen.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join(["python", "-m", "kd", "distill", "--preset", "custom", *words])

@@ -1,0 +1,196 @@
+"""What the command line prints: a run's events as lines and a progress bar, and tables of text."""
+
+import math
+import statistics
+import sys
+from typing import Any
+
+from kd.config import NO_TEACHER
+from kd.data.library.store import short
+from kd.runs.run import Run
+from kd.training.report import whose
+
+
+class Screen:
+    """A run's events as lines and one progress bar, on standard error: standard output is for the report."""
+
+    def __init__(self, run: Run | None = None) -> None:
+        self.run, self.bar, self.total, self.labels = run, "", 0, "dataset"
+
+    def clear(self) -> None:
+        """Take the progress bar away."""
+        if self.bar:
+            print("\r" + " " * len(self.bar) + "\r", end="", file=sys.stderr)
+            self.bar = ""
+
+    def line(self, text: str) -> None:
+        self.clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def progress(self, text: str, share: float) -> None:
+        """Redraw the bar; on what is not a terminal it would only fill the log."""
+        if sys.stderr.isatty():
+            full = round(30 * share)
+            bar = f"[{'#' * full}{'.' * (30 - full)}] {share:4.0%} {text}"
+            print("\r" + bar.ljust(len(self.bar)), end="", file=sys.stderr, flush=True)
+            self.bar = bar
+
+    def show(self, e: dict[str, Any]) -> None:
+        """One event."""
+        show = getattr(self, f"show_{e['event']}", None)
+        if show:
+            show(e)
+        for warning in e.get("warnings", []):
+            self.line(f"  warning: {warning}")
+
+    def show_created(self, e: dict) -> None:
+        c = self.run.config()
+        taught = f"T {c.temperature:g}, lambda {c.lambda_:g}, " if c.teacher != NO_TEACHER else ""
+        whom = short(c.teacher) if taught else "labels alone"
+        long = f"{c.minutes:g} minutes" if c.minutes else f"{c.epochs} epochs"
+        self.line(f"run {self.run.id}: {whom} -> {short(c.student)} on {short(c.dataset)}, {taught}{long}")
+
+    def show_queued(self, e: dict) -> None:
+        wait = f", about {math.ceil(e['wait'] / 60)} min" if "wait" in e else ""
+        self.line(f"waiting for the {e['device']}: place {e['place']} in the queue{wait}")
+
+    def show_progress(self, e: dict) -> None:
+        self.progress(f"{e['phase']} {e['done']:,} of {e['of']:,}", e["done"] / e["of"])
+
+    def show_hub(self, e: dict) -> None:
+        self.line(e["message"])
+
+    def show_data(self, e: dict) -> None:
+        self.labels = e.get("labels", "dataset")
+        self.line(
+            f"pictures: {e['train']:,} train, {e['validation']:,} validation, {e['test']:,} test, "
+            f"{len(e['classes'])} classes ({e['seconds']:.1f} s, cache {e['cache']})"
+        )
+
+    def show_models(self, e: dict) -> None:
+        t, s = e["teacher"], e["student"]
+        taught = f"teacher: {t['parameters'] / 1e6:.2f} M, {t['flops'] / 1e6:,.1f} MFLOPs; " if t else ""
+        self.line(
+            f"{'student' if t else 'model'}: {s['parameters'] / 1e6:.2f} M parameters, {s['flops'] / 1e6:,.1f} MFLOPs at "
+            f"{e['image_size'][0]} px; {taught}{e['device']}, {e['precision']}"
+        )
+        for change in e["healed"]:
+            self.line(f"  healed: {change}")
+
+    def show_teacher(self, e: dict) -> None:
+        if "accuracy" in e:
+            self.line(f"teacher: {e['accuracy']:.1%} on validation")
+
+    def show_targets(self, e: dict) -> None:
+        self.line(f"targets: {e['cache']} ({e['seconds']:.1f} s)")
+
+    def show_plan(self, e: dict) -> None:
+        self.line(f"plan: {e['epochs']} epochs in {e['minutes']:g} minutes, at {e['images_per_second']:,.0f} images/s")
+
+    def show_training(self, e: dict) -> None:
+        self.total = e["steps"]
+        if e.get("of", 1) > 1:
+            teacher = ", with the teacher" if e["arm"] == "distilled" else ", without the teacher"
+            if self.run.config().teacher == NO_TEACHER:
+                teacher = ""
+            self.line(f"training {e['nth']} of {e['of']}: seed {e['seed']}{teacher}")
+
+    def show_arm(self, e: dict) -> None:
+        said = f"{e['accuracy']:.2%} on the test split"
+        if self.labels == "teacher":
+            said = f"agrees with the teacher on {e['accuracy']:.2%} of the test split"
+        self.line(f"  {said}, {e['seconds']:.0f} s of training")
+
+    def show_step(self, e: dict) -> None:
+        left = (self.total - e["step"]) * e["seconds"] / e["step"]
+        self.progress(
+            f"loss {e['total']:.3f}, {e['images_per_second']:,.0f} images/s, {left:.0f} s left", e["step"] / self.total
+        )
+
+    def show_eval(self, e: dict) -> None:
+        said = [f"{e['accuracy']:.1%} on validation"] if self.labels == "dataset" else []
+        if "agreement" in e:
+            where = "" if said else " of validation"
+            said.append(f"agrees with the teacher on {e['agreement']:.1%}{where}")
+        self.line(f"epoch {e['epoch']:g}: {', '.join(said)} ({e['seconds']:.0f} s)")
+
+    def show_stopped(self, e: dict) -> None:
+        self.line(e["message"])
+
+    def show_failed(self, e: dict) -> None:
+        self.line(f"failed: {e['message']}")
+
+
+def result_table(report: dict[str, Any], agreed: float | None) -> str:
+    """Teacher, if there is one, and student side by side, as text. ``report``: a run's, or what ``compare`` returns."""
+    labelled = report.get("data", {}).get("labels", "dataset") == "dataset"
+    scored = labelled and "accuracy" in report["student"]
+    rows = []
+    for name in [name for name in ("teacher", "student") if report[name]]:
+        side = report[name]
+        latency = side["latency_ms"]
+        rows.append([
+            name if report["teacher"] else "model",
+            *([f"{side['accuracy']:.2%}", f"{side['f1']:.4f}"] if scored else []),
+            f"{side['parameters'] / 1e6:.2f} M",
+            f"{side['megabytes']:.2f}",
+            f"{side['flops'] / 1e6:,.1f} M",
+            f"{latency['p50']:.2f}",
+            f"{latency['p95']:.2f}",
+        ])  # fmt: skip
+    baseline = report.get("baseline")
+    if baseline and scored:
+        rows.append(["no teacher", f"{baseline['accuracy']:.2%}", f"{baseline['f1']:.4f}", *[""] * (len(rows[0]) - 3)])
+    quality = ["test accuracy", "macro F1"] if scored else []
+    scope = "" if labelled else " of the test pictures; they have no labels, so who is right is not known"
+    latency = report["student"]["latency_ms"]
+    threads = "1 thread" if latency["threads"] == 1 else f"{latency['threads']} threads"
+    against = ""
+    if report["teacher"]:
+        against = (
+            f"\nThe student is {pace(report['speedup'])} and {size(report['size_ratio'])}; it agrees with the "
+            f"teacher on {agreed:.1%}{scope}."
+        )
+    return (
+        table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)
+        + f"{means(report) if scored else ''}{against}\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
+        f"{threads}, {latency['n']} trials, without preprocessing."
+    )
+
+
+def means(report: dict[str, Any]) -> str:
+    """Each side's mean accuracy over its seeds with their standard deviation, and whose student the table has, on a line;
+    nothing for one seed."""
+    trials, found = report.get("trials", []), []
+    with_teacher = "with the teacher " if report["teacher"] else ""
+    for words, arm in ((with_teacher, "distilled"), ("without ", "baseline")):
+        scores = [100 * trial["accuracy"] for trial in trials if trial["arm"] == arm]
+        if len(scores) > 1:
+            found.append(f"{words}{statistics.mean(scores):.1f}% +- {statistics.stdev(scores):.1f}")
+    seeds = len({trial["seed"] for trial in trials})
+    return f"\nOver {seeds} seeds: {', '.join(found)}; {whose(report)}." if found else ""
+
+
+LEAST = 0.005
+"""A ratio that was rounded to 0.00 was less."""
+
+
+def pace(speedup: float) -> str:
+    """A speed-up in words: "2 times faster", below one "1.3 times slower", near one "as fast"."""
+    if 0.95 < speedup < 1.05:
+        return "as fast"
+    return f"{speedup:g} times faster" if speedup >= 1 else f"{1 / max(speedup, LEAST):.2g} times slower"
+
+
+def size(ratio: float) -> str:
+    """How much smaller, in words: "3.8 times smaller", below one "2 times larger", near one "as large"."""
+    if 0.95 < ratio < 1.05:
+        return "as large"
+    return f"{ratio:g} times smaller" if ratio >= 1 else f"{1 / max(ratio, LEAST):.2g} times larger"
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """Columns of text, as wide as their widest cell."""
+    cells = [head, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)

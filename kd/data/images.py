@@ -1,0 +1,134 @@
+"""One picture: opened, whatever a phone, a scanner or a stranger made of it, as upright RGB.
+
+Its size is read before anything is decoded, so that a small file cannot ask for gigabytes; its kind is told by its
+content, among those that are allowed, so that no other decoder of Pillow's is ever asked.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from kd import limits
+from kd.runs.run import RunError
+
+ENDINGS = {
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
+}  # fmt: skip
+"""How the names of pictures end, in lower case."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Pillow's names of what is read; HEIF comes from `pillow-heif` where a file begins like one."""
+EXPECTED = "Expected PNG, JPEG, WebP, GIF, BMP, TIFF, HEIC or AVIF."
+MIN_SIDE = 4
+DAMAGE = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError,
+    struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow's decoders raise on damaged files: whatever they stumble over."""
+
+
+class BadPicture(RunError, ValueError):
+    """A file that cannot be used as a picture; the message names it and says why."""
+
+
+class NoPicture(BadPicture):
+    """A file that does not even begin like a picture."""
+
+
+def open_picture(source: Path | str | bytes, name: str = "", least: int | None = None) -> Image.Image:
+    """An upright RGB picture. Of an animation, or several pages, the first; what is transparent becomes white.
+
+    Where sides of ``least`` pixels are enough, a large JPEG is decoded at a half, a quarter or an eighth of its size,
+    which takes a fraction of the time. The size is read before anything is decoded. Raises ``BadPicture``.
+    """
+    name = name or (Path(source).name if not isinstance(source, bytes) else "The picture")
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise BadPicture(f"{name}: there is no such file.")
+    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+    if size > (most := limits.current().picture_mb) * 1e6:
+        raise BadPicture(f"{name} is a file of {size / 1e6:.0f} MB; at most {most:g} MB are read.")
+    with identified(source, name) as picture:
+        width, height = picture.size
+        if width * height > limits.current().megapixels * 1e6:
+            raise _too_large(f"{name} is {width:,} x {height:,} pixels")
+        if min(width, height) < MIN_SIDE:
+            raise BadPicture(f"{name} is {width} x {height} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}.")
+        try:
+            if least is not None:
+                picture.draft("RGB", (least, least))
+            picture.load()
+            return upright_rgb(picture)
+        except MemoryError:
+            raise BadPicture(f"{name} needs more memory than there is to be decoded.") from None
+        except DAMAGE as error:
+            raise BadPicture(f"{name} is damaged or cut short ({error}). Export it anew and try again.") from None
+
+
+def identified(source: Path | str | bytes, name: str) -> Image.Image:
+    """The picture, nothing of it decoded yet. Raises ``BadPicture``, ``NoPicture`` for what does not begin like one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats(source))
+    except Image.DecompressionBombError:
+        raise _too_large(f"{name} has too many pixels") from None
+    except DAMAGE:  # UnidentifiedImageError among them
+        what = "is empty" if _head(source) == b"" else f"is not a picture that can be read. {EXPECTED}"
+        raise NoPicture(f"{name} {what.rstrip('.')}.") from None
+
+
+def _too_large(what: str) -> BadPicture:
+    most = limits.current().megapixels
+    return BadPicture(f"{what}; at most {most:g} megapixels are read. Make it smaller and try again.")
+
+
+def _formats(source: Path | str | bytes) -> tuple[str, ...]:
+    """``FORMATS``, with HEIF for a file that begins as HEIC and AVIF do: its plugin is imported when it is needed."""
+    if _head(source)[4:8] != b"ftyp":
+        return FORMATS
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def _head(source: Path | str | bytes) -> bytes:
+    """The first bytes of a file."""
+    if isinstance(source, bytes):
+        return source[:12]
+    try:
+        with Path(source).open("rb") as file:
+            return file.read(12)
+    except OSError:
+        return b"?"
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """RGB with eight bits a channel, turned as its EXIF tag says, transparency on white."""
+    picture = _upright(picture)
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits: Pillow would clip, not scale
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+        picture = Image.fromarray((values * (255 / _white(picture.mode, values.max()))).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as the EXIF tag says; as it lies where the tags are damaged, since the picture itself is not."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except DAMAGE:
+        return picture
+
+
+def _white(mode: str, brightest: float) -> float:
+    """The value of white: of floats up to 1 it is 1, of more than eight bits 65535."""
+    if mode == "F" and brightest <= 1:
+        return 1
+    return 65535 if mode.startswith("I;16") or brightest > 255 else 255

@@ -1,0 +1,357 @@
+"""From somebody's archive, folder or files to a stored dataset: what the process that ``uploads.bring`` starts does.
+
+Everything is read twice: once to see what it is and whether it can be decoded, and when all of that is known (classes,
+splits, how much is unreadable), once more to be written as it is. So nothing is stored that is refused later.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kd import limits
+from kd.data.folders import SPLIT_NAMES, Layout, layout
+from kd.data.images import ENDINGS
+from kd.data.library import archive
+from kd.data.library.archive import Member, Unreadable
+from kd.data.library.decoder import Decoder, Judge, bound_memory
+from kd.data.library.store import HALF, ImportRefused, Upload, list_uploads, place_of, sweep_up
+from kd.runs import run as runs
+from kd.runs.run import RunError
+
+MB = archive.MB
+EXAMPLES = 100
+"""So many skipped files are named on the page; ``skipped.txt`` has all."""
+GROUP_BYTES, GROUP_ROWS = 16 * MB, 1000
+"""A row group of a parquet file is written when so much has come together."""
+TELL_SECONDS = 0.2
+Tell = Callable[[int, int], None]
+
+
+def child() -> int:
+    """The process: a job from standard input; progress, then ``id`` or ``problem``, as lines of JSON on standard
+    output."""
+    bound_memory()
+    os.nice(10)
+    job, last = json.load(sys.stdin), 0.0
+
+    def say(**words: Any) -> None:
+        print(json.dumps(words), flush=True)
+
+    def tell(done: int, of: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > TELL_SECONDS or done == of:
+            last = time.monotonic()
+            say(done=done, of=of)
+
+    try:
+        with Decoder() as judge:
+            say(id=take(job, judge, tell))
+    except ImportRefused as problem:
+        say(problem=str(problem), skipped=problem.skipped)
+    except RunError as problem:
+        say(problem=str(problem), skipped=[])
+    except MemoryError:
+        say(problem=f"The import needs more than {limits.current().decoder_mb:,g} MB of memory.", skipped=[])
+    return 0
+
+
+def take(job: dict[str, Any], judge: Judge, tell: Tell) -> str:
+    """Do what ``uploads.bring`` asks for; the id of the dataset. Raises ``RunError``."""
+    source = _source(job["source"])
+    print_ = _sha256(source) if isinstance(source, Path) and source.is_file() else None
+    known = (one for one in list_uploads(job["folder"]) if print_ and _is(one, job["owner"], print_))
+    if same := next(known, None):
+        return same.id
+    survey = look(source, judge, tell)
+    plan = understand(survey, labelled=isinstance(source, list))
+    created = time.time()
+    id, place = runs.new_id(created), place_of(job["folder"])
+    with _half_made(place, id, needed=survey.size(plan), room=job["room"]) as half:
+        write(source, survey, plan, half)
+        info = {
+            "id": id, "created": created, "owner": job["owner"], "sha256": print_,
+            "name": archive.shown(job["name"].strip()) or _own_name(source), **describe(survey, plan),
+        }  # fmt: skip
+        runs.write_whole(half / "dataset.json", json.dumps(info, indent=2))
+        os.replace(half, place / id)
+    return id
+
+
+def _is(upload: Upload, owner: str, sha256: str) -> bool:
+    try:
+        info = upload.info()
+    except RunError:  # deleted meanwhile, or damaged: another's bad file is not this import's concern
+        return False
+    return info.get("owner") == owner and info.get("sha256") == sha256
+
+
+def _own_name(source: "Path | list[Member]") -> str:
+    if not isinstance(source, Path):
+        return "My pictures"
+    name = source.name.removesuffix(source.suffix) if source.is_file() else source.resolve().name
+    return archive.shown(name.removesuffix(".tar")) or "Pictures"
+
+
+# --- Where the pictures come from
+
+
+def _source(asked: str | list[list[str]]) -> "Path | list[Member]":
+    """An archive's or a folder's path, or the members that (class, file) pairs make."""
+    most = limits.current().upload_mb
+    if isinstance(asked, str):
+        path = Path(os.path.expanduser(asked))
+        if path.is_file() and path.stat().st_size > most * MB:
+            raise RunError(f"{path.name} is larger than {most:,g} MB, the most that is taken (KD_UPLOAD_MB).")
+        return path
+    classes = {name: unicodedata.normalize("NFC", name).strip() for name, _ in asked}
+    for name in classes.values():
+        if problem := archive.wrong_with(name):
+            raise RunError(f"The class {archive.shown(name)!r} cannot be called so: {problem}. Choose another name.")
+    if "" in classes.values() and len(classes) > 1:
+        raise RunError("A class has no name. Name it, or remove it.")
+    if len(set(classes.values())) == 1 and "" not in classes.values():
+        raise RunError("There is one class. A classifier needs at least two: add another, with pictures in it.")
+    found = [_member(classes[name], Path(file)) for name, file in asked]
+    if sum(member.size for member in found) > most * MB:
+        raise RunError(f"The files are larger than {most:,g} MB together, the most that is taken (KD_UPLOAD_MB).")
+    return found
+
+
+def _member(name: str, file: Path) -> Member:
+    most, size = limits.current().picture_mb, file.stat().st_size
+    reason = f"is larger than {most:g} MB" if size > most * MB else ""
+    parts = tuple(filter(None, (name, file.name)))
+    return Member(archive.shown("/".join(parts)), parts, size, reason, partial(archive.from_folder, file))
+
+
+def _members(source: "Path | list[Member]") -> Iterator[Member]:
+    return archive.members(source) if isinstance(source, Path) else iter(source)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- First reading
+
+
+@dataclass
+class Survey:
+    """What there is: ``names`` of the pictures that can be decoded, by their place among the members, and their
+    ``sizes`` in bytes; the ``skipped`` files with their reasons, and how many of those are pictures all the same."""
+
+    names: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    unreadable: int = 0
+
+    def size(self, plan: Layout) -> int:
+        return sum(self.sizes[index] for index in plan.places)
+
+
+def look(source: "Path | list[Member]", judge: Judge, tell: Tell) -> Survey:
+    """Decode every picture once. Raises ``RunError``, ``ImportRefused`` with the list where too many cannot be read."""
+    of = sum(1 for _ in _members(source))
+    found, most = Survey(), limits.current().pictures
+    for index, member in enumerate(_members(source)):
+        tell(index, of)
+        _look_at(index, member, found, judge)
+        if len(found.names) > most:
+            raise RunError(f"There are more than {most:,g} pictures, the most that is taken (KD_PICTURES).")
+    tell(of, of)
+    pictures = len(found.names) + found.unreadable
+    if not pictures:
+        raise ImportRefused("There is no picture in it. Expected class folders with pictures.", found.skipped)
+    share = limits.current().unreadable_share
+    if found.unreadable > share * pictures:
+        raise ImportRefused(
+            f"{found.unreadable} of {pictures} pictures cannot be read, more than {share:.0%}, so nothing was stored. "
+            + " ".join(f"{name} {reason}." for name, reason in found.skipped[:5]),
+            found.skipped,
+        )
+    return found
+
+
+def _look_at(index: int, member: Member, found: Survey, judge: Judge) -> None:
+    """Read and judge one file, and enter it into ``found``."""
+    answer = {"reason": member.reason} if member.reason else {}
+    if not answer:
+        try:
+            data = member.read()
+            answer = judge(data, member.parts[-1])
+        except Unreadable as problem:
+            answer = {"reason": str(problem)}
+    if not answer:
+        found.names[index], found.sizes[index] = member.parts, len(data)
+        return
+    looks_like_one = Path(member.name).suffix.lower() in ENDINGS
+    reason = answer["reason"] if looks_like_one or answer.get("picture", True) else "is no picture"
+    found.skipped.append((member.name, reason.rstrip(".")))
+    found.unreadable += (looks_like_one or answer.get("picture", False)) and reason != archive.TWICE
+
+
+# --- What it means
+
+
+def understand(survey: Survey, labelled: bool) -> Layout:
+    """Each picture's split and class; ``labelled``: by the first part of its name and nothing else."""
+    indices = list(survey.names)
+    if labelled:
+        found = {i: ("train", parts[0] if len(parts) > 1 else None) for i, parts in survey.names.items()}
+        plan = Layout(found)
+    else:
+        by_place = layout(survey.names.values())
+        stripped = {i: (split, name and name.strip()) for i, (split, name) in by_place.places.items()}
+        plan = Layout(
+            {indices[i]: place for i, place in stripped.items()},
+            {indices[i]: reason for i, reason in by_place.skipped.items()},
+        )
+    most = limits.current().classes
+    if len(plan.classes) > most:
+        raise RunError(f"There are {len(plan.classes):,} classes; at most {most:,g} are taken (KD_CLASSES).")
+    return plan
+
+
+def describe(survey: Survey, plan: Layout) -> dict[str, Any]:
+    """What ``dataset.json`` says of the pictures."""
+    skipped = every_skipped(survey, plan)
+    counts = {split: Counter(name or "" for s, name in plan.places.values() if s == split) for split in SPLIT_NAMES}
+    return {
+        "classes": plan.classes,
+        "pictures": {split: dict(sorted(count.items())) for split, count in counts.items() if count},
+        "notes": notes(plan),
+        "skipped": len(skipped),
+        "examples": skipped[:EXAMPLES],
+    }
+
+
+def every_skipped(survey: Survey, plan: Layout) -> list[tuple[str, str]]:
+    """Files without a place in the dataset, each with the reason."""
+    return survey.skipped + [(archive.shown("/".join(survey.names[i])), why) for i, why in plan.skipped.items()]
+
+
+def notes(plan: Layout) -> list[str]:
+    """What is odd about a dataset, in sentences."""
+    said = []
+    if not plan.classes:
+        said.append("There are no class folders, so no labels: a student can learn from the teacher alone.")
+    alike = Counter(name.casefold() for name in plan.classes)
+    if same := [name for name in plan.classes if alike[name.casefold()] > 1]:
+        said.append(f"Classes that differ in capitals only are kept apart: {', '.join(same[:6])}.")
+    trained = {name for split, name in plan.places.values() if split == "train"}
+    if missing := [name for name in plan.classes if name not in trained]:
+        said.append(f"No training picture of {', '.join(missing[:6])}. Add some, or remove the class.")
+    return said
+
+
+# --- Second reading
+
+
+@contextmanager
+def _half_made(place: Path, id: str, needed: int, room: float | None) -> Iterator[Path]:
+    """A folder to fill, which is locked while it is filled and gone afterwards. Raises ``RunError`` where there is no
+    room for ``needed`` bytes."""
+    if room is not None and needed > room:
+        raise RunError(
+            f"The pictures take {needed / MB:,.0f} MB, and {max(0, room) / MB:,.0f} MB are left of what you may keep here. "
+            "Delete a dataset or a run first."
+        )
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if needed > shutil.disk_usage(place).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with FileLock(place / ".lock"):
+            sweep_up(place)
+            half = place / f"{HALF}{id}"
+            lock = FileLock(f"{half}.lock")
+            lock.acquire()
+            half.mkdir()
+    except OSError as error:
+        raise _not_kept(place, needed, error) from error
+    try:
+        yield half
+    except OSError as error:
+        raise _not_kept(place, needed, error) from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+        Path(f"{half}.lock").unlink(missing_ok=True)
+        lock.release()
+
+
+def _not_kept(place: Path, needed: int, error: OSError) -> RunError:
+    return RunError(
+        f"The dataset ({needed / MB:,.0f} MB) cannot be kept in {place}: {error.strerror}. Free some space, or delete "
+        "datasets that are not needed any more (`python -m kd datasets`)."
+    )
+
+
+def write(source: "Path | list[Member]", survey: Survey, plan: Layout, folder: Path) -> None:
+    """The pictures' own bytes as parquet files, a split each, and the list of what was skipped."""
+    splits = {
+        split: _Parquet(folder / f"{split}.parquet", plan.classes) for split in {s for s, _ in plan.places.values()}
+    }
+    index_of = {name: index for index, name in enumerate(plan.classes)}
+    for index, member in enumerate(_members(source)):
+        if index in plan.places:
+            split, name = plan.places[index]
+            try:
+                data = member.read()
+            except Unreadable as problem:
+                raise RunError(f"{member.name} {problem}, now but not before. Try again.") from problem
+            splits[split].add(data, "/".join(member.parts), index_of.get(name))
+    for one in splits.values():
+        one.close()
+    lines = (f"{name}: {reason}\n" for name, reason in every_skipped(survey, plan))
+    (folder / "skipped.txt").write_text("".join(lines), encoding="utf-8")
+
+
+class _Parquet:
+    """A parquet file of pictures as `datasets` writes and reads it, a bounded part of it in memory."""
+
+    def __init__(self, path: Path, classes: list[str]) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        features: dict[str, Any] = {"image": {"_type": "Image"}}
+        columns = [("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]))]
+        if classes:
+            features["label"] = {"names": classes, "_type": "ClassLabel"}
+            columns.append(("label", pyarrow.int64()))
+        notes = {"huggingface": json.dumps({"info": {"features": features}})}
+        self.schema, self.rows, self.bytes = pyarrow.schema(columns, metadata=notes), [], 0
+        # The pictures are packed already; statistics would hold the smallest and largest of them once more.
+        self.file = parquet.ParquetWriter(
+            path, self.schema, compression="none", use_dictionary=False, write_statistics=False
+        )
+
+    def add(self, data: bytes, path: str, label: int | None) -> None:
+        self.rows.append({"image": {"bytes": data, "path": path}, "label": label})
+        self.bytes += len(data)
+        if self.bytes > GROUP_BYTES or len(self.rows) >= GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        self.file.write_table(pyarrow.Table.from_pylist(self.rows, schema=self.schema))
+        self.rows, self.bytes = [], 0
+
+    def close(self) -> None:
+        if self.rows:
+            self._flush()
+        self.file.close()

@@ -1,0 +1,223 @@
+"""Asking the Hugging Face Hub: which of its troubles pass and are waited for, and all of them in words."""
+
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from kd.config import SAMPLE
+from kd.runs.run import Run, RunError
+
+WAITS = (1, 2, 4, 8, 16)
+"""Seconds before each further try."""
+PATIENCE = 300
+"""Seconds that a wait may be which the Hub asks for."""
+LOOK_SECONDS = 0.25
+BUSY = {429: "asks for fewer requests (429)", 408: "did not answer in time (408)"} | dict.fromkeys(
+    (500, 502, 503, 504), "has trouble of its own ({status})"
+)
+"""HTTP status -> what the Hub does, where it may pass."""
+T = TypeVar("T")
+log = logging.getLogger("kd.system.hub")
+
+
+class HubBusy(RunError):
+    """The Hub has a trouble that may pass: ``what`` it does; ``seconds`` is how long it asks to wait."""
+
+    def __init__(self, message: str, what: str = "", seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.what, self.seconds = what, seconds
+
+
+def from_hub(kind: str, name: str, load: Callable[[], T]) -> T:
+    """What ``load`` brings; a Hub that is busy is asked again, later each time, and never sooner than it says. A download
+    goes on where it broke off. Raises ``RunError``."""
+    for nth in range(len(WAITS) + 1):
+        try:
+            with explained(kind, name):
+                return load()
+        except HubBusy as busy:
+            if nth == len(WAITS) or busy.seconds > PATIENCE:
+                raise
+            wait = max(WAITS[nth], busy.seconds)
+            log.warning("The Hub %s; trying again in %g s.", busy.what, wait)
+        time.sleep(wait)
+    raise AssertionError
+
+
+class _Teller(logging.Handler):
+    """Makes ``hub`` events of what we, and the libraries, log of waiting."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(logging.WARNING)
+        self.run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.name != log.name:
+            text = in_words(text)
+        if text:
+            self.run.append("hub", message=text)
+
+
+def in_words(text: str) -> str | None:
+    """What ``huggingface_hub`` logs before it waits, as we say it; ``None`` for what else it logs."""
+    if "Trying to resume download" in text:
+        return "A download from the Hub broke off; going on from there."
+    found = re.search(r"(Rate limited. Waiting|Retrying in) ([\d.]+)s", text)
+    if not found:
+        return None
+    what = "asks for fewer requests" if found[1].startswith("Rate") else "is busy"
+    return f"The Hub {what}; trying again in {float(found[2]):g} s."
+
+
+@contextmanager
+def listening(run: Run) -> Iterator[None]:
+    """While the Hub may have to be waited for: each wait is a ``hub`` event, and ``STOP`` ends it.
+
+    The libraries sleep and read without a look at ``STOP``: a thread looks, and interrupts the main thread, as Ctrl-C
+    would (``KeyboardInterrupt``). In another thread than the main one, where Python takes no signals, they wait on.
+    """
+    teller, over = _Teller(run), threading.Event()
+    loggers = [log, logging.getLogger("huggingface_hub")]
+    main = threading.main_thread()
+
+    def watch() -> None:
+        while not over.wait(LOOK_SECONDS):
+            if run.stop_asked():
+                return signal.pthread_kill(main.ident, signal.SIGUSR1)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for one in loggers:
+        one.addHandler(teller)
+    before = signal.signal(signal.SIGUSR1, interrupt) if threading.current_thread() is main else None
+    watcher = threading.Thread(target=watch, daemon=True)
+    if before is not None:
+        watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if before is not None:
+            watcher.join()
+            signal.signal(signal.SIGUSR1, before)
+        for one in loggers:
+            one.removeHandler(teller)
+
+
+@contextmanager
+def explained(kind: str, name: str) -> Iterator[None]:
+    """Turn the Hub libraries' errors into a ``RunError`` that says which of the possible reasons it was; one that may
+    pass into ``HubBusy``."""
+    try:
+        _ask_hub(kind, name)
+        yield
+    except Exception as error:
+        chain = _chain(error)
+        if busy := _busy(chain):
+            raise HubBusy(
+                f"The Hub {busy[0]} when it was asked for the {kind} {name!r}, and did so when asked again. Try in some "
+                "minutes; what was downloaded is kept.",
+                *busy,
+            ) from error
+        if isinstance(error, RunError):
+            raise
+        reason = _hub_reason(error, chain)
+        if reason is None:
+            raise
+        raise RunError(reason.format(kind=kind, name=name)) from error
+
+
+def _ask_hub(kind: str, name: str) -> None:
+    """Ask the Hub for a repository of which nothing is in the cache. Where the Hub cannot be reached this fails at
+    once; the libraries would try six times, which takes 23 s, or 7 minutes where nothing answers at all."""
+    from huggingface_hub import HfApi, constants, is_offline_mode
+    from huggingface_hub.file_download import repo_folder_name
+
+    if name == SAMPLE or Path(os.path.expanduser(name)).exists() or is_offline_mode():
+        return
+    repo_type = "dataset" if kind == "dataset" else "model"
+    if not (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=repo_type)).exists():
+        HfApi().repo_info(name, repo_type=repo_type, timeout=10)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and what it came from."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain
+
+
+def _busy(chain: list[BaseException]) -> tuple[str, float] | None:
+    """What is the matter with the Hub if it may pass, and the seconds that it asks to wait."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for link in chain:
+        if isinstance(link, HfHubHTTPError) and (status := link.response.status_code) in BUSY:
+            asked = link.response.headers.get("Retry-After", "")
+            return BUSY[status].format(status=status), float(asked) if asked.isdigit() else 0.0
+    names = {base.__name__ for link in chain for base in type(link).__mro__}
+    if names & {"RemoteProtocolError", "ReadError"} or any("Consistency check failed" in str(link) for link in chain):
+        return "broke off a download", 0.0
+    return ("did not answer in time", 0.0) if "ReadTimeout" in names else None
+
+
+def _status(chain: list[BaseException]) -> int | None:
+    """With which HTTP status the Hub has refused."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next((link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)), None)
+
+
+def _hub_reason(error: BaseException, chain: list[BaseException]) -> str | None:
+    """Which of the usual reasons an error of the Hub's libraries has, as a message with ``kind`` and ``name`` left
+    open; ``None`` for what is not the Hub's."""
+    from huggingface_hub import is_offline_mode
+
+    names = {base.__name__ for link in chain for base in type(link).__mro__}
+    text = " ".join(str(link) for link in chain)
+    unreachable = names & {"ConnectError", "LocalEntryNotFoundError", "ConnectionError", "TimeoutException"}
+    unknown = names & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}
+    if "GatedRepoError" in names or "is a gated dataset" in text:
+        return "The {kind} {name!r} is gated: accept its terms on the Hub, then log in with `hf auth login`."
+    if is_offline_mode() and (unreachable or "OfflineModeIsEnabled" in names):
+        return (
+            "The {kind} {name!r} is not on this machine, and offline mode is on (HF_HUB_OFFLINE). Unset it, or name a "
+            "folder."
+        )
+    if _status(chain) == 401 and not unknown:
+        return "The Hub does not accept your token (401), asked for the {kind} {name!r}. Log in anew: `hf auth login`."
+    if _status(chain) == 403:
+        return "The Hub forbids it (403): your token has no right to the {kind} {name!r}. Use one that has: `hf auth login`."
+    if unreachable:
+        return (
+            "The {kind} {name!r} is not a folder here, and the Hub cannot be reached. Check the network, or name a "
+            "folder. The embedded sample needs no network."
+        )
+    if unknown or "not a valid model identifier" in text:
+        return (
+            "There is no {kind} {name!r}: no such folder here, no such id on the Hub (or it is private). Check the "
+            "spelling; ids look like owner/name."
+        )
+    if "Config name is missing" in text or "BuilderConfig" in text:
+        return "The {kind} {name!r} has several configurations; choose one with --dataset-config. " + _plain(str(error))
+    if names & {"EmptyDatasetError", "DataFilesNotFoundError"}:
+        return "The {kind} {name!r} has no data files that can be read."
+    if "scripts are no longer supported" in text:
+        return "The {kind} {name!r} is a loading script, which current `datasets` refuses. Use a copy of it in parquet."
+    return None
+
+
+def _plain(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")

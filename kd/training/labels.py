@@ -1,0 +1,90 @@
+"""What a run does where labels and the teacher's classes do not meet: pictures without labels, for which the teacher's
+answers stand in, and classes that the teacher does not know, whose pictures it has no say in."""
+
+import dataclasses
+
+import numpy as np
+
+from kd.config import DistillConfig
+from kd.data.splits import Pixels, Splits
+from kd.evaluation.compare import quality
+from kd.models.teacher import Teacher
+from kd.runs.run import RunError
+
+NEARLY_ALL = 0.95
+"""Answers to so large a share of the pictures are nearly all."""
+
+
+def taught_alone(config: DistillConfig, splits: Splits, teacher: Teacher | None) -> tuple[Splits, DistillConfig]:
+    """Splits and settings of pictures without labels: the classes are the teacher's, and its answers take the labels'
+    place. Raises ``RunError`` for a run that needs labels."""
+    if teacher is None:
+        raise RunError(
+            "The pictures have no labels and there is no teacher, so there is nothing to learn. Put each class's pictures "
+            "into a folder of its own, or choose a teacher."
+        )
+    if config.baseline == "yes" or config.lambda_ == 0:
+        raise RunError(
+            "The pictures have no labels, so nothing can be learned from them without the teacher: there can be no "
+            "baseline, and lambda cannot be 0. Leave out the baseline and choose lambda 1, or put each class's pictures "
+            "into a folder of its own."
+        )
+    if config.label_map:
+        raise RunError("The pictures have no labels, so there are no classes to map. Leave out the label map.")
+    if len(teacher.classes) < 2:
+        raise RunError(f"The teacher {config.teacher!r} knows one class only: there is nothing to learn from it.")
+    said = (
+        f"The pictures have no labels: the student learns the teacher's {len(teacher.classes)} classes from the teacher "
+        "alone, and agreement with the teacher on held-out pictures takes the place of accuracy. It says how well the "
+        "student copies, not how often either is right."
+    )
+    if config.lambda_ < 1:
+        said += f" Lambda is 1, not {config.lambda_:g}."
+    splits = dataclasses.replace(splits, classes=teacher.classes, warnings=[said, *splits.warnings])
+    return splits, dataclasses.replace(config, lambda_=1.0)
+
+
+def check_known(splits: Splits, teacher: Teacher, compared: bool) -> None:
+    """Raises ``RunError`` where validation or test has no picture of a class that the teacher knows, or test has one where
+    students are ``compared`` on them."""
+    for name in ("validation", "test"):
+        known = taught(teacher, getattr(splits, name)["label"]).sum()
+        if splits.labelled and known < (2 if compared and name == "test" else 1):
+            raise RunError(
+                f"The {name} split has {'one' if known else 'no'} picture of a class that the teacher knows, so whether the "
+                "student agrees with it cannot be measured. Add some, or match more classes with a label map (--label-map)."
+            )
+
+
+def taught(teacher: Teacher, labels: np.ndarray | list[int]) -> np.ndarray:
+    """Which pictures, bool ``[N]``, are of classes that the teacher knows, from their ``labels`` ``[N]``."""
+    return np.ones(len(labels), bool) if teacher.known is None else teacher.known.cpu().numpy()[np.asarray(labels)]
+
+
+def labelled_by(logits: np.ndarray, pixels: Pixels) -> Pixels:
+    """The same pictures, each with the first choice of the teacher, whose ``logits`` ``[N, C]`` these are, as its label."""
+    return dataclasses.replace(pixels, labels=np.asarray(logits).argmax(-1))
+
+
+def check_variety(logits: np.ndarray, classes: list[str]) -> list[str]:
+    """A warning where the teacher's answers ``[N, C]`` to pictures without labels are nearly all the same."""
+    counts = np.bincount(logits.argmax(-1), minlength=len(classes))
+    if counts.max() < NEARLY_ALL * len(logits):
+        return []
+    return [
+        f"The teacher says {classes[counts.argmax()]} of {counts.max() / len(logits):.0%} of the validation pictures: there "
+        "is little to learn, and to agree is easy. Does it know pictures like these?"
+    ]
+
+
+def on_known(splits: Splits, teacher: Teacher | None, logits: dict[str, np.ndarray], labels: np.ndarray) -> list[str]:
+    """Both models' accuracy on the test pictures of the classes that the teacher knows, in words, if it does not know all:
+    elsewhere it cannot be right."""
+    if not splits.labelled or teacher is None or teacher.known is None:
+        return []
+    rows = taught(teacher, labels)
+    right = {name: quality(answers[rows], labels[rows])["accuracy"] for name, answers in logits.items()}
+    return [
+        f"On the {rows.sum():,} of {len(rows):,} test pictures whose classes the teacher knows it is right on "
+        f"{right['teacher']:.1%}, the student on {right['student']:.1%}. Their accuracies are over all test pictures."
+    ]

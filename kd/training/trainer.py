@@ -1,0 +1,369 @@
+"""Training: the guide's ``ImageDistilTrainer``, the batches it eats, and the callback that writes a run's events."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from kd.config import DistillConfig
+from kd.data.splits import Pixels, Undecoded, Views, crop
+from kd.models.teacher import Pipeline
+from kd.runs.run import Run
+from kd.training.ema import Average
+from kd.training.losses import DistillationLoss, Method, distillation_loss
+
+EVENT_SECONDS = 0.5
+"""At most one ``step`` event in this time."""
+
+
+class Diverged(Exception):
+    """The loss is not a number any more."""
+
+
+class ImageDistilTrainer(Trainer):
+    """`Trainer` with the loss of distillation.
+
+    A batch that has ``teacher_logits`` ``[B, C]`` needs no teacher; else ``teacher_model`` answers in every step, from
+    ``teacher_pixel_values`` where the batch has them (the same crop at the teacher's own size) or ``pixel_values``.
+
+    The arguments are those of the Transformers guide "Knowledge distillation for computer vision", among them
+    ``training_args``, which the guide writes for `Trainer`'s ``args``. ``method`` is another loss than the guide's, which
+    then has its own temperature; its weight grows evenly over the first ``warmup_epochs``. ``mixup`` is the parameter of its
+    Beta distribution, 0 for none. ``ema`` is the decay of an average of the weights, which is evaluated and saved in their place,
+    0 for none (``kd.training.ema``). ``known``, bool ``[C]``, are the classes that the teacher knows, if not all. With
+    ``lambda_param`` 0 there need be no teacher.
+
+    Raises:
+        ValueError: for a temperature of 0 or less, or a lambda outside 0 to 1.
+    """
+
+    def __init__(
+        self,
+        teacher_model: nn.Module | None = None,
+        student_model: nn.Module | None = None,
+        temperature: float = 5.0,
+        lambda_param: float = 0.5,
+        *args: Any,
+        method: Method | None = None,
+        warmup_epochs: float = 0.0,
+        mixup: float = 0.0,
+        ema: float = 0.0,
+        known: Tensor | None = None,
+        training_args: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not temperature > 0 or not 0 <= lambda_param <= 1:
+            raise ValueError(
+                f"temperature is {temperature} and lambda {lambda_param}; expected above 0, and from 0 to 1."
+            )
+        if training_args is not None:
+            kwargs["args"] = training_args
+        super().__init__(student_model, *args, **kwargs)
+        self.temperature = temperature
+        self.lambda_param = lambda_param
+        self.method, self.warmup_epochs, self.mixup = method, warmup_epochs, mixup
+        self.known = None if known is None else known.to(self.args.device)
+        self.teacher = teacher_model and teacher_model.to(self.args.device).eval()
+        self.average = Average(ema) if ema else None
+        if self.average:
+            self.add_callback(self.average)
+        # Our loss divides by the number of pictures of the whole accumulated batch, whatever the model's signature.
+        self.model_accepts_loss_kwargs = True
+        # Sums over the pictures seen since the last look (total, soft, hard, count): read without stopping the device.
+        self.sums = torch.zeros(4, device=self.args.device)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a batch of ``pixel_values`` ``[B, 3, H, W]`` and ``labels`` ``[B]``."""
+        share = self._mix(inputs) if model.training and self.mixup else 1.0
+        outputs, labels = model(pixel_values=inputs["pixel_values"]), inputs["labels"]
+        teacher = self._teacher_logits(inputs)
+        loss = self._sums(outputs.logits, teacher, labels)
+        if share < 1:
+            # Kept answers are mixed as the labels are; a teacher that was asked has seen the mixed pictures themselves.
+            theirs = teacher.flip(0) if "teacher_logits" in inputs else teacher
+            other = self._sums(outputs.logits, theirs, labels.flip(0))
+            loss = DistillationLoss(*(share * a + (1 - share) * b for a, b in zip(loss, other, strict=True)))
+        if model.training:
+            seen = self.sums.new_tensor(len(labels))
+            self.sums += torch.stack([*(part.detach().float() for part in loss), seen])
+        total = loss.total / self._share(num_items_in_batch, len(labels))
+        return (total, {"logits": outputs.logits}) if return_outputs else total
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self._averaged():
+            return super().evaluate(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with self._averaged():
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average and self.args.should_save:
+            self.average.save_own(self.model, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average:
+            self.average.resume(self.model, Path(resume_from_checkpoint))
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The averaged weights in the model, where they are asked for."""
+        return self.average.in_place(self.model) if self.average else nullcontext()
+
+    def _sums(self, logits: Tensor, teacher: Tensor | None, labels: Tensor) -> DistillationLoss:
+        """The loss summed over a batch's pictures."""
+        warmth = min(1.0, (self.state.epoch or 0.0) / self.warmup_epochs) if self.warmup_epochs else 1.0
+        return distillation_loss(
+            logits, teacher, labels, self.temperature, self.lambda_param, reduction="sum", method=self.method,
+            soft_weight=warmth, known=self.known,
+        )  # fmt: skip
+
+    def _mix(self, inputs: dict[str, Any]) -> float:
+        """Mix each picture of a batch with another, in place, and return its own share: mixup, Zhang et al. (2018,
+        arXiv:1710.09412), one share a batch. The other is the one at the same place from the batch's end."""
+        share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+        for name in ("pixel_values", "teacher_pixel_values"):
+            if name in inputs:
+                inputs[name] = inputs[name].lerp(inputs[name].flip(0), 1 - share)
+        return share
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay is for matrices and filters, not for norms and biases (He et al. 2019, arXiv:1812.01187, section
+        3.1), whatever their shape (ConvNeXtV2's are [1, 1, 1, C]), nor for what a ViT adds to its patches; `Trainer` knows
+        the norms of language models only."""
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.squeeze().ndim > 1 and not name.endswith("position_embeddings")
+        ]
+
+    @torch.no_grad()
+    def _teacher_logits(self, inputs: dict[str, Any]) -> Tensor | None:
+        if "teacher_logits" in inputs:
+            return inputs["teacher_logits"]
+        if self.teacher is None and self.lambda_param == 0:
+            return None
+        if self.teacher is None:
+            raise ValueError("The batch has no teacher_logits, and there is no teacher_model to ask for them.")
+        return self.teacher(pixel_values=inputs.get("teacher_pixel_values", inputs["pixel_values"])).logits
+
+    def _share(self, items: Any, batch: int) -> Any:
+        """What a batch's sum is divided by, so that the accumulated, averaged gradient is that of the mean.
+
+        ``items`` counts the pictures of all micro-batches. Over several processes `accelerate` averages gradients
+        while ``items`` (unless told otherwise) counts all of them; under DataParallel our loss sees the whole batch
+        while `Trainer` (then) counts one device's part.
+        """
+        if items is None:
+            return batch
+        items = items.flatten()[0] if torch.is_tensor(items) else items
+        if self.args.average_tokens_across_devices:
+            return items / self.accelerator.num_processes
+        return items * max(1, self.args.n_gpu)
+
+    def take_means(self) -> tuple[DistillationLoss, int]:
+        """Mean losses over the pictures since the last call, and how many there were. Waits for the device."""
+        *sums, count = self.sums.tolist()
+        self.sums.zero_()
+        return DistillationLoss(*(value / max(count, 1) for value in sums)), int(count)
+
+
+class ViewBatches(torch.utils.data.Dataset):
+    """Batches of one view, cut for all pictures at once on the device; ``view`` is changed between epochs.
+
+    `Trainer` hands a whole batch of indices to ``__getitems__``, which answers with the batch itself (``collate``).
+    Decoded pictures that leave a GPU three quarters of its free memory live there. On the CPU nothing is fetched ahead:
+    no core is idle while the student computes.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        views: Views,
+        student: Pipeline,
+        device: torch.device,
+        logits: list[np.ndarray] | None = None,
+        teacher: Pipeline | None = None,
+    ) -> None:
+        self.undecoded = isinstance(pixels.values, Undecoded)
+        """Worker processes ask for the batches, so these stay on the CPU and `Trainer` moves them."""
+        self.device = torch.device("cpu") if self.undecoded else device
+        self.views, self.student, self.teacher, self.logits = views, student, teacher, logits
+        self.values = pixels.values
+        if self.device.type == "cuda" and self.values.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
+            self.values = torch.from_numpy(np.array(self.values)).to(device)
+        self.labels = torch.from_numpy(pixels.labels).to(self.device)
+        self.show(0)
+
+    def show(self, view: int, size: tuple[int, int] | None = None) -> None:
+        """Make ``view`` the one that batches are cut from, for a student's input of ``size`` (default: its own)."""
+        self.view = view
+        self.student = dataclasses.replace(self.student, size=size or self.student.size)
+        self.boxes, self.mirrored = (torch.from_numpy(part).to(self.device) for part in self.views.boxes(view))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        rows = self._to_device(torch.tensor(indices))
+        on_device = torch.is_tensor(self.values)
+        values = self.values[rows] if on_device else self._to_device(torch.from_numpy(self.values[indices]))
+        boxes, mirrored = self.boxes[rows], self.mirrored[rows]
+
+        def seen_by(pipeline: Pipeline) -> Tensor:
+            batch = pipeline(crop(values, boxes, mirrored, pipeline.size))
+            return batch.contiguous(memory_format=torch.channels_last)
+
+        batch = {"pixel_values": seen_by(self.student), "labels": self.labels[rows]}
+        if self.logits is not None:
+            batch["teacher_logits"] = self._to_device(torch.from_numpy(self.logits[self.view][indices]))
+        elif self.teacher is not None:
+            batch["teacher_pixel_values"] = seen_by(self.teacher)
+        return batch
+
+    def _to_device(self, values: Tensor) -> Tensor:
+        """Without waiting for a GPU, so that a batch is gathered while the one before is learned from."""
+        if self.device.type == "cuda":
+            return values.pin_memory().to(self.device, non_blocking=True)
+        return values.to(self.device)
+
+    @staticmethod
+    def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return batch
+
+
+def arguments(
+    config: DistillConfig,
+    pictures: int,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    count: int = 1,
+    workers: int = 0,
+) -> TrainingArguments:
+    """`Trainer`'s own settings: AdamW, one cycle of the learning rate, a checkpoint in ``folder`` and a look at validation
+    an epoch, the best by accuracy loaded at the end. Each batch is cut into ``count`` parts; ``workers`` processes decode."""
+    steps = math.ceil(pictures / config.batch_size)
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size // count,
+        gradient_accumulation_steps=count,
+        per_device_eval_batch_size=max(1, 128 // count),
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=round(config.warmup * steps * config.epochs),
+        lr_scheduler_type=config.schedule,
+        optim="adamw_torch_fused",
+        seed=seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=device.type == "cpu",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        logging_steps=max(1, steps // 10),
+        logging_nan_inf_filter=False,  # it would hide a loss that is no number, and wait for the device every step
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,  # batches are on the device already
+        dataloader_num_workers=workers,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+class RunCallback(TrainerCallback):
+    """Writes a run's ``step`` and ``eval`` events, changes the view each epoch, obeys ``STOP`` and stops on NaN."""
+
+    def __init__(
+        self,
+        run: Run,
+        batches: ViewBatches,
+        views: int,
+        sizes: Callable[[int], tuple[int, int] | None] = lambda epoch: None,
+        seconds_before: float = 0.0,
+        arm: dict[str, Any] | None = None,
+    ) -> None:
+        """``sizes``: epoch, from 0 on -> the size of the student's input in it."""
+        self.run, self.batches, self.views, self.sizes, self.arm = run, batches, views, sizes, arm or {}
+        self.seconds_before = seconds_before
+        self.trainer: ImageDistilTrainer | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run's training so far, those before a resume included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.started = self.looked = time.perf_counter()
+        self.run.append(
+            "training", epochs=int(args.num_train_epochs), steps=state.max_steps, step=state.global_step, **self.arm
+        )
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        epoch = int(round(state.epoch, 6))  # a resume may begin in the middle of one
+        self.batches.show(epoch % self.views, self.sizes(epoch))
+        self.looked = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.run.stop_asked():  # end as an epoch does: what was learned is evaluated and saved
+            control.should_training_stop = True
+        if time.perf_counter() - self.looked >= EVENT_SECONDS or state.global_step == 1:
+            self._tell(state)
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        self._tell(state)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.trained = self.seconds
+
+    def _tell(self, state) -> None:
+        """One ``step`` event: the mean losses since the last one."""
+        means, count = self.trainer.take_means()
+        if not count:
+            return
+        if not all(map(math.isfinite, means)):
+            raise Diverged(f"the loss became {means.total} in epoch {math.ceil(state.epoch)}, step {state.global_step}")
+        now = time.perf_counter()
+        seconds, self.looked = now - self.looked, now
+        self.run.append(
+            "step",
+            step=state.global_step,
+            epoch=round(state.epoch, 4),
+            total=round(means.total, 5),
+            soft=round(means.soft, 5),
+            hard=round(means.hard, 5),
+            images_per_second=round(count / seconds, 1),
+            seconds=round(self.seconds, 2),
+        )
+
+    def on_evaluate(self, args, state, control, metrics: dict[str, float], **kwargs) -> None:
+        agreed = {"agreement": round(metrics["eval_agreement"], 5)} if "eval_agreement" in metrics else {}
+        self.run.append(
+            "eval",
+            step=state.global_step,
+            epoch=round(state.epoch, 2),
+            accuracy=round(metrics["eval_accuracy"], 5),
+            f1=round(metrics["eval_f1"], 5),
+            **agreed,
+            loss=round(metrics["eval_loss"], 5) if math.isfinite(metrics["eval_loss"]) else None,
+            seconds=round(self.seconds, 2),
+        )
+        self.looked = time.perf_counter()

@@ -1,0 +1,42 @@
+"""Commands that work beside the page, in processes of their own, with low priority."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from kd.runs import process as launch
+from kd.runs import run as runs
+
+LOWEST = 19
+HOME = Path(__file__).resolve().parent.parent.parent
+
+
+def start(
+    command: str, *options: str, settings: dict[str, Any], niceness: int = LOWEST, **streams: Any
+) -> subprocess.Popen:
+    """Start ``python -m kd COMMAND`` on the ``settings`` (public names; ``None`` is left out) as a run would be started, in
+    a process group of its own. ``streams``: what ``Popen`` takes for them; by default nothing is read or kept."""
+    return subprocess.Popen(
+        [
+            *(["nice", "-n", str(niceness)] if shutil.which("nice") else []), sys.executable, "-m", "kd", command,
+            f"--runs-dir={runs.default_folder()}", *options,
+            *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if value is not None),
+        ],
+        start_new_session=True,
+        env={
+            **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")])),
+            **launch.gpu_of_its_own(launch.device_name(settings["device"])), **launch.KEEP_MEMORY,
+        },
+        **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **streams},
+    )  # fmt: skip
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill it, and what it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
