@@ -11,12 +11,13 @@ import sys
 SWITCH_SECONDS = 0.0005
 """How long a thread that computes may keep another waiting: Python's own 5 ms make a poll wait at each of its many turns."""
 
-if (
-    __name__ == "__main__"
-):  # what is imported here, the process that asks the models (``kd.evaluation.worker``) does without
+# Imported here, and not above: the process that runs the models (``kd.evaluation.worker``) imports this file too, and
+# needs none of it.
+if __name__ == "__main__":
     if "--shared" in sys.argv[1:]:
         os.environ["KD_SHARED"] = "1"
-    from kd.ui.page import build, keep_clean, launch_options
+    from kd.ui.access import keep_clean
+    from kd.ui.page import build, launch_options
 
     sys.setswitchinterval(SWITCH_SECONDS)
     try:

@@ -1,3 +1,5 @@
+"""TODO"""
+
 import sys
 
 from kd.cli.main import main

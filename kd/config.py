@@ -11,10 +11,13 @@ from typing import Any, Self, get_args
 
 SAMPLE = "sample"
 """The name of the embedded dataset, and of its teacher."""
+
 NO_TEACHER = "none"
 """The teacher of a run that learns from the labels alone, as one that makes a teacher does."""
+
 RUN_TEACHER = "run:"
 """What a teacher begins with that another run has trained; the run's id follows."""
+
 STUDENT_NAMES = (
     *(f"mobilenet_v2_{width}" for width in (1.4, 1.0, 0.75, 0.5, 0.35)),
     "mobilevit_xx_small",
@@ -281,6 +284,7 @@ OF_PICTURES = (
     "split_seed", "image_column", "label_column",
 )  # fmt: skip
 """The settings that say which pictures are learned from."""
+
 CHECKED = ("teacher", "label_map", *OF_PICTURES, "student", "image_size", "device")
 """The settings that matter to a check of the pictures (``kd.evaluation.dataset_check``)."""
 
@@ -332,3 +336,7 @@ def _expected(kind: type, rules: Any) -> str:
     if "low" in rules and "high" in rules:
         return f"{words} from {rules['low']} to {rules['high']}"
     return words + (f", {rules['low']} or more" if "low" in rules else "")
+
+
+SMALL_SIDE = 64
+"""Pictures up to this size keep their size; larger ones are trained on at 224 pixels unless asked otherwise."""

@@ -1,8 +1,6 @@
 """What the tests share. No test may reach a network."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,12 +13,22 @@ import pytest
 
 from kd.distill import LIBRARIES
 from kd.system import lazy_imports as imports
+from tests.support import toys
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
 
-
-LONGEST_FIRST = ("page", "distill", "sweep_tab", "hub", "sweep", "api", "bench", "study", "trainer")
-"""Files of tests: with a short one in the end, no process waits long for the others."""
+# Files of tests, the longest first: with short ones in the end, no process waits long for the others.
+LONGEST_FIRST = (
+    "end_to_end/test_page.py",
+    "end_to_end/test_distill.py",
+    "ui/test_sweep.py",
+    "system/test_hub.py",
+    "experiments/test_sweep.py",
+    "ui/test_api.py",
+    "devtools/test_speed.py",
+    "experiments/test_study.py",
+    "training/test_trainer.py",
+)
 
 
 def pytest_collectstart() -> None:
@@ -29,37 +37,20 @@ def pytest_collectstart() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    rank = {f"test_{name}": place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+    rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.relative_to(TESTS).as_posix(), len(rank)))
 
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory) -> Path:
     """A dataset of class folders, 40 pictures a class."""
-    import toys
-
     return toys.class_folders(tmp_path_factory.mktemp("colours"), each=40)
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
     """A saved teacher that knows the colours."""
-    import toys
-
     return toys.teacher_folder(tmp_path_factory.mktemp("teacher"))
-
-
-def kd(*arguments, check: bool = False, **environment) -> subprocess.CompletedProcess:
-    """Run the command line as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "kd", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=check,
-    )
 
 
 @pytest.fixture
@@ -75,8 +66,3 @@ def small(colours, teacher) -> dict:
         "views": 2,
         "precision": "fp32",
     }
-
-
-def flags(settings: dict) -> list[str]:
-    """Settings as command-line flags."""
-    return [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]

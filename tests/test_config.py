@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import kd
 
 from kd import DistillConfig
+from tests.support.command import kd
 
 
 def test_without_a_teacher_lambda_is_0_and_a_baseline_makes_no_sense():

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from kd.cli import main as cli
+from kd.cli import main
 from kd.limits import VARIABLES, Limits, check_pictures, check_steps, current, table
 from kd.runs import visitors
 from kd.system.cache import Cache
-from kd.ui import access as owners
+from kd.ui import access
 
 
 def test_a_shared_server_is_stricter_than_one_s_own():
@@ -31,7 +31,7 @@ def test_what_is_no_number_is_refused_in_words(text):
 def test_a_mistyped_limit_is_told_by_every_command(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("KD_QUOTA_MB", "abc")
     for command in ("limits", "runs"):
-        assert cli.main([command, *(["--runs-dir", str(tmp_path)] if command == "runs" else [])]) == 2
+        assert main.main([command, *(["--runs-dir", str(tmp_path)] if command == "runs" else [])]) == 2
         assert "KD_QUOTA_MB is 'abc'; expected a number" in capsys.readouterr().err
 
 
@@ -60,23 +60,23 @@ def test_a_dataset_of_too_many_pictures_or_classes_is_refused_in_words(monkeypat
 
 def test_the_table_for_the_readme_has_what_holds_here(monkeypatch, capsys):
     monkeypatch.setenv("KD_QUOTA_MB", "12.5")
-    assert cli.main(["limits"]) == 0
+    assert main.main(["limits"]) == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert len(rows) == len(table()) and all(row.count("|") == head.count("|") for row in rows)
     assert "| KD_QUOTA_MB | none | 3,000 | 12.5 | disk that one visitor's runs and datasets may take, MB |" in rows
     monkeypatch.setenv("KD_QUOTA_MB", "much")
-    assert cli.main(["limits"]) == 2
+    assert main.main(["limits"]) == 2
 
 
 def test_every_limit_can_be_taken_away(monkeypatch, tmp_path):
-    from kd.ui import datasets as data
+    from kd.ui import datasets
     from kd.ui.page import launch_options
 
     for name in VARIABLES:
         monkeypatch.setenv(name, "none" if name not in ("SPACE_ID", "KD_SHARED") else "1")
     monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
-    assert launch_options()["max_file_size"] is None and "none" not in data.hint() and "inf" not in data.hint()
-    assert owners.house_rules() == "" and visitors.clean_if_due(tmp_path) == []
+    assert launch_options()["max_file_size"] is None and "none" not in datasets.hint() and "inf" not in datasets.hint()
+    assert access.house_rules() == "" and visitors.clean_if_due(tmp_path) == []
     visitors.check_room(tmp_path, "somebody")
     assert Cache().get("key", tuple, lambda: "value", len, current().compare_mb) == "value"
-    assert cli.main(["clean"]) == 2  # for how many days?
+    assert main.main(["clean"]) == 2  # for how many days?

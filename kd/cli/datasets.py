@@ -22,9 +22,10 @@ from kd.cli.options import (
 )
 from kd.cli.screen import table
 from kd.config import CHECKED, OF_PICTURES, DistillConfig, public_name
-from kd.data.library import store as uploads
-from kd.runs import run as runs
-from kd.runs.run import RunError
+from kd.data.library.store import Upload, find_upload, list_uploads
+from kd.errors import UserError
+from kd.runs.store import delete_dataset, existing_teacher, local_owner
+from kd.system.files import write_whole
 
 
 def add(command: Command) -> None:
@@ -66,17 +67,17 @@ def label_table(options: argparse.Namespace) -> int:
     config = config_from(options)
     quiet()
     from kd.data.splits import SPLIT_NAMES, load_splits
-    from kd.models import class_map as labels
+    from kd.models.class_map import label_table, match_classes
     from kd.models.teacher import teacher_classes
 
-    splits, theirs = load_splits(config), teacher_classes(config.teacher)
+    splits, theirs = load_splits(config), teacher_classes(existing_teacher(config.teacher))
     if not splits.labelled:
-        raise RunError(
+        raise UserError(
             f"The dataset has no labels, so there is nothing to match: a student would learn the teacher's {len(theirs)} classes."
         )
-    match = labels.match_classes(theirs, splits.classes, config.label_map)
+    match = match_classes(theirs, splits.classes, config.label_map)
     counts = [sum(split) for split in zip(*map(splits.counts, SPLIT_NAMES), strict=True)]
-    rows = labels.tabulated(match, counts)
+    rows = label_table(match, counts)
     if options.json:
         print(json.dumps(rows))
     else:
@@ -96,22 +97,22 @@ def check(options: argparse.Namespace) -> int:
         raise BadUsage(f"There is no folder {options.out.absolute().parent} to keep the check in.")
     config, asked = config_from(options), given_settings(options)
     quiet()
-    from kd.data.splits import cache_folder
-    from kd.evaluation import dataset_report as check_report
+    from kd.evaluation import dataset_report
     from kd.evaluation.dataset_check import check as look
+    from kd.system.files import cache_folder
 
     try:
         found = look(config, cache_folder(options.runs_dir, config.dataset), "teacher" in asked, _told)
-    except (RunError, FileNotFoundError) as problem:  # the second: a path that is not there, from `datasets`
+    except (UserError, FileNotFoundError) as problem:  # the second: a path that is not there, from `datasets`
         raise BadUsage(str(problem)) from problem
     if options.out:
-        runs.write_whole(options.out, check_report.page(found) if options.out.suffix == ".html" else json.dumps(found))
+        write_whole(options.out, dataset_report.page(found) if options.out.suffix == ".html" else json.dumps(found))
     if found["classes"]:
         print(table(["class", *found["counts"]], list(zip(found["classes"], *found["counts"].values(), strict=True))))
         print()
-    print(*check_report.lines(found), sep="\n")
+    print(*dataset_report.lines(found), sep="\n")
     if options.json:
-        print(json.dumps(check_report.as_json(found)))
+        print(json.dumps(dataset_report.as_json(found)))
     return 0
 
 
@@ -171,13 +172,13 @@ def datasets(options: argparse.Namespace) -> int:
     if options.action:
         if not options.dataset:
             raise BadUsage("Say which: python -m kd datasets delete ID")
-        upload = uploads.find(options.runs_dir, options.dataset)
-        upload.check_owner(runs.local_owner(options.runs_dir))
+        upload = find_upload(options.runs_dir, options.dataset)
+        upload.check_owner(local_owner(options.runs_dir))
         size, name = upload.bytes(), upload.info()["name"]
-        upload.delete()
+        delete_dataset(upload)
         print(f"Deleted {name} ({upload.id}), {size / 1e6:,.1f} MB.")
         return 0
-    rows = [_dataset_row(upload) for upload in uploads.list_uploads(options.runs_dir)]
+    rows = [_dataset_row(upload) for upload in list_uploads(options.runs_dir)]
     if options.json:
         print(json.dumps(rows))
     elif rows:
@@ -187,7 +188,7 @@ def datasets(options: argparse.Namespace) -> int:
     return 0
 
 
-def _dataset_row(upload: uploads.Upload) -> dict[str, Any]:
+def _dataset_row(upload: Upload) -> dict[str, Any]:
     info = upload.info()
     return {
         "dataset": f"upload:{upload.id}", "name": info["name"], "classes": len(info["classes"]),

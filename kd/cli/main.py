@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from kd import limits
-from kd.cli import datasets as cli_pictures
-from kd.cli import measure as cli_proof
-from kd.cli import runs as cli_runs
+from kd.cli import datasets, measure, runs
 from kd.cli.options import BadUsage, add_json, quiet
 from kd.cli.screen import table
-from kd.runs import run as runs
+from kd.errors import UserError
 from kd.runs import visitors
-from kd.runs.run import RunError
+from kd.system.files import default_runs_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("kd: stopped", file=sys.stderr)
         return 1
-    except RunError as problem:
+    except UserError as problem:
         print(f"kd: {problem}", file=sys.stderr)
         return 1
     except BadUsage as problem:
@@ -52,14 +50,14 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, call: Any, help: str, under: Any = commands) -> argparse.ArgumentParser:
         one = under.add_parser(name, help=help, description=help)
-        one.add_argument("--runs-dir", type=Path, default=runs.default_folder(), metavar="FOLDER",
+        one.add_argument("--runs-dir", type=Path, default=default_runs_folder(), metavar="FOLDER",
                          help="where runs are kept (default: KD_RUNS_DIR, or runs)")  # fmt: skip
         one.set_defaults(call=call)
         return one
 
-    cli_runs.add(command)
-    cli_pictures.add(command)
-    cli_proof.add(command)
+    runs.add(command)
+    datasets.add(command)
+    measure.add(command)
 
     one = command("students", students, "list the students with random weights: parameters and FLOPs")
     one.add_argument("--image-size", type=int, default=224, help="side of the pictures in pixels (default: 224)")
@@ -106,15 +104,18 @@ def show_limits(options: argparse.Namespace) -> int:
 
 def students(options: argparse.Namespace) -> int:
     quiet()
-    from kd.evaluation.compare import cost
-    from kd.models.teacher import STUDENTS, load_student
+    from kd.evaluation.latency import model_cost
+    from kd.models.student import load_student
+    from kd.models.zoo import STUDENTS
 
     if not 16 <= options.image_size <= 1024:
         raise BadUsage(f"image-size is {options.image_size}; expected a whole number from 16 to 1024.")
     rows = []
     for name in STUDENTS:
         student = load_student(name, [str(i) for i in range(10)], None, options.image_size, seed=0)
-        rows.append({"student": name, "input": student.pipeline.size[0], **cost(student.model, student.pipeline.size)})
+        rows.append(
+            {"student": name, "input": student.pipeline.size[0], **model_cost(student.model, student.pipeline.size)}
+        )
     if options.json:
         print(json.dumps(rows))
         return 0
@@ -136,8 +137,8 @@ def students(options: argparse.Namespace) -> int:
 
 
 def build_sample(options: argparse.Namespace) -> int:
-    from kd.data.splits import ASSETS
     from kd.devtools import sample
+    from kd.system.files import ASSETS
 
     sample.build(options.assets or ASSETS, options.source or sample.SOURCE, options.epochs)
     return 0

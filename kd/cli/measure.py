@@ -26,9 +26,11 @@ from kd.cli.options import (
 from kd.cli.screen import table
 from kd.config import DistillConfig
 from kd.devtools.contenders import SCALES, Plan
-from kd.experiments import sweep as sweeps
-from kd.experiments.sweep import SWEPT, Grid, Sweep
-from kd.runs import run as runs
+from kd.experiments.grid import SWEPT, Grid
+from kd.experiments.sweep import Sweep, check_labels, create_sweep, find_sweep, work_on_sweep
+from kd.experiments.table import heat_maps, legend
+from kd.runs.run import CLOSED
+from kd.runs.store import local_owner
 
 FIGURES = "print the figures as the last line of standard output"
 
@@ -78,16 +80,16 @@ def add(command: Command) -> None:
 
 def study(options: argparse.Namespace) -> int:
     """Train what a study still needs, then print its table."""
-    from kd.experiments import study as studies
+    from kd.experiments.study import kept, load_study, rows_of, study_table, work_on_study
 
-    asked = studies.load(options.file)
+    asked = load_study(options.file)
     try:
         if not options.show:
-            studies.go_on(asked, options.runs_dir, lambda text: print(text, file=sys.stderr, flush=True))
+            work_on_study(asked, options.runs_dir, lambda text: print(text, file=sys.stderr, flush=True))
     finally:
-        head, *lines = studies.table(asked)
+        head, *lines = study_table(asked)
         print(table(head, lines))
-        if others := len(studies.kept(asked)) - len(studies.rows_of(asked)):
+        if others := len(kept(asked)) - len(rows_of(asked)):
             print(
                 f"{asked.results}: {others} of other labels, seeds or settings, or of an older version, left out.",
                 file=sys.stderr,
@@ -102,9 +104,9 @@ def sweep(options: argparse.Namespace) -> int:
     try:
         code = work_on(one)
     finally:
-        for head, *lines in sweeps.heat_maps(one):
+        for head, *lines in heat_maps(one):
             print(table(head, lines) + "\n")
-        print(sweeps.legend(one))
+        print(legend(one))
     if code:
         print(one.last("stopped")["message"], file=sys.stderr)
         return code
@@ -122,8 +124,8 @@ def _new_sweep(options: argparse.Namespace) -> Sweep:
         grid = Grid(**{name: value for name, value in asked.items() if value is not None})
         config = DistillConfig.preset(options.preset, **{"trials": 3, **given_settings(options)})
         config = with_pictures(config, options.runs_dir)
-        sweeps.check_labels(config, grid)
-        return sweeps.create(config, grid, options.runs_dir, runs.local_owner(options.runs_dir))
+        check_labels(config, grid)
+        return create_sweep(config, grid, options.runs_dir, local_owner(options.runs_dir))
     except ValueError as error:
         raise BadUsage(str(error)) from error
 
@@ -132,9 +134,9 @@ def _resumed_sweep(options: argparse.Namespace) -> Sweep:
     given = [getattr(options, field.name) for field in dataclasses.fields(Grid)]
     if given_settings(options) or options.preset != "sample" or any(value is not None for value in given):
         raise BadUsage("--resume goes on with the sweep's own settings. Leave the others out, or begin a new sweep.")
-    one = sweeps.find(options.runs_dir, options.resume)
-    one.check_owner(runs.local_owner(options.runs_dir))
-    if one.status() in runs.CLOSED:
+    one = find_sweep(options.runs_dir, options.resume)
+    one.check_owner(local_owner(options.runs_dir))
+    if one.status() in CLOSED:
         one.forget_stop()
     return one
 
@@ -150,7 +152,7 @@ def work_on(one: Sweep) -> int:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    sweeps.go_on(one, lambda text: print(text, file=sys.stderr, flush=True))
+    work_on_sweep(one, lambda text: print(text, file=sys.stderr, flush=True))
     return 0 if one.status() == "done" else 1
 
 
@@ -174,22 +176,22 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def _bench_page(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
-    from kd.devtools import page as bench_page
+    from kd.devtools import page
 
-    found = bench_page.measure(plan.rounds, tell)
-    print(table(["", "", ""], bench_page.rows(found)))
+    found = page.measure_page(plan.rounds, tell)
+    print(table(["", "", ""], page.rows(found)))
     return found
 
 
 def _bench_rows(plan: Plan, options: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
-    from kd.devtools import speed as side_by_side
+    from kd.devtools import speed
 
-    kinds = {"full": side_by_side.FULL_ROWS, "scale": side_by_side.SCALE_ROWS, "sweep": side_by_side.SWEEP_ROWS}
-    rows = next((rows for kind, rows in kinds.items() if getattr(options, kind)), side_by_side.ROWS)
-    found = side_by_side.bench(plan, rows, tell)
-    head, *lines = side_by_side.table(found)
+    kinds = {"full": speed.FULL_ROWS, "scale": speed.SCALE_ROWS, "sweep": speed.SWEEP_ROWS}
+    rows = next((rows for kind, rows in kinds.items() if getattr(options, kind)), speed.ROWS)
+    found = speed.bench(plan, rows, tell)
+    head, *lines = speed.table(found)
     print(table(head, lines))
-    print(*side_by_side.notes(plan, found), sep="\n")
+    print(*speed.notes(plan, found), sep="\n")
     return found
 
 
@@ -220,8 +222,8 @@ def chaos(options: argparse.Namespace) -> int:
 
 def load(options: argparse.Namespace) -> int:
     """Visit a page, print what the visitors waited for, and whether the goals were met."""
-    from kd.devtools import load as visitors_at_once
-    from kd.devtools import page as bench_page
+    from kd.devtools import page
+    from kd.devtools.load import check_here, goals, listener, measure_load, rows
 
     if options.clients < 1 or not 1 <= options.seconds < math.inf:
         raise BadUsage("Expected 1 client or more, and 1 second or more.")
@@ -231,19 +233,19 @@ def load(options: argparse.Namespace) -> int:
 
     def measure(url: str) -> dict[str, Any]:
         try:
-            pid = visitors_at_once.listener(urlsplit(visitors_at_once.check_here(url)).port)
+            pid = listener(urlsplit(check_here(url)).port)
         except ValueError as error:
             raise BadUsage(str(error)) from error
-        return visitors_at_once.measure(url, options.clients, options.seconds, pid, tell)
+        return measure_load(url, options.clients, options.seconds, pid, tell)
 
     if options.url:
         found = measure(options.url)
     else:
-        with bench_page.temporary_folder() as folder, bench_page.serve(folder, KD_SHARED="1") as (url, _):
+        with page.temporary_folder() as folder, page.serve(folder, KD_SHARED="1") as (url, _):
             found = measure(url)
-    head, *lines = visitors_at_once.rows(found)
+    head, *lines = rows(found)
     print(table(head, lines))
-    for words, met in visitors_at_once.goals(found):
+    for words, met in goals(found):
         print(f"{ {True: 'met', False: 'not met', None: 'not measured'}[met] }: {words}")
     if options.json:
         print(json.dumps(found))

@@ -10,13 +10,12 @@ from typing import Any
 
 from kd.cli.screen import Screen
 from kd.config import PRESETS, SAMPLE, DistillConfig, public_name
-from kd.data.library import store as uploads
-from kd.runs import run as runs
+from kd.data.library.store import UPLOAD_PREFIX, ImportRefused, Upload, import_dataset
 from kd.runs.run import Run
+from kd.runs.store import find_run, local_owner, with_run_as_teacher, with_upload
 
 Command = Callable[..., argparse.ArgumentParser]
 """``(name, function that it calls, help, the group that it belongs to)`` -> the command's parser."""
-
 
 MOST_SKIPPED, MOST_REASONS = 20, 8
 """Of an import that is refused so many skipped files are named, and so many reasons of the others."""
@@ -45,12 +44,12 @@ def add_settings(one: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> Non
 
 
 def config_from(options: argparse.Namespace) -> DistillConfig:
-    """What was asked for. Raises ``BadUsage``, and ``RunError`` for a run that cannot teach."""
+    """What was asked for. Raises ``BadUsage``, and ``UserError`` for a run that cannot teach."""
     try:
         config = DistillConfig.preset(options.preset, **given_settings(options))
     except ValueError as error:
         raise BadUsage(str(error)) from error
-    config = runs.with_run_as_teacher(config, lambda id: runs.find(options.runs_dir, id))
+    config = with_run_as_teacher(config, lambda id: find_run(options.runs_dir, id))
     return with_pictures(config, options.runs_dir)
 
 
@@ -62,9 +61,9 @@ def with_pictures(config: DistillConfig, folder: Path) -> DistillConfig:
         upload = bring_pictures(path, "", folder)
         print(f"{path.name} is dataset upload:{upload.id}", file=sys.stderr)
         return dataclasses.replace(config, dataset=str(upload.path))
-    if not config.dataset.startswith(uploads.PREFIX):
+    if not config.dataset.startswith(UPLOAD_PREFIX):
         return config
-    return uploads.resolved(config, folder, runs.local_owner(folder))
+    return with_upload(config, folder, local_owner(folder))
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -99,8 +98,8 @@ def help_of(field: dataclasses.Field) -> str:
 
 
 def own_run(options: argparse.Namespace) -> Run:
-    run = runs.find(options.runs_dir, options.run)
-    run.check_owner(runs.local_owner(options.runs_dir))
+    run = find_run(options.runs_dir, options.run)
+    run.check_owner(local_owner(options.runs_dir))
     return run
 
 
@@ -114,15 +113,15 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def bring_pictures(source: Path, name: str, folder: Path) -> uploads.Upload:
+def bring_pictures(source: Path, name: str, folder: Path) -> Upload:
     """Bring a dataset, its progress on standard error; what was skipped is told with a refusal."""
     screen = Screen()
     try:
-        return uploads.bring(
-            source, name, folder, runs.local_owner(folder),
+        return import_dataset(
+            source, name, folder, local_owner(folder),
             lambda done, of: of and screen.progress(f"file {done:,} of {of:,}", done / of),
         )  # fmt: skip
-    except uploads.ImportRefused as problem:
+    except ImportRefused as problem:
         screen.clear()
         print(
             *reasons(problem.skipped[:MOST_SKIPPED]), *_more(problem.skipped[MOST_SKIPPED:]), sep="\n", file=sys.stderr

@@ -24,13 +24,14 @@ from kd.cli.options import (
 )
 from kd.cli.screen import Screen, result_table, table
 from kd.config import NO_TEACHER, OF_PICTURES, RUN_TEACHER, DistillConfig, public_name
-from kd.data.library.store import short
+from kd.data.library.store import short_name
+from kd.errors import UserError
 from kd.experiments.sweep import Sweep
-from kd.runs import process as launch
-from kd.runs import run as runs
-from kd.runs.run import Run, RunError
-from kd.system import lazy_imports as imports
-from kd.system import memory
+from kd.runs.process import follow_run, start_run
+from kd.runs.run import CLOSED, LONGEST_NAME, Run
+from kd.runs.store import create_run, list_runs, local_owner
+from kd.system import lazy_imports, memory
+from kd.system.files import default_runs_folder
 
 OF_A_TEACHER = (
     "teacher",
@@ -45,8 +46,11 @@ OF_A_TEACHER = (
     *(public_name(field) for field in dataclasses.fields(DistillConfig) if "only" in field.metadata),
 )
 """The settings that a run without a teacher has no use for, and the base's name."""
+
 ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy", "name")
+
 REPORT = "print the report as the last line of standard output"
+
 RUN = {"metavar": "RUN", "help": "its id, the start of one, or last"}
 
 
@@ -89,9 +93,9 @@ def add(command: Command) -> None:
 
     one = command("rename", rename, "give a run a name; an empty one takes it away")
     one.add_argument("run", **RUN)
-    one.add_argument("name", metavar="NAME", help=f"at most {runs.LONGEST_NAME} characters")
+    one.add_argument("name", metavar="NAME", help=f"at most {LONGEST_NAME} characters")
 
-    add_json(command("runs", list_runs, "list the runs, newest first"))
+    add_json(command("runs", show_runs, "list the runs, newest first"))
 
     one = command("compare", compare, "a run's teacher and student side by side on your pictures")
     one.add_argument("run", **RUN)
@@ -102,8 +106,8 @@ def add(command: Command) -> None:
 def distill(options: argparse.Namespace) -> int:
     """Create a run, start its process and follow it."""
     config = config_from(options)
-    run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
-    return _follow(run, options.json, launch.start(run))
+    run = create_run(config, options.runs_dir, local_owner(options.runs_dir))
+    return _follow(run, options.json, start_run(run))
 
 
 def teacher(options: argparse.Namespace) -> int:
@@ -113,16 +117,16 @@ def teacher(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise BadUsage(str(error)) from error
     config = with_pictures(config, options.runs_dir)
-    run = runs.create(config, options.runs_dir, runs.local_owner(options.runs_dir))
-    return _follow(run, options.json, launch.start(run))
+    run = create_run(config, options.runs_dir, local_owner(options.runs_dir))
+    return _follow(run, options.json, start_run(run))
 
 
 def estimate(options: argparse.Namespace) -> int:
     """Measure a little, print the seconds of each stage."""
     config = config_from(options)
-    imports.load("kd.training.estimate")
+    lazy_imports.load("kd.training.estimate")
     quiet()
-    from kd.data.splits import cache_folder
+    from kd.system.files import cache_folder
     from kd.training.estimate import estimate as measure
 
     found = measure(
@@ -155,10 +159,10 @@ def resume(options: argparse.Namespace) -> int:
     run = own_run(options)
     status = run.status()
     if status == "done":
-        raise RunError(f"Run {run.id} is done; there is nothing to resume. Its student is in {run.path / 'student'}.")
+        raise UserError(f"Run {run.id} is done; there is nothing to resume. Its student is in {run.path / 'student'}.")
     if status in ("running", "queued"):
-        raise RunError(f"Run {run.id} is {status}. Use `python -m kd watch {run.id}`.")
-    return _follow(run, options.json, launch.start(run, resume=True), run.read()[1])
+        raise UserError(f"Run {run.id} is {status}. Use `python -m kd watch {run.id}`.")
+    return _follow(run, options.json, start_run(run, resume=True), run.read()[1])
 
 
 def watch(options: argparse.Namespace) -> int:
@@ -167,8 +171,8 @@ def watch(options: argparse.Namespace) -> int:
 
 def stop(options: argparse.Namespace) -> int:
     run = own_run(options)
-    if run.status() in runs.CLOSED:
-        raise RunError(
+    if run.status() in CLOSED:
+        raise UserError(
             f"Run {run.id} is not running: it {'has died' if run.status() == 'died' else 'is ' + run.status()}."
         )
     run.ask_to_stop()
@@ -183,8 +187,8 @@ def rename(options: argparse.Namespace) -> int:
     return 0
 
 
-def list_runs(options: argparse.Namespace) -> int:
-    rows = [_row(run) for run in runs.list_runs(options.runs_dir)]
+def show_runs(options: argparse.Namespace) -> int:
+    rows = [_row(run) for run in list_runs(options.runs_dir)]
     if options.json:
         print(json.dumps(rows))
     elif rows:
@@ -222,7 +226,7 @@ def _row(run: Run) -> dict[str, Any]:
     """A run's line in the list. One that cannot be read (of another version, damaged, just deleted) has one too."""
     try:
         config, report, last = run.config(), run.report(), run.last("eval")
-    except (RunError, ValueError):
+    except (UserError, ValueError):
         return {"run": run.id, "status": "unreadable", **dict.fromkeys(ROW[2:], "")}
     accuracy = (
         f"{report['student']['accuracy']:.1%} test" if report else f"{last['accuracy']:.1%} validation" if last else ""
@@ -232,8 +236,8 @@ def _row(run: Run) -> dict[str, Any]:
     cells = [
         run.id,
         run.status(),
-        short(config.teacher),
-        short(config.student),
+        short_name(config.teacher),
+        short_name(config.student),
         config.temperature,
         run.lambda_(),
         accuracy,
@@ -261,7 +265,7 @@ def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> in
         signal.signal(signal.SIGTERM, on_signal)
         signal.signal(signal.SIGINT, on_signal)
     try:
-        status = launch.follow(run, screen.show, process, cursor)
+        status = follow_run(run, screen.show, process, cursor)
     except KeyboardInterrupt:
         screen.line(f"Left run {run.id}. `python -m kd watch {run.id}` shows it.")
         return 1
@@ -290,7 +294,7 @@ def distil_from(run: Run) -> str:
     values, usual = run.config().to_dict(), DistillConfig().to_dict()
     chosen = {"teacher": f"{RUN_TEACHER}{run.id}"}
     chosen |= {name: values[name] for name in OF_PICTURES if values[name] != usual[name]}
-    if run.path.parent != runs.default_folder().resolve():
+    if run.path.parent != default_runs_folder().resolve():
         chosen["runs_dir"] = run.path.parent
     words = [text for name, value in chosen.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     return shlex.join(["python", "-m", "kd", "distill", "--preset", "custom", *words])

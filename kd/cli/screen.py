@@ -6,9 +6,9 @@ import sys
 from typing import Any
 
 from kd.config import NO_TEACHER
-from kd.data.library.store import short
+from kd.data.library.store import short_name
 from kd.runs.run import Run
-from kd.training.report import whose
+from kd.training.report import kept_seed_words
 
 
 class Screen:
@@ -46,9 +46,9 @@ class Screen:
     def show_created(self, e: dict) -> None:
         c = self.run.config()
         taught = f"T {c.temperature:g}, lambda {c.lambda_:g}, " if c.teacher != NO_TEACHER else ""
-        whom = short(c.teacher) if taught else "labels alone"
+        whom = short_name(c.teacher) if taught else "labels alone"
         long = f"{c.minutes:g} minutes" if c.minutes else f"{c.epochs} epochs"
-        self.line(f"run {self.run.id}: {whom} -> {short(c.student)} on {short(c.dataset)}, {taught}{long}")
+        self.line(f"run {self.run.id}: {whom} -> {short_name(c.student)} on {short_name(c.dataset)}, {taught}{long}")
 
     def show_queued(self, e: dict) -> None:
         wait = f", about {math.ceil(e['wait'] / 60)} min" if "wait" in e else ""
@@ -168,7 +168,7 @@ def means(report: dict[str, Any]) -> str:
         if len(scores) > 1:
             found.append(f"{words}{statistics.mean(scores):.1f}% +- {statistics.stdev(scores):.1f}")
     seeds = len({trial["seed"] for trial in trials})
-    return f"\nOver {seeds} seeds: {', '.join(found)}; {whose(report)}." if found else ""
+    return f"\nOver {seeds} seeds: {', '.join(found)}; {kept_seed_words(report)}." if found else ""
 
 
 LEAST = 0.005

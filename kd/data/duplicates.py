@@ -22,31 +22,42 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from kd.config import SAMPLE, DistillConfig
-from kd.data.images import BadPicture
-from kd.data.splits import SMALL_SIDE, Splits, file_bytes, fingerprint, in_batches, open_row, row_size
-from kd.runs.run import RunError, write_whole
+from kd.config import SAMPLE, SMALL_SIDE, DistillConfig
+from kd.data.images import BadPicture, file_bytes, open_row, row_size
+from kd.data.pixels import fingerprint, in_batches
+from kd.data.splits import Splits
+from kd.errors import UserError
+from kd.system.files import write_whole
 
 SIDE = 32
 """Of a thumbnail, in pixels."""
+
 BITS = 24
 """Pairs whose hashes differ in up to so many of 128 bits are looked at."""
+
 A_PICTURE = 10
 """Where all pictures look alike, fewer bits: as many as leave about so many pairs a picture to look at."""
+
 MARGIN = 3 / 32
 """Share of a thumbnail's side at each edge that is not compared: a crop has taken it from one of the two."""
+
 DIFFERENCE, SMALL_DIFFERENCE = 0.3, 0.085
 """What may be left after the best fit, as a share of the picture's detail: of photos, and of pictures of up to
 ``SMALL_SIDE`` pixels, which look alike. Of 3,409 photos of clothes and 11,000 pictures of Fashion-MNIST, no two that are not
 the same photo come as near (the nearest: over 0.35, and 0.094)."""
+
 HOPEFUL = 4, 2
 """How many times that may be left after the first step towards the best fit, and after three, of pictures of half the size."""
+
 GAIN = (0.7, 1.4)
 """How much brighter a duplicate may be."""
+
 FLAT = 2.0
 """Of a picture with less detail than this (of 255), near duplicates cannot be told."""
+
 NEAR_MOST = 100_000
 """Of more pictures only equal files are looked for: near ones take a comparison of every pair."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -162,7 +173,7 @@ class Pair:
     difference: float
 
 
-def find(seen: Looks, progress: Progress = lambda done, of: None) -> list[Pair]:
+def find_duplicates(seen: Looks, progress: Progress = lambda done, of: None) -> list[Pair]:
     """The duplicates among pictures, exact ones first. Of several that are equal, each is paired with the first; groups of
     near ones may be paired in part only, but hang together."""
     exact = equal(seen.digests, list(seen.unreadable))
@@ -375,13 +386,13 @@ def known_pairs(
         pairs = equal(np.array([np.void(_digest(row)) for part in parts for row in part]), [])
     else:
         seen = joined([looks(part, cache, phase("looking for duplicates")) for part in parts])
-        pairs = find(seen, phase("comparing pictures"))
+        pairs = find_duplicates(seen, phase("comparing pictures"))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps([[pair.one, pair.other, pair.kind, pair.difference] for pair in pairs]))
     return pairs
 
 
-def one_side(
+def without_duplicates(
     splits: Splits,
     config: DistillConfig,
     cache: Path,
@@ -390,7 +401,7 @@ def one_side(
     """``splits`` as a run of ``config`` takes them: with ``duplicates`` "one side", train and validation without what has a
     duplicate in test, and train without what has one in validation, so that a score is of pictures never seen.
 
-    The sample is taken as it is: it has none. Raises ``RunError`` where nothing would be left of a split or a class.
+    The sample is taken as it is: it has none. Raises ``UserError`` where nothing would be left of a split or a class.
     """
     if config.duplicates == "keep" or config.dataset == SAMPLE:
         return splits
@@ -432,13 +443,13 @@ def class_counts(dataset: Any, classes: list[str]) -> np.ndarray:
 
 
 def _check_left(before: Splits, after: Splits) -> None:
-    """Raises ``RunError`` where leaving duplicates out has emptied a split, or a class of train."""
+    """Raises ``UserError`` where leaving duplicates out has emptied a split, or a class of train."""
     advice = "Give other pictures, or keep them where they are with --duplicates keep; the score will then be too good."
     if not len(after.validation):
-        raise RunError(f"All {len(before.validation):,} validation pictures are duplicates of test pictures. {advice}")
+        raise UserError(f"All {len(before.validation):,} validation pictures are duplicates of test pictures. {advice}")
     counts = [class_counts(part.train, before.classes) for part in (before, after)]
     for name, was, now in zip(before.classes, *counts, strict=True):
         if was and not now:
-            raise RunError(
+            raise UserError(
                 f"All {was:,} training pictures of {name} are duplicates of validation or test pictures. {advice}"
             )

@@ -8,7 +8,9 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+
 USUAL = {usual: split for split, names in SPLIT_NAMES.items() for usual in names}
+
 Parts = tuple[str, ...]
 """The folders that lead to a picture, and its own name."""
 

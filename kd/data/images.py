@@ -8,22 +8,28 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from kd import limits
-from kd.runs.run import RunError
+from kd.errors import UserError
 
 ENDINGS = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
 }  # fmt: skip
 """How the names of pictures end, in lower case."""
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's names of what is read; HEIF comes from `pillow-heif` where a file begins like one."""
+
 EXPECTED = "Expected PNG, JPEG, WebP, GIF, BMP, TIFF, HEIC or AVIF."
+
 MIN_SIDE = 4
+
 DAMAGE = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError,
     struct.error, zlib.error,
@@ -31,7 +37,7 @@ DAMAGE = (
 """What Pillow's decoders raise on damaged files: whatever they stumble over."""
 
 
-class BadPicture(RunError, ValueError):
+class BadPicture(UserError, ValueError):
     """A file that cannot be used as a picture; the message names it and says why."""
 
 
@@ -132,3 +138,49 @@ def _white(mode: str, brightest: float) -> float:
     if mode == "F" and brightest <= 1:
         return 1
     return 65535 if mode.startswith("I;16") or brightest > 255 else 255
+
+
+def open_row(row: dict[str, Any], least: int | None = None) -> Image.Image:
+    """The picture of a dataset's row (``{"image": {"bytes", "path"}}``, as ``Image(decode=False)`` gives it)."""
+    image = row["image"]
+    name = Path(image["path"]).name if image["path"] else ""
+    return open_picture(image["bytes"] if image["bytes"] is not None else image["path"], name, least)
+
+
+def open_images(dataset: Any) -> Iterator[tuple[int, Image.Image | BadPicture]]:
+    """Each row's index with its picture, or with what is wrong with it."""
+    for index, row in enumerate(dataset):
+        try:
+            yield index, open_row(row)
+        except BadPicture as problem:
+            yield index, problem
+
+
+def file_bytes(row: dict[str, Any]) -> bytes:
+    """A row's file; nothing of one that is not there, which is named when it is to be decoded."""
+    image = row["image"]
+    if image["bytes"] is not None:
+        return image["bytes"]
+    try:
+        return Path(image["path"]).read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def typical_size(dataset: Any, most: int = 64) -> tuple[int, int]:
+    """The median shorter side and the largest longer side in pixels of some pictures, spread over the dataset."""
+    sample = dataset.select(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=int))
+    sizes = [size for row in sample if (size := row_size(row)) is not None]
+    if not sizes:
+        raise UserError(f"None of {len(sample)} pictures that were tried can be read.")
+    return int(np.median([min(size) for size in sizes])), max(max(size) for size in sizes)
+
+
+def row_size(row: dict[str, Any]) -> tuple[int, int] | None:
+    """A picture's width and height from the first bytes of its file; ``None`` of what is no picture."""
+    image = row["image"]
+    try:
+        with identified(image["bytes"] if image["bytes"] is not None else image["path"], "") as picture:
+            return picture.size
+    except BadPicture:
+        return None

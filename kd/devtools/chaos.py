@@ -26,21 +26,29 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from kd.config import DistillConfig
-from kd.data.splits import ASSETS
 from kd.devtools.page import APP, answers, environment, free_port, until, wait_for_page
-from kd.runs import process as launch
-from kd.runs import run as runs
-from kd.runs.run import CLOSED, Run, RunError
+from kd.errors import UserError
+from kd.runs.process import finish_run, start_run
+from kd.runs.queue import slot_path
+from kd.runs.run import CLOSED, Run
+from kd.runs.store import create_run, list_runs
+from kd.system.files import ASSETS
 
 SIZES = {"train": 400, "validation": 100, "test": 200}
+
 EPOCHS = 4
+
 STAGE_SECONDS = 180
 """How long a stage may be in coming."""
+
 SETTLE_SECONDS = 60
 """How long a run may take to notice a fault."""
+
 LEAVE_SECONDS = 10
 """How long a killed run's helpers may stay: torch's notice within 5 s that it is gone."""
+
 DISK_MEGABYTES = 64
+
 SMALL_FILE = 100_000
 """Bytes: more than a run's events, less than its decoded pictures and its student."""
 
@@ -72,9 +80,11 @@ STAGES: dict[str, Callable[[Run], bool]] = {
     "report": _event("arm"),
 }
 """Each stage, and how it is seen that it has begun."""
+
 SPANS = {"start": ("started", "data"), "teacher": ("models", "teacher"), "targets": ("teacher", "targets"),
          "step": ("training", "exported"), "test": ("exported", "arm"), "report": ("arm", "done")}  # fmt: skip
 """The events between which a stage lies; the others are a matter of ``MOMENT`` seconds."""
+
 MOMENT = 0.03
 
 
@@ -164,7 +174,7 @@ def limit_files(scene: Scene) -> None:
 
 def start_another(scene: Scene) -> None:
     """A second process for a run that is worked on must refuse."""
-    if launch.start(scene.run, resume=True).wait(SETTLE_SECONDS) == 0 or scene.run.last("resumed"):
+    if start_run(scene.run, resume=True).wait(SETTLE_SECONDS) == 0 or scene.run.last("resumed"):
         scene.notes.append("two processes worked on the run")
 
 
@@ -172,7 +182,7 @@ def take_lock(scene: Scene) -> None:
     """Somebody cleans the lock away and resumes: the first process must leave the run alone."""
     first = scene.pid
     (scene.run.path / "lock").unlink()
-    launch.start(scene.run, resume=True)
+    start_run(scene.run, resume=True)
     if not until(lambda: not is_alive(first), SETTLE_SECONDS):
         scene.notes.append("the first process trains on")
 
@@ -183,12 +193,12 @@ def make_read_only(scene: Scene) -> None:
     until(lambda: not scene.run.is_locked(), LEAVE_SECONDS)  # a zombie's threads may still have files open
     if not until(lambda: mount("-o", "remount,ro", scene.folder), LEAVE_SECONDS):
         raise Skipped("the disk cannot be made read-only")
-    if scene.run.status() != "died" or runs.list_runs(scene.run.path.parent) != [scene.run]:
+    if scene.run.status() != "died" or list_runs(scene.run.path.parent) != [scene.run]:
         scene.notes.append("the run cannot be looked at")
     try:
-        launch.start(scene.run, resume=True)
+        start_run(scene.run, resume=True)
         scene.notes.append("a process was started")
-    except RunError as error:
+    except UserError as error:
         if "nothing can be written" not in str(error):
             scene.notes.append(str(error))
 
@@ -233,11 +243,11 @@ class Page:
     port: int
 
     def call(self, name: str, *data: Any) -> Any:
-        """What an endpoint of the page's API answers. Raises ``RunError``."""
+        """What an endpoint of the page's API answers. Raises ``UserError``."""
         event = json.loads(self._ask("POST", f"/gradio_api/call/{name}", json.dumps({"data": data})))["event_id"]
         answer = self._ask("GET", f"/gradio_api/call/{name}/{event}")
         if "event: complete" not in answer:
-            raise RunError(f"The page answers {answer!r}")
+            raise UserError(f"The page answers {answer!r}")
         return json.loads(answer.rsplit("data: ", 1)[1])[0]
 
     def _ask(self, method: str, path: str, body: str | None = None) -> str:
@@ -312,7 +322,7 @@ def left_behind(run: Run) -> Iterator[str]:
     if not until(lambda: not run.is_locked(), 1):
         yield "the run's lock stays taken"
     try:
-        with FileLock(launch.slot_path(run.path.parent, "cpu"), timeout=1):
+        with FileLock(slot_path(run.path.parent, "cpu"), timeout=1):
             pass
     except Timeout:
         yield "the device's slot stays taken"
@@ -325,7 +335,7 @@ def half_written(run: Run, unbroken: Run) -> Iterator[str]:
     import torch
     from safetensors.torch import load_file
 
-    from kd.training.loop import last_checkpoint
+    from kd.training.checkpoints import last_checkpoint
 
     for file in [*run.path.glob("*.json"), *run.path.glob("arms/*/*.json")]:
         try:
@@ -373,7 +383,7 @@ class Outcome:
 def chaos(kills: int, seed: int, tell: Callable[[Outcome], None]) -> list[Outcome]:
     """Play every fault, the kills at moments drawn from ``seed``; ``tell`` hears of each as it ends.
 
-    Raises ``RunError`` where even the run that nothing happens to does not end well.
+    Raises ``UserError`` where even the run that nothing happens to does not end well.
     """
     os.environ.pop("KD_CACHE_DIR", None)  # each run has its cache beside it
     rng, outcomes = Random(seed), []
@@ -382,15 +392,15 @@ def chaos(kills: int, seed: int, tell: Callable[[Outcome], None]) -> list[Outcom
             "sample", dataset=str(make_dataset(Path(top) / "pictures")), epochs=EPOCHS, views=2, batch_size=32,
             precision="fp32",
         )  # fmt: skip
-        unbroken = runs.create(config, Path(top) / "unbroken" / "runs", "chaos")
-        if launch.finish(unbroken, lambda event: None, new=True) != "done":
-            raise RunError(f"The run that nothing happens to: {unbroken.last('failed')}")
+        unbroken = create_run(config, Path(top) / "unbroken" / "runs", "chaos")
+        if finish_run(unbroken, lambda event: None, new=True) != "done":
+            raise UserError(f"The run that nothing happens to: {unbroken.last('failed')}")
         for nth, fault in enumerate(faults(kills, rng)):
             folder = Path(top) / f"{nth:02}"
             folder.mkdir()
             try:
                 outcome = play(fault, folder, config, unbroken, rng)
-            except (RunError, OSError) as error:
+            except (UserError, OSError) as error:
                 outcome = Outcome(fault.name, fault.stage, "", "", "", (str(error),))
             tell(outcome)
             outcomes.append(outcome)
@@ -432,7 +442,7 @@ def play(fault: Fault, folder: Path, config: DistillConfig, unbroken: Run, rng: 
         fault.mend(scene)
         if status in CLOSED:
             problems += [*left_behind(run), *half_written(run, unbroken)]
-        end = run.status() if run.status() == "done" else launch.finish(run, lambda event: None)
+        end = run.status() if run.status() == "done" else finish_run(run, lambda event: None)
         problems += different(run, unbroken) if end == "done" else [f"it ended {end}: {run.last('failed', 'stopped')}"]
         problems += [*left_behind(run), *half_written(run, unbroken)]
         accuracy = run.report()["student"]["accuracy"] if end == "done" else 0.0
@@ -442,20 +452,20 @@ def play(fault: Fault, folder: Path, config: DistillConfig, unbroken: Run, rng: 
 def begin(fault: Fault, folder: Path, config: DistillConfig, rng: Random, stack: ExitStack) -> Scene:
     """Start a run, by the page or by hand."""
     if not fault.through_page:
-        run = runs.create(config, folder / "runs", "chaos")
-        launch.start(run)
+        run = create_run(config, folder / "runs", "chaos")
+        start_run(run)
         return Scene(folder, run, rng)
     page = stack.enter_context(page_over(folder))
     page.call("start_run", "sample", config.to_dict(), "")
-    return Scene(folder, runs.list_runs(folder / "runs")[0], rng, page)
+    return Scene(folder, list_runs(folder / "runs")[0], rng, page)
 
 
 def wait_for(stage: str, run: Run, unbroken: Run, rng: Random) -> None:
-    """Until a random moment of a stage. Raises ``RunError`` if it does not come."""
+    """Until a random moment of a stage. Raises ``UserError`` if it does not come."""
     end = time.monotonic() + STAGE_SECONDS
     while not STAGES[stage](run):
         if time.monotonic() > end or run.last("failed", "stopped"):
-            raise RunError(f"The stage {stage} of run {run.id} does not come: {run.events()[-1]}")
+            raise UserError(f"The stage {stage} of run {run.id} does not come: {run.events()[-1]}")
         if run.last("done"):
             break  # it was too short to be seen
         time.sleep(0.004)

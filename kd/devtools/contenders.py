@@ -17,22 +17,28 @@ import numpy as np
 
 from kd.config import DistillConfig, checked, setting
 from kd.distill import execute
-from kd.runs import run as runs
-from kd.runs.process import device_name
-from kd.runs.run import RunError
-from kd.training.loop import build_trainer, save_best
-from kd.training.report import measure as measure_run
-from kd.training.report import score_student
-from kd.training.setup import Arm, Progress, at_arm, threads
+from kd.errors import UserError
+from kd.runs.queue import device_name
+from kd.runs.store import create_run
+from kd.training.checkpoints import save_best
+from kd.training.loop import build_trainer
+from kd.training.plan import Trial
+from kd.training.report import measure_models, score_student
+from kd.training.setup import Progress, for_trial, threads
 from kd.training.setup import prepare as prepare_run
 
 VIT_B = "vit_b_16"
 """The bench's teacher: ViT-B/16 with random weights, which takes the same time as one that was trained."""
+
 PHOTOS = "photos"
 """The bench's pictures: JPEGs of 500 x 500 pixels, like those of the guide."""
+
 CLASSES = 3
+
 SCALES = (1, 10, 50)
+
 PART = 128
+
 WARM_UP = 1
 
 
@@ -111,7 +117,7 @@ def _write_split(dataset: Any, size: int, file: Path) -> None:
     """Some of a split's pictures, spread over it and of every class, as parquet: a class name need not be a file's."""
     from datasets import Dataset
 
-    from kd.data.splits import file_bytes
+    from kd.data.images import file_bytes
 
     names, labels = dataset.features["label"].names, np.asarray(dataset["label"])
     order = np.random.default_rng(0).permutation(len(dataset))
@@ -289,7 +295,7 @@ def guide(plan: Plan, folder: Path, turns: Turns | None, stages: Stages) -> dict
     from transformers.trainer_callback import PrinterCallback
 
     from kd.data.splits import load_splits
-    from kd.models.teacher import load_student
+    from kd.models.student import load_student
 
     class ImageDistilTrainer(Trainer):
         def __init__(self, teacher_model=None, student_model=None, temperature=None, lambda_param=None, **kwargs):
@@ -376,7 +382,7 @@ def train_in_turns(trainer: Any, turns: Turns, stages: Stages, batch: int) -> No
             turns.step(batch)
 
     if len(trainer.train_dataset) < batch:
-        raise RunError(
+        raise UserError(
             f"The dataset has {len(trainer.train_dataset)} training pictures; a batch of {batch} needs more."
         )
     trainer.args.dataloader_drop_last = True
@@ -399,7 +405,7 @@ def ours(
 ) -> dict[str, Any]:
     """A run as ``kd distill`` makes it, or its baseline."""
     endless = {} if turns is None else {"epochs": 10**6}
-    run = runs.create(plan.config(folder, targets=targets, **endless), folder / f"runs-{targets}-{arm}", "bench")
+    run = create_run(plan.config(folder, targets=targets, **endless), folder / f"runs-{targets}-{arm}", "bench")
     if turns is None:
         execute(run)
         return {"precision": run.last("models")["precision"]}
@@ -407,7 +413,7 @@ def ours(
     ruler = Stages()
     count_ruler(ruler)
     work = prepare_run(run, Progress(run))
-    work = at_arm(work, Arm(work.config.seed, arm, 1, 1))
+    work = for_trial(work, Trial(work.config.seed, arm, 1, 1))
     trainer = trainer_in_stages(run, work, stages)
     with threads(work.device, work.student):
         train_in_turns(trainer, turns, stages, plan.batch_size)
@@ -449,7 +455,7 @@ def costs_of_ours(
     """What a run costs besides its steps. The ruler asks the teacher twice, the student once."""
     save_best(run, work, trainer)
     score_student(run, work)
-    measure_run(run, work, work.arm)
+    measure_models(run, work, work.arm)
     data, targets = run.last("data"), run.last("targets")
     held_out, tested = len(work.validation.labels), len(work.splits.test)
     pictures, views = plan.images + plan.validation, min(plan.views, plan.epochs)
@@ -471,9 +477,10 @@ def ceiling(plan: Plan, folder: Path, turns: Turns, stages: Stages, quick: bool 
     and layouts; without ``quick``, with PyTorch's own gradients of depthwise convolutions."""
     import torch
 
-    from kd.models import teacher as models
+    from kd.models.device import pick_device
+    from kd.models.student import load_student
 
-    device = models.pick_device(plan.device)
+    device = pick_device(plan.device)
     layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     halves = ["bf16"] if device.type == "cpu" else ["bf16", "fp16"]
     ways = {
@@ -481,7 +488,7 @@ def ceiling(plan: Plan, folder: Path, turns: Turns, stages: Stages, quick: bool 
         for precision in ("fp32", *halves)
         for name, layout in layouts.items()
     }
-    student = models.load_student(plan.student, ["a", "b"], plan.image_size, plan.image_size, 0)
+    student = load_student(plan.student, ["a", "b"], plan.image_size, plan.image_size, 0)
     with threads(device, student), suppress(Enough):
         times = {name: [seconds_of(step, turns.synchronise) for _ in range(3)] for name, step in ways.items()}
         best = min(times, key=lambda name: min(times[name][1:]))
@@ -498,12 +505,13 @@ def student_step(plan: Plan, stages: Stages, precision: str, layout: Any, quick:
     import torch
     from torch import nn
 
-    from kd.models import teacher as models
     from kd.models.depthwise import DepthwiseConv2d
+    from kd.models.device import autocast, pick_device
+    from kd.models.student import load_student
     from kd.training.losses import distillation_loss
 
-    device = models.pick_device(plan.device)
-    student = models.load_student(plan.student, [str(i) for i in range(10)], plan.image_size, plan.image_size, 0)
+    device = pick_device(plan.device)
+    student = load_student(plan.student, [str(i) for i in range(10)], plan.image_size, plan.image_size, 0)
     model = student.model.train().to(device, memory_format=layout)
     for module in model.modules():
         if isinstance(module, DepthwiseConv2d) and not quick:
@@ -515,7 +523,7 @@ def student_step(plan: Plan, stages: Stages, precision: str, layout: Any, quick:
 
     def step() -> None:
         with stages.time("forward/backward"):
-            with models.autocast(device, precision):
+            with autocast(device, precision):
                 answers = model(pixel_values=values).logits
             distillation_loss(answers, logits, labels, 5.0, 0.5).total.backward()
         with stages.time("optimiser"):
@@ -541,10 +549,12 @@ def student_only(plan: Plan, folder: Path, turns: Turns, stages: Stages) -> dict
 def scaled(plan: Plan, folder: Path, turns: Turns, stages: Stages, times: int) -> dict[str, Any]:
     """``cached`` on ``times`` as many pictures: the decoded ones again and again, each in crops of its own, with made-up
     answers of a teacher."""
-    from kd.data.splits import Pixels, Views, mapped, npy_writer
+    from kd.data.pixels import Pixels
+    from kd.data.views import Views
+    from kd.system.files import mapped, npy_writer
     from kd.training.targets import Targets
 
-    run = runs.create(plan.config(folder, epochs=10**6, targets="online"), folder / f"runs-{times}", "bench")
+    run = create_run(plan.config(folder, epochs=10**6, targets="online"), folder / f"runs-{times}", "bench")
     run.append("started")
     work = prepare_run(run, Progress(run))
     few, count = work.train, plan.images * times
@@ -597,7 +607,7 @@ def work_on(row: str, plan: Plan, folder: Path, connection: Any) -> None:
     start = time.perf_counter() - born
     try:
         facts = WAYS[row](plan, folder, turns, stages)
-    except RunError as problem:
+    except UserError as problem:
         connection.send(problem)
         return
     peak = torch.cuda.max_memory_allocated() / 1e6 if gpu else memory.peak

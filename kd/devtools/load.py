@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,30 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
-from kd.runs.run import CLOSED, RunError
+from kd.errors import UserError
+from kd.runs.run import CLOSED
 
 HERE = ("127.0.0.1", "localhost", "::1")
+
 POLL_SECONDS = 0.5
 """As the page's script polls."""
+
 START_SECONDS = 5.0
 """Between two starts of one visitor."""
+
 EVERY = 5
+
 PATIENCE = 600
 """Seconds that the run which is compared may take."""
+
 BUSY = re.compile(r"queue is full|waiting or running|take [\d,]+ MB|Several others", re.IGNORECASE)
 """What the page says when it has too much to do, or a visitor asks for too much."""
+
 POLL_P95, COMPARE_SHARE, GROWTH_MB = 250.0, 0.8, 20.0
 """The goals: milliseconds; of one client's comparisons a second; what counts as growth of memory, MB."""
+
 PICTURE = Path(__file__).resolve().parent.parent.parent / "assets" / "examples" / "coat-1.png"
+
 LONG = {"epochs": 300}
 """More than the test lasts, and fewer steps than a shared server's limit."""
 
@@ -142,21 +151,21 @@ def check_here(url: str) -> str:
     return f"http://{parts.netloc}"
 
 
-def measure(
+def measure_load(
     url: str, clients: int, seconds: float, pid: int | None, tell: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
     """Visit the page at ``url``, whose process is ``pid``: ``alone`` and ``together`` (each the seconds that it took and,
     by kind, ``n``, ``rate`` a second, ``p50``, ``p95``, ``p99`` in milliseconds, ``busy`` and ``errors``), ``share``
     (comparisons a second, together by alone) and ``memory`` (MB before, half-way, after).
 
-    Raises ``RunError`` where the page does not answer or the run that is to be compared does not end.
+    Raises ``UserError`` where the page does not answer or the run that is to be compared does not end.
     """
     try:
         return asyncio.run(_visit(check_here(url), clients, seconds, pid, tell))
     except httpx.HTTPError as error:
-        raise RunError(f"The page at {url} does not answer: {type(error).__name__} {error}".strip()) from error
+        raise UserError(f"The page at {url} does not answer: {type(error).__name__} {error}".strip()) from error
     except Refused as refusal:
-        raise RunError(f"The page at {url} refused what the test needs: {refusal}") from refusal
+        raise UserError(f"The page at {url} refused what the test needs: {refusal}") from refusal
 
 
 async def _visit(
@@ -240,7 +249,6 @@ async def _for(seconds: float, visitors: list[Doing]) -> tuple[Tally, float]:
     return tally, time.monotonic() - began
 
 
-@asynccontextmanager
 async def _training(client: Client, visit: Visit) -> AsyncIterator[None]:
     """A run that trains for as long as the block lasts."""
     visit.training = await client.start(LONG)
@@ -255,7 +263,7 @@ async def _until_done(client: Client, run: str) -> None:
     while (news := await client.poll(run, client.token, 0))["status"] not in CLOSED and time.monotonic() < end:
         await asyncio.sleep(1)
     if news["status"] != "done":
-        raise RunError(f"The run that was to be compared is {news['status']}: {' '.join(news['line'])}")
+        raise UserError(f"The run that was to be compared is {news['status']}: {' '.join(news['line'])}")
 
 
 async def _after(seconds: float, pid: int | None) -> float | None:
@@ -267,11 +275,11 @@ async def _after(seconds: float, pid: int | None) -> float | None:
 
 
 def live_component(config: dict[str, Any]) -> int:
-    """The number of the component whose script polls a run, from the page's ``/config``. Raises ``RunError``."""
+    """The number of the component whose script polls a run, from the page's ``/config``. Raises ``UserError``."""
     for component in config.get("components", []):
         if component["props"].get("elem_id") == "live":
             return component["id"]
-    raise RunError("What answers there is not this page: it has no place that shows a run.")
+    raise UserError("What answers there is not this page: it has no place that shows a run.")
 
 
 def rss_anon(pid: int | None) -> float | None:

@@ -20,14 +20,17 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd.runs import run as runs
-from kd.runs.run import CLOSED, Run, RunDeleted, RunError
+from kd.errors import UserError
+from kd.runs.run import CLOSED, Run, RunDeleted
+from kd.runs.store import list_runs
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserType, Page, Request
 
 APP = Path(__file__).resolve().parent.parent.parent / "app.py"
+
 CHROMIUM = Path("/usr/bin/chromium")
+
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -37,8 +40,10 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
 HEAVY = ("torch", "transformers")
 """What the page's process should not import."""
+
 STAGES = {
     "created": "the click reaches the server, the run's folder is made",
     "started": "the run's process begins and takes the device",
@@ -52,21 +57,31 @@ STAGES = {
     "page": "the page asks, and draws the point",
 }
 """What lies between the click and the first point: a run's events, ``loaded`` (when decoding began) and ``page``."""
+
 ROUNDS = 3
+
 EPOCHS = 1000
 """Of the run that is watched: more than it will have time for."""
+
 WINDOW_SECONDS = 8.0
+
 SETTLE_SECONDS = 2.0
 """After the page is opened or closed this long is left out: drawing all that was missed costs more than watching."""
+
 ANSWER_SECONDS = 60
+
 POINT_SECONDS = 180
+
 STOP_SECONDS = 60
+
 LEAVE_SECONDS = 10
+
 POINTS = "(document.querySelector('#live [data-figure=losses]')?.data?.[0].x.length ?? 0)"
+
 ENDED = "['failed', 'died', 'stopped'].includes(document.querySelector('#live .kd-run')?.dataset.status)"
 
 
-def measure(rounds: int = ROUNDS, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def measure_page(rounds: int = ROUNDS, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """Everything, in about two minutes on two cores; ``rounds`` is 1 or more, ``tell`` is called with what is begun.
 
     Returns:
@@ -80,7 +95,7 @@ def measure(rounds: int = ROUNDS, tell: Callable[[str], None] = lambda text: Non
         ``machine``: ``system``, ``cores``, ``python``, ``chromium``.
 
     Raises:
-        RunError: where Playwright, a Chromium or ``app.py`` is missing, or the page or a run fails.
+        UserError: where Playwright, a Chromium or ``app.py`` is missing, or the page or a run fails.
     """
     with browser() as chromium, temporary_folder() as folder:
         tell(f"starting the page {rounds} times")
@@ -156,10 +171,10 @@ def serve(folder: Path, *flags: str, **variables: str) -> Iterator[tuple[str, fl
     """``python [flags] app.py`` over ``folder``, with these environment variables: its address, and the seconds until it
     answered. Its output goes to ``page.txt``. In the end its runs are stopped, and it too.
 
-    Raises ``RunError`` where it does not come up.
+    Raises ``UserError`` where it does not come up.
     """
     if not APP.exists():
-        raise RunError(f"There is no {APP}. The page is measured from a checkout of the project.")
+        raise UserError(f"There is no {APP}. The page is measured from a checkout of the project.")
     port = free_port()
     with (folder / "page.txt").open("wb") as log:
         began = time.perf_counter()
@@ -173,7 +188,7 @@ def serve(folder: Path, *flags: str, **variables: str) -> Iterator[tuple[str, fl
         yield f"http://127.0.0.1:{port}/", time.perf_counter() - began
     finally:
         try:
-            for run in runs.list_runs(folder / "runs"):
+            for run in list_runs(folder / "runs"):
                 stop(run)
         finally:
             end(process)
@@ -199,12 +214,12 @@ def free_port() -> int:
 
 
 def wait_for_page(process: subprocess.Popen, port: int, log: Path) -> None:
-    """Until ``GET /`` is answered with 200. Raises ``RunError`` if the process ends, or after ``ANSWER_SECONDS``."""
+    """Until ``GET /`` is answered with 200. Raises ``UserError`` if the process ends, or after ``ANSWER_SECONDS``."""
     end = time.monotonic() + ANSWER_SECONDS
     while not answers(port):
         if process.poll() is not None or time.monotonic() > end:
             lines = [line for line in log.read_text(errors="replace").splitlines() if "import time:" not in line]
-            raise RunError(f"{APP} does not answer: {lines[-1] if lines else 'it said nothing'}")
+            raise UserError(f"{APP} does not answer: {lines[-1] if lines else 'it said nothing'}")
         time.sleep(0.02)
 
 
@@ -279,11 +294,11 @@ def kill(run: Run) -> None:
 
 @contextmanager
 def browser() -> "Iterator[Browser]":
-    """A Chromium. Raises ``RunError`` where it or Playwright is missing, or it gives up."""
+    """A Chromium. Raises ``UserError`` where it or Playwright is missing, or it gives up."""
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as problem:
-        raise RunError(
+        raise UserError(
             "The page is measured in a browser, and Playwright is not installed: pip install 'playwright>=1.60,<2'"
         ) from problem
     try:
@@ -295,11 +310,11 @@ def browser() -> "Iterator[Browser]":
                 with suppress(Error):
                     chromium.close()
     except Error as problem:
-        raise RunError(f"The browser did not get on: {problem.message.splitlines()[0]}") from problem
+        raise UserError(f"The browser did not get on: {problem.message.splitlines()[0]}") from problem
 
 
 def open_chromium(kind: "BrowserType") -> "Browser":
-    """The system's Chromium, or else Playwright's own. Raises ``RunError`` where there is neither."""
+    """The system's Chromium, or else Playwright's own. Raises ``UserError`` where there is neither."""
     from playwright.sync_api import Error
 
     path = CHROMIUM if CHROMIUM.exists() else None
@@ -307,7 +322,7 @@ def open_chromium(kind: "BrowserType") -> "Browser":
         # Left to Playwright, a Ctrl-C would take the browser away from under us.
         return kind.launch(executable_path=path, args=FLAGS, handle_sigint=False)
     except Error as problem:
-        raise RunError(
+        raise UserError(
             f"No Chromium could be started: {problem.message.splitlines()[0]}. Install one: apt-get install chromium, "
             "or python -m playwright install chromium"
         ) from problem
@@ -319,7 +334,7 @@ def first_point(
     """A new visitor clicks on Distill, and nothing else unless ``epochs`` are given (which change nothing before the
     first step): the page, the run, and seconds by stage until the first point is drawn.
 
-    Raises ``RunError`` where the run ends before that.
+    Raises ``UserError`` where the run ends before that.
     """
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(ANSWER_SECONDS * 1000)
@@ -332,9 +347,9 @@ def first_point(
     drawn = page.wait_for_function(
         f"{POINTS} ? Date.now() : {ENDED} ? -1 : 0", polling=50, timeout=POINT_SECONDS * 1000
     ).json_value()
-    run = runs.list_runs(folder / "runs")[0]
+    run = list_runs(folder / "runs")[0]
     if drawn < 0:
-        raise RunError(f"The run ended before its first step: {page.locator('#live [role=status]').inner_text()}")
+        raise UserError(f"The run ended before its first step: {page.locator('#live [role=status]').inner_text()}")
     return page, run, stages(run.events(), page.evaluate("window.clicked") / 1000, drawn / 1000)
 
 
@@ -400,9 +415,9 @@ def poll_of(request: "Request") -> dict[str, float]:
 
 
 def medians(polls: list[dict[str, float]]) -> dict[str, Any]:
-    """The median of each figure, and how many polls there were (``n``). Raises ``RunError`` if there was none."""
+    """The median of each figure, and how many polls there were (``n``). Raises ``UserError`` if there was none."""
     if not polls:
-        raise RunError("The page did not ask for news of the run while it was open.")
+        raise UserError("The page did not ask for news of the run while it was open.")
     middle = {name: statistics.median(poll[name] for poll in polls) for name in polls[0]}
     return {name: round(value, 1) if name == "milliseconds" else round(value) for name, value in middle.items()} | {
         "n": len(polls)
@@ -418,11 +433,11 @@ def throughput(events: list[dict[str, Any]], windows: dict[str, list[tuple[float
         round alone, for an idea of the noise; ``events``: how many there were.
 
     Raises:
-        RunError: where a window has no step event wholly inside.
+        UserError: where a window has no step event wholly inside.
     """
     speeds = {name: [speeds_inside(events, window) for window in spans] for name, spans in windows.items()}
     if not all(found for spans in speeds.values() for found in spans):
-        raise RunError("The run told of no step while it was looked at: it ended early, or a step takes seconds.")
+        raise UserError("The run told of no step while it was looked at: it ended early, or a step takes seconds.")
     middle = {name: statistics.median(chain(*spans)) for name, spans in speeds.items()}
     pairs = zip(speeds["with"], speeds["without"], strict=True)
     return {

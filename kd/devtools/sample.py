@@ -20,13 +20,17 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 
 from kd.config import DistillConfig
 from kd.data.splits import load_splits
-from kd.evaluation.compare import quality, score
+from kd.evaluation.scoring import quality, score
 from kd.models.teacher import load_teacher
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
+
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+
 SIZES = {"train": 8000, "validation": 1000, "test": 2000}
+
 SEED = 0
+
 LICENSE_TEXT = """MIT License
 
 Copyright (c) 2017 Zalando SE, https://tech.zalando.com

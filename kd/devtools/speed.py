@@ -18,16 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from kd.devtools.contenders import SCALES, Cost, Plan, prepare, work_on
+from kd.errors import UserError
 from kd.runs.process import KEEP_MEMORY
-from kd.runs.run import RunError
 
 ROWS = ("guide", "online", "cached", "ceiling", "plain", "student only")
+
 FULL_ROWS = ("guide", "online", "cached")
+
 SWEEP_ROWS = ("cached", "student only")
+
 SCALE_ROWS = tuple(f"cached {times}x" for times in SCALES)
+
 AS_IT_COMES = ("guide", "plain")
 """The rows whose process has the allocator's own settings."""
+
 SWEEP_POINTS = 12
+
 STAGES = (
     "start", "decode", "crop", "targets", "forward/backward", "optimiser", "Trainer and callbacks", "evaluation",
     "saving",
@@ -35,7 +41,9 @@ STAGES = (
 """In the order of a run."""
 
 
-def measure(plan: Plan, rows: tuple[str, ...], folder: Path, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def measure_speed(
+    plan: Plan, rows: tuple[str, ...], folder: Path, tell: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
     """Each row's ``images_per_second``, ``recipe_seconds``, ``peak_mb``, ``stages`` and what they were made from."""
     workers = {}
     with ExitStack() as stack:
@@ -89,12 +97,12 @@ def worker(row: str, plan: Plan, folder: Path) -> Iterator[Any]:
 
 
 def receive(connection: Any, row: str) -> Any:
-    """What a row's process says next. Raises its ``RunError``, or one if it has ended."""
+    """What a row's process says next. Raises its ``UserError``, or one if it has ended."""
     try:
         said = connection.recv()
     except EOFError:
-        raise RunError(f"The bench's process of {row!r} ended without an answer; see its words above.") from None
-    if isinstance(said, RunError):
+        raise UserError(f"The bench's process of {row!r} ended without an answer; see its words above.") from None
+    if isinstance(said, UserError):
         raise said
     return said
 
@@ -141,13 +149,13 @@ def finish_full(facts: dict[str, Any]) -> dict[str, Any]:
 def bench(plan: Plan, rows: tuple[str, ...] = ROWS, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """``rows`` side by side: figures in ``rows`` by name, ``ratios``, ``machine`` and the ``plan``.
 
-    Raises ``RunError`` where the teacher, the pictures or the student cannot be had.
+    Raises ``UserError`` where the teacher, the pictures or the student cannot be had.
     """
     with tempfile.TemporaryDirectory(prefix="kd-bench-") as name:
         folder = Path(name)
         tell("making the teacher and the pictures")
         prepare(plan, folder)
-        found = measure(plan, rows, folder, tell)
+        found = measure_speed(plan, rows, folder, tell)
     return {"rows": found, "ratios": ratios(plan, found), "machine": machine(), "plan": asdict(plan)}
 
 

@@ -24,23 +24,31 @@ from kd.data.duplicates import (
     joined,
     known_pairs,
     looks,
-    one_side,
+    without_duplicates,
 )
-from kd.data.images import BadPicture
-from kd.data.library.store import short
-from kd.data.splits import Splits, fingerprint, load_splits, open_row, some
-from kd.models.class_map import match_classes, tabulated
-from kd.runs.run import RunError
+from kd.data.images import BadPicture, open_row
+from kd.data.library.store import short_name
+from kd.data.pixels import fingerprint
+from kd.data.splits import Splits, load_splits
+from kd.errors import UserError
+from kd.models.class_map import label_table, match_classes
+from kd.runs.store import existing_teacher
+from kd.text import some
 
 FEW = 10
 """A class with fewer training pictures is tiny."""
+
 IMBALANCE = 10
 """Times that the largest class may be as large as the smallest."""
+
 EACH, TILE, PAIR_TILE = 8, 72, 112
 """Pictures of each class on the contact sheet, their side in pixels, and that of the pairs."""
+
 MOST_CLASSES, MOST_PAIRS, MOST_NAMED = 60, 24, 200
 """What is shown at most of each kind; the figures count all."""
+
 GREY = "#8a8f98"
+
 Phase = Callable[[str], Progress]
 
 
@@ -99,11 +107,11 @@ def check(
     ``unreadable``, ``duplicates``, ``teacher`` (or ``None``), ``problems`` (the worst first: ``points, what, why, do``), and
     ``pictures``, JPEG as ``data:`` addresses: ``sheet`` (class -> a strip) and ``pairs`` (in the order of ``duplicates``).
 
-    Raises ``RunError`` where ``load_splits`` does.
+    Raises ``UserError`` where ``load_splits`` does.
     """
     seen = look(config, cache, phase)
     found: dict[str, Any] = {
-        "dataset": short(config.dataset),
+        "dataset": short_name(config.dataset),
         "classes": seen.splits.classes,
         "counts": {name: class_counts(part, seen.splits.classes).tolist() for name, part in seen.parts.items()},
         "pictures_in_all": seen.splits.sizes(),
@@ -146,7 +154,7 @@ def _sizes(seen: Seen, config: DistillConfig) -> dict[str, Any]:
     already, and how many pictures are ``below`` it; how many are ``grey``."""
     readable = np.setdiff1d(np.arange(len(seen.labels)), list(seen.looks.unreadable))
     if not len(readable):
-        raise RunError(f"None of the pictures can be read. The first: {next(iter(seen.looks.unreadable.values()))}")
+        raise UserError(f"None of the pictures can be read. The first: {next(iter(seen.looks.unreadable.values()))}")
     sizes = seen.looks.sizes[readable]
     by_area = sizes[np.argsort(sizes.prod(1, dtype=np.int64), kind="stable")]
     side = _input_side(config, int(np.median(sizes.min(1))))
@@ -165,7 +173,7 @@ def _sizes(seen: Seen, config: DistillConfig) -> dict[str, Any]:
 def _input_side(config: DistillConfig, picture_side: int) -> int | None:
     if config.image_size or config.student not in STUDENT_NAMES:
         return config.image_size
-    from kd.models.teacher import student_side
+    from kd.models.zoo import student_side
 
     return student_side(config.student, None, picture_side)
 
@@ -193,29 +201,29 @@ def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> di
     """The teacher on the validation pictures that a run would have, its answers kept as a run's: ``accuracy``, ``chance``
     (always the commonest class, with its noise) and ``confused`` (truth, answer, count, of); or ``problem``. ``labels`` is
     the table of what its classes were matched with (``kd.models.class_map.tabulated``)."""
-    classes, name, matched = seen.splits.classes, short(config.teacher), []
+    classes, name, matched = seen.splits.classes, short_name(config.teacher), []
     try:
-        from kd.evaluation.compare import quality, score
+        from kd.evaluation.disagreement import confusion
         from kd.evaluation.metrics import guessing
-        from kd.evaluation.significance import confusion
-        from kd.models import teacher as models
-        from kd.training.targets import load_scores
+        from kd.evaluation.scoring import load_scores, quality, score
+        from kd.models.device import pick_device
+        from kd.models.teacher import load_teacher, teacher_classes
 
-        part = one_side(seen.splits, config, cache, phase).validation
+        part = without_duplicates(seen.splits, config, cache, phase).validation
         if classes:
-            match = match_classes(models.teacher_classes(config.teacher), classes, config.label_map)
-            matched = tabulated(match, class_counts(seen.splits.train, classes).tolist())
-        teacher, said = models.load_teacher(config.teacher, classes or None, config.label_map)
+            match = match_classes(teacher_classes(existing_teacher(config.teacher)), classes, config.label_map)
+            matched = label_table(match, class_counts(seen.splits.train, classes).tolist())
+        teacher, said = load_teacher(existing_teacher(config.teacher), classes or None, config.label_map)
         if not classes:
             return {"name": name, "problem": None, "said": said, "accuracy": None, "confused": [], "labels": matched}
         keep = np.setdiff1d(np.arange(len(part)), list(looks(part, cache).unreadable))
-        device, labels = models.pick_device(config.device), np.asarray(part["label"])[keep]
+        device, labels = pick_device(config.device), np.asarray(part["label"])[keep]
         tell = phase("asking the teacher")
         logits = load_scores(
             f"{teacher.key()}-{fingerprint(part)}", cache, len(keep),
             lambda: score(teacher, teacher.processor, part, device, tell).logits,
         )  # fmt: skip
-    except RunError as problem:
+    except UserError as problem:
         return {"name": name, "problem": str(problem), "labels": matched}
     matrix = np.asarray(confusion(logits.argmax(-1), labels, len(classes)))
     return {

@@ -29,6 +29,7 @@ CSS = """
 .kd-twins { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(230px, 100%), 1fr)); gap: 14px 20px; }
 .kd-check ul { margin: 0; padding-left: 20px; }
 """
+
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Check of @title</title><style>
@@ -38,6 +39,7 @@ body { font-family: ui-sans-serif, system-ui, sans-serif; background: var(--page
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
 @css</style></head><body><h1>Check of @title</h1>@body</body></html>
 """
+
 RANKS = ((5.0, "high", "Serious"), (1.0, "middle", "Worth a look"), (0.0, "low", "Minor"))
 """From so many points on, its name and its word."""
 

@@ -16,20 +16,25 @@ from threading import Lock, Thread
 from typing import Any
 
 from kd.data.images import open_picture
-from kd.runs.run import Run, RunError
-from kd.system import lazy_imports as imports
-from kd.system import memory
+from kd.errors import UserError
+from kd.runs.run import Run
+from kd.runs.store import existing_teacher
+from kd.system import lazy_imports, memory
 
 SECONDS = 600.0
 """An answer may take so long: sixty-four of the largest pictures take some minutes."""
+
 NICE = 5
 """Lower in priority than the page, higher than a run."""
+
 SPIN = "1000"
 """How often one of torch's threads looks whether the others are done before it sleeps (``GOMP_SPINCOUNT``).
 With libgomp's own milliseconds, two of them that the scheduler puts on one core while a run trains on the other each waste
 the other's time, and an answer takes ten times as long."""
+
 THUMBNAIL = 160
 """Of a compared picture, in pixels."""
+
 ENDED = (
     "The process that asks the models has ended, for want of memory or because of a picture. Try again, with fewer or "
     "smaller pictures."
@@ -50,7 +55,7 @@ class Inference:
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(*arguments)``, all of which can be pickled, or what it raises.
 
-        Raises ``RunError`` where the process has ended over it, or was ended because it took too long.
+        Raises ``UserError`` where the process has ended over it, or was ended because it took too long.
         """
         with self._lock:
             if self.process is None or not self.process.is_alive():
@@ -59,11 +64,11 @@ class Inference:
                 self.pipe.send((function, arguments))
                 if not self.pipe.poll(self.seconds):
                     self.end()
-                    raise RunError(f"No answer came in {self.seconds:g} s. Try again, with fewer or smaller pictures.")
+                    raise UserError(f"No answer came in {self.seconds:g} s. Try again, with fewer or smaller pictures.")
                 done, answer = self.pipe.recv()
             except (EOFError, OSError):
                 self.end()
-                raise RunError(ENDED) from None
+                raise UserError(ENDED) from None
         if done:
             return answer
         raise answer
@@ -101,7 +106,7 @@ def _serve(pipe: Connection) -> None:
             function, arguments = pipe.recv()
             try:
                 answer = True, function(*arguments)
-            except (RunError, ValueError) as problem:
+            except (UserError, ValueError) as problem:
                 answer = False, problem
             except Exception as error:  # others need not survive being pickled
                 if memory.ran_out(error):
@@ -121,7 +126,7 @@ def _end_with_the_page() -> None:
 
 def warm_up() -> None:
     """Import what an answer needs: seconds that the first visitor to ask would wait."""
-    imports.load("kd.evaluation.compare")
+    lazy_imports.load("kd.evaluation.compare")
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -130,7 +135,7 @@ def warm_up() -> None:
 
 def side_by_side(folder: Path, pictures: list[str], thumbnails: bool) -> dict[str, Any]:
     """``kd.evaluation.compare`` of the run in ``folder`` on files; with ``thumbnails``, each picture's ``thumbnail`` too, PNG or JPEG
-    (``None`` for one that cannot be read). Raises ``RunError``."""
+    (``None`` for one that cannot be read). Raises ``UserError``."""
     warm_up()
     from kd.evaluation.compare import compare
 
@@ -153,21 +158,22 @@ def thumbnail(path: str) -> bytes:
 def teacher_says(name: str, path: Path) -> tuple[list[str], list[float]]:
     """A teacher's class names ``[C]``, whatever they are, and its logits ``[C]`` for a picture.
 
-    Raises ``RunError`` where it cannot be asked: not there, one class only, answers that are not finite.
+    Raises ``UserError`` where it cannot be asked: not there, one class only, answers that are not finite.
     """
     picture = open_picture(path)
     warm_up()
     import torch
 
-    from kd.models.teacher import load_teacher, run_processor
+    from kd.models.processor import run_processor
+    from kd.models.teacher import load_teacher
 
-    teacher, _ = load_teacher(name, None)
+    teacher, _ = load_teacher(existing_teacher(name), None)
     id2label = teacher.model.config.id2label
     names = [str(id2label[index]) for index in sorted(id2label)]
     if len(names) < 2:
-        raise RunError(f"The teacher {name!r} knows one class only: there is nothing to learn from its answer.")
+        raise UserError(f"The teacher {name!r} knows one class only: there is nothing to learn from its answer.")
     with torch.inference_mode():
         logits = teacher(run_processor(teacher.processor, [picture])).logits[0].float()
     if not logits.isfinite().all():
-        raise RunError("The teacher answers with numbers that are not finite: its weights are damaged.")
+        raise UserError("The teacher answers with numbers that are not finite: its weights are damaged.")
     return names, [round(value, 4) for value in logits.tolist()]

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from kd.config import METHODS, OF_PICTURES, RECIPES, RUN_TEACHER, DistillConfig
-from kd.data.library import store as uploads
+from kd.errors import UserError
 from kd.evaluation.significance import verdict
-from kd.runs import process as launch
-from kd.runs import run as runs
-from kd.runs.run import Run, RunError
+from kd.runs.process import finish_run
+from kd.runs.run import Run
+from kd.runs.store import create_run, list_runs, local_owner, resolve, with_upload
+from kd.system.ids import ID
 
 KEYS = ("preset", "settings", "vary", "seeds", "against")
+
 APART = ("seed", "device")
 """Settings that a result does not keep among the others: the one is beside them, the other is the machine's."""
 
@@ -52,46 +54,48 @@ class Study:
         return DistillConfig.preset(self.preset, **{**self.settings, **brought, **own, "seed": seed})
 
     def config(self, label: str, seed: int) -> DistillConfig:
-        """``asked`` on this machine. Raises ``RunError`` for a name that the environment has not."""
+        """``asked`` on this machine. Raises ``UserError`` for a name that the environment has not."""
         asked = self.asked(label, seed).to_dict()
         return DistillConfig.from_dict({name: _expanded(name, value) for name, value in asked.items()})
 
 
-def load(path: Path) -> Study:
-    """Read a study. Raises ``RunError`` in words where the file is not there, not JSON, or not a study."""
+def load_study(path: Path) -> Study:
+    """Read a study. Raises ``UserError`` in words where the file is not there, not JSON, or not a study."""
     try:
         asked = json.loads(Path(path).read_text())
     except OSError as error:
-        raise RunError(f"The study {path} cannot be read: {error.strerror}.") from error
+        raise UserError(f"The study {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise RunError(f"The study {path} is not JSON: {error}.") from error
+        raise UserError(f"The study {path} is not JSON: {error}.") from error
     if not isinstance(asked, dict) or not isinstance(asked.get("vary"), dict) or not asked["vary"]:
-        raise RunError(f'The study {path} varies nothing. Expected {{"vary": {{"label": {{"setting": value}}}}, ...}}.')
+        raise UserError(
+            f'The study {path} varies nothing. Expected {{"vary": {{"label": {{"setting": value}}}}, ...}}.'
+        )
     settings, vary, seeds = asked.get("settings", {}), asked["vary"], asked.get("seeds", [0, 1, 2])
     whole = isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)
     if not all(isinstance(one, dict) for one in (settings, *vary.values())) or not whole:
-        raise RunError(
+        raise UserError(
             f"The study {path}: settings and each of vary are objects, seeds are whole numbers, one or more."
         )
     if unknown := sorted(set(asked) - set(KEYS)):
-        raise RunError(f"The study {path} has {', '.join(unknown)}; it can have {', '.join(KEYS)}.")
+        raise UserError(f"The study {path} has {', '.join(unknown)}; it can have {', '.join(KEYS)}.")
     if asked.get("against") not in (None, *asked["vary"]):
-        raise RunError(f"The study {path} compares with {asked['against']!r}, which it does not vary.")
+        raise UserError(f"The study {path} compares with {asked['against']!r}, which it does not vary.")
     study = Study(
         Path(path), asked.get("preset", "custom"), settings, vary, list(dict.fromkeys(seeds)), asked.get("against")
     )  # fmt: skip
     try:
         for label in study.vary:
             for seed in study.seeds:
-                check_teacher(study.asked(label, seed).teacher)
+                check_study_teacher(study.asked(label, seed).teacher)
     except ValueError as error:
-        raise RunError(f"The study {path}: {error}") from error
+        raise UserError(f"The study {path}: {error}") from error
     return study
 
 
-def check_teacher(teacher: str) -> None:
+def check_study_teacher(teacher: str) -> None:
     """Raises ``ValueError`` for one that is another run's student by the time of the next training."""
-    if teacher.startswith(RUN_TEACHER) and not runs.ID.fullmatch(teacher.removeprefix(RUN_TEACHER)):
+    if teacher.startswith(RUN_TEACHER) and not ID.fullmatch(teacher.removeprefix(RUN_TEACHER)):
         raise ValueError(
             f"the teacher {teacher} is not always the same run. Give the whole id, as `python -m kd runs` has it."
         )
@@ -102,12 +106,12 @@ def _expanded(name: str, value: Any) -> Any:
         return value
     expanded = os.path.expandvars(value)
     if "$" in expanded:
-        raise RunError(f"{name} is {value!r}, and the environment has no such variable. Set it and try again.")
+        raise UserError(f"{name} is {value!r}, and the environment has no such variable. Set it and try again.")
     return expanded
 
 
 def kept(study: Study) -> list[dict[str, Any]]:
-    """All of the file's results; a line that a killed process left half written is not one. Raises ``RunError``."""
+    """All of the file's results; a line that a killed process left half written is not one. Raises ``UserError``."""
     try:
         lines = study.results.read_text().split("\n")[:-1]
     except FileNotFoundError:
@@ -115,7 +119,7 @@ def kept(study: Study) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
-        raise RunError(f"{study.results} has a line that is not a result: {error}. Mend or remove it.") from error
+        raise UserError(f"{study.results} has a line that is not a result: {error}. Mend or remove it.") from error
 
 
 def rows_of(study: Study) -> list[dict[str, Any]]:
@@ -142,7 +146,8 @@ def settings_of(config: DistillConfig) -> dict[str, Any]:
 
 def test_pictures(config: DistillConfig) -> str:
     """A hash of the test split, the same wherever it lies."""
-    from kd.data.splits import fingerprint, load_splits
+    from kd.data.pixels import fingerprint
+    from kd.data.splits import load_splits
 
     return fingerprint(load_splits(config).test)
 
@@ -155,10 +160,10 @@ def keep(study: Study, row: dict[str, Any]) -> None:
         file.write(json.dumps(row).encode() + b"\n")
 
 
-def go_on(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
+def work_on_study(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
     """Train what is missing, seed by seed, so that comparisons are in pairs early.
 
-    Raises ``RunError`` where the file's results are of other test pictures, before anything is trained, and where a run
+    Raises ``UserError`` where the file's results are of other test pictures, before anything is trained, and where a run
     ends before it is done; what came before is kept.
     """
     done = rows_of(study)
@@ -172,11 +177,11 @@ def go_on(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
         return
     tests: dict[tuple, str] = {}
     for label in study.vary:
-        config = uploads.resolved(study.config(label, study.seeds[0]), folder, runs.local_owner(folder))
+        config = with_upload(study.config(label, study.seeds[0]), folder, local_owner(folder))
         pictures = tuple(getattr(config, name) for name in OF_PICTURES)
         tests[pictures] = tests.get(pictures) or test_pictures(config)
         if others := [row for row in done if row["label"] == label and row["test"] != tests[pictures]]:
-            raise RunError(
+            raise UserError(
                 f"{study.results} holds {len(others)} result{'s' * (len(others) > 1)} of {label!r} on other test pictures than "
                 f"those that {config.dataset} gives now. Move that file away, or name the pictures that it is of."
             )
@@ -191,7 +196,7 @@ def go_on(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
 def _has(run: Run, config: DistillConfig) -> bool:
     try:
         return run.config() == config
-    except RunError:  # damaged, or another version's
+    except UserError:  # damaged, or another version's
         return False
 
 
@@ -203,24 +208,24 @@ def _is_of(run: Run, config: DistillConfig) -> bool:
 def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) -> Run:
     """A run of ``config`` that is done: an earlier one, one that is under way, one that was interrupted and goes on, or
     a new one."""
-    wanted = runs.resolved(uploads.resolved(config, folder, runs.local_owner(folder)), folder)
+    wanted = resolve(with_upload(config, folder, local_owner(folder)), folder)
     same = {}
-    for run in runs.list_runs(folder):
+    for run in list_runs(folder):
         if _has(run, wanted) and (run.status() != "done" or _is_of(run, wanted)):
             same[run.status()] = run
     if "done" in same:
         return same["done"]
     old = next((same[status] for status in ("running", "queued", "stopped", "died") if status in same), None)
-    run = old or runs.create(wanted, folder, runs.local_owner(folder))
+    run = old or create_run(wanted, folder, local_owner(folder))
     tell(f"run {run.id}")
     try:
-        status = launch.finish(run, lambda event: _tell_epoch(event, tell), new=old is None)
+        status = finish_run(run, lambda event: _tell_epoch(event, tell), new=old is None)
     except KeyboardInterrupt:
         run.ask_to_stop()
         raise
     if status != "done":
         last = run.last("failed", "stopped")
-        raise RunError(
+        raise UserError(
             f"Run {run.id} is {status}. {last['message'] if last else ''} The study goes on when begun again."
         )
     return run
@@ -253,7 +258,7 @@ def right_of(row: dict[str, Any]) -> np.ndarray:
     return np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8), count=row["pictures"]).astype(bool)
 
 
-def table(study: Study) -> list[list[str]]:
+def study_table(study: Study) -> list[list[str]]:
     """The results so far, the head first: means over seeds, their spread, minutes, and the comparison over the seeds
     that both sides have, on the same test pictures."""
     head = [

@@ -7,7 +7,6 @@ hash), ``sweep.json`` (the grid), ``events.jsonl`` (``created started plan run p
 ``point`` what came of it. So whatever is killed, and whenever, the next process goes on where it was.
 """
 
-import dataclasses
 import json
 import math
 import os
@@ -17,165 +16,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from kd.config import METHODS, NO_TEACHER, SAMPLE, DistillConfig, checked, public_name, setting
-from kd.data.library import store as uploads
-from kd.runs import process as launch
-from kd.runs import run as runs
-from kd.runs.process import StopAsked
-from kd.runs.run import LIFECYCLE, SWEEPS, Run, RunError
+from kd.config import METHODS, NO_TEACHER, SAMPLE, DistillConfig
+from kd.data.library.store import dataset_classes
+from kd.errors import UserError
+from kd.experiments.grid import Grid, Point
+from kd.experiments.halving import cost_of_run, epochs_within, ranking, rungs, sweep_seconds
+from kd.runs.process import finish_run, niceness
+from kd.runs.queue import StopAsked
+from kd.runs.run import CLOSED, LIFECYCLE, Run, events_by_trial
+from kd.runs.store import create_run, list_runs, resolve
+from kd.system.files import SWEEPS, write_whole
+from kd.system.ids import one_of
+from kd.text import count_of
 
-MOST_POINTS = 60
-MOST_EPOCHS = 1000
-"""A budget, however large, buys no more."""
-SWEPT = ("temperature", "lambda", "method", "baseline", "minutes")
-"""The settings that a sweep decides itself."""
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Point:
-    """What a sweep varies."""
-
-    temperature: float
-    lambda_: float
-    method: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {public_name(field): getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    @classmethod
-    def of(cls, row: dict[str, Any]) -> Self:
-        """That of a row of ``Sweep.points``, or of an event."""
-        return cls(row["temperature"], row["lambda"], row["method"])
-
-    def __str__(self) -> str:
-        taught = f"{self.method}, T {self.temperature:g}, lambda {self.lambda_:g}"
-        return taught if self.lambda_ else "lambda 0, labels alone"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What is swept, and the time for it. Lists may be text with commas, as flags and text boxes deliver them. Raises
-    ``ValueError``, in words for a user, on what is no grid."""
-
-    temperatures: tuple[float, ...] = setting(
-        "1,2,5,10", "temperatures to try", of="temperature", expected="numbers above 0", example="1,2,5"
-    )
-    lambdas: tuple[float, ...] = setting(
-        "0,0.25,0.5,0.75,1", "weights of the teacher to try", of="lambda", expected="numbers from 0 to 1", example="0,0.5,1"
-    )  # fmt: skip
-    methods: tuple[str, ...] = setting(
-        "kd", "losses to try", of="method", expected=f"some of {', '.join(METHODS)},", example="kd,dist"
-    )
-    budget_minutes: float | None = setting(
-        None, "time for all of it, the last trials included; it sets the epochs (default: the settings' own)", above=0
-    )
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check = several if "of" in field.metadata else checked
-            object.__setattr__(self, field.name, check(field, getattr(self, field.name)))
-        if not any(self.lambdas):
-            raise ValueError("lambdas has 0 alone, which is no teacher. Add one above it, for example 0,0.5.")
-        if (count := len(self.points())) > MOST_POINTS:
-            raise ValueError(f"These are {count} points, and a sweep has {MOST_POINTS} at most. Shorten a list.")
-
-    def point(self, temperature: float, lambda_: float, method: str) -> Point:
-        """The point that stands for these: without the teacher, neither its temperature nor the method matters."""
-        return Point(temperature, lambda_, method) if lambda_ else Point(self.temperatures[0], 0.0, self.methods[0])
-
-    def points(self) -> list[Point]:
-        """Each point once; of equals in all that is measured, the earlier is preferred."""
-        every = product(self.methods, self.lambdas, self.temperatures)
-        return list(dict.fromkeys(self.point(temperature, weight, method) for method, weight, temperature in every))
-
-
-def several(field: dataclasses.Field, value: Any) -> tuple:
-    """A list of values of the setting that a ``Grid``'s field is ``of``, each once, in their order."""
-    one = next(f for f in dataclasses.fields(DistillConfig) if public_name(f) == field.metadata["of"])
-    values = value.split(",") if isinstance(value, str) else list(value)
-    try:
-        found = [checked(one, item) for item in values]
-    except ValueError:
-        found = []
-    if not found:
-        expected, example = field.metadata["expected"], field.metadata["example"]
-        given = value if isinstance(value, str) else ",".join(map(str, values))
-        raise ValueError(
-            f"{field.name} is {given!r}; expected {expected} separated by commas, for example {example}."
-        ) from None
-    return tuple(dict.fromkeys(found))
-
-
-# --- Successive halving and its time: pure functions
-
-
-def rungs(points: int, epochs: int) -> list[tuple[int, int]]:
-    """Successive halving: (how many points, for how many epochs), rung by rung, the last ``epochs`` long.
-
-    Jamieson and Talwalkar (2016, arXiv:1502.07943); Li et al., *Hyperband* (2018, arXiv:1603.06560), with eta = 2 and a
-    quarter of ``epochs`` to begin with. Unlike theirs, each training is a whole schedule: where a cosine would end is not
-    to be seen from its first quarter. Three points or fewer, and few epochs, have fewer rungs.
-    """
-    halvings = min(2, points.bit_length() - 1)
-    lengths = sorted({max(1, round(epochs / 2**halving)) for halving in range(halvings + 1)})
-    return [(math.ceil(points / 2**nth), length) for nth, length in enumerate(lengths)]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds of an ``epoch``, of a ``run`` besides its epochs, and of the teacher for a ``view``."""
-
-    epoch: float
-    run: float
-    view: float
-
-
-def pace_of(run: Run) -> Pace:
-    """What a run that is done took. Decoding and the teacher's measurements are left out of ``run``: they are kept."""
-    at = {event["event"]: event for event in run.events()}
-    data, targets, train = at["data"], at["targets"], run.report()["train"]
-    teacher = (at["teacher"]["time"] - at["models"]["time"]) * (1 + data["test"] / data["validation"])
-    spent = at["done"]["time"] - run.last("started", "resumed")["time"]
-    rest = spent - data["seconds"] - targets["seconds"] - train["seconds"] - teacher
-    return Pace(train["seconds"] / train["epochs"], max(0.0, rest), targets["seconds"])
-
-
-def pace_of_estimate(found: dict[str, Any], config: DistillConfig) -> Pace:
-    """The same from what ``kd.training.estimate`` found for ``config``, whose pictures and targets may be kept in part."""
-    stages, arms = found["stages"], config.trials * (2 if config.baseline == "yes" else 1)
-    views = min(config.views, found["epochs"])
-    return Pace(
-        stages["training"] / (arms * found["epochs"]),
-        stages["start"] + stages["test"] / arms,
-        stages["targets"] / views,
-    )
-
-
-def seconds_of(points: int, epochs: int, config: DistillConfig, pace: Pace, sides: int = 2) -> float:
-    """How long a sweep takes whose longest trainings are of ``epochs``, with its last trials, of each of ``sides``: with
-    the teacher and, where there are labels, without."""
-    steps = rungs(points, epochs)
-    trained = sum(count * length for count, length in steps) + sides * config.trials * epochs
-    begun = sum(count for count, _ in steps) + 1
-    return trained * pace.epoch + begun * pace.run + (min(config.views, epochs) - 1) * pace.view
-
-
-def epochs_within(seconds: float, points: int, config: DistillConfig, pace: Pace, sides: int = 2) -> int:
-    """The most epochs with which a sweep is done in ``seconds``; 0 if it cannot be."""
-    fits = (seconds_of(points, epochs, config, pace, sides) <= seconds for epochs in range(1, MOST_EPOCHS + 1))
-    return next((epochs for epochs, fit in enumerate(fits) if not fit), MOST_EPOCHS)
-
-
-def ranking(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those rows of ``Sweep.points``, or ``point`` events, that were measured, the best first: by the length of their
-    training, then accuracy on validation, then agreement with the teacher, then their order. What diverged is out."""
-    found = [row for row in rows if row["accuracy"] is not None]
-    return sorted(found, key=lambda row: (-row["epochs"], -row["accuracy"], -row["agreement"]))
 
 
 # --- A sweep's folder
@@ -231,9 +88,9 @@ class Sweep(Run):
     def make_run(self, changes: dict[str, Any]) -> Run:
         """A new run with these changes of the settings: of the sweep's owner, its ``config.json`` naming the ``sweep``."""
         config = DistillConfig.from_dict({**self.config().to_dict(), **changes})
-        run = runs.create(config, self.runs_folder, secrets.token_hex(16))
+        run = create_run(config, self.runs_folder, secrets.token_hex(16))
         settings = {**run.settings(), "owner": self.settings()["owner"], "sweep": self.id}
-        runs.write_whole(run.path / "config.json", json.dumps(settings, indent=2))
+        write_whole(run.path / "config.json", json.dumps(settings, indent=2))
         self.append("run", run=run.id, changes=changes)
         return run
 
@@ -246,7 +103,7 @@ class Sweep(Run):
         """Ask the run in progress, if there is one, to stop: once, or a resume would take it for a new wish."""
         last = self.last("run")
         run = last and Run(self.runs_folder / last["run"])
-        if run and run.path.exists() and not run.stop_asked() and run.last(*LIFECYCLE)["event"] not in runs.CLOSED:
+        if run and run.path.exists() and not run.stop_asked() and run.last(*LIFECYCLE)["event"] not in CLOSED:
             run.ask_to_stop()
 
 
@@ -263,21 +120,21 @@ def _longest(measured: list[dict[str, Any]], rung: dict[int, int]) -> dict[str, 
     return {"rung": rung[longest["epochs"]], **{name: longest[name] for name in names}}
 
 
-def create(config: DistillConfig, grid: Grid, folder: Path, owner: str) -> Sweep:
+def create_sweep(config: DistillConfig, grid: Grid, folder: Path, owner: str) -> Sweep:
     """Make the folder of a new sweep under the runs' ``folder``; ``go_on`` works on it. ``config``: what its points share;
     ``trials`` are those of the winner, and its seeds follow ``seed``. Raises ``ValueError`` as ``check``."""
-    config = runs.resolved(config, folder)
-    check(config, grid)
-    sweep = Sweep(runs.create(config, Path(folder) / SWEEPS, owner).path)
+    config = resolve(config, folder)
+    check_sweep(config, grid)
+    sweep = Sweep(create_run(config, Path(folder) / SWEEPS, owner).path)
     try:
-        runs.write_whole(sweep.path / "sweep.json", json.dumps(asdict(grid), indent=2))
+        write_whole(sweep.path / "sweep.json", json.dumps(asdict(grid), indent=2))
     except OSError as error:
         shutil.rmtree(sweep.path, ignore_errors=True)
-        raise RunError(sweep.not_writable(error)) from error
+        raise UserError(sweep.not_writable(error)) from error
     return sweep
 
 
-def check(config: DistillConfig, grid: Grid) -> None:
+def check_sweep(config: DistillConfig, grid: Grid) -> None:
     """Raises ``ValueError``, in words for a user, for settings that cannot be swept; of pictures that were not imported
     ``check_labels`` tells more."""
     if config.minutes is not None:
@@ -286,14 +143,14 @@ def check(config: DistillConfig, grid: Grid) -> None:
         raise ValueError(f"seed is {config.seed}; the winner needs {config.trials} above it. Take a smaller one.")
     if config.teacher == NO_TEACHER:
         raise ValueError("The teacher is none, and a sweep is about how a teacher teaches. Choose a teacher.")
-    if (classes := uploads.classes_of(config.dataset)) is not None:
+    if (classes := dataset_classes(config.dataset)) is not None:
         check_classes(grid, classes)
 
 
 def check_labels(config: DistillConfig, grid: Grid) -> str:
     """Whose the labels are, from a look at the pictures: the ``dataset``'s, or the ``teacher``'s where they have none.
-    Raises ``ValueError`` as ``check_classes``, ``RunError`` as a run would."""
-    classes = None if config.dataset == SAMPLE else uploads.classes_of(config.dataset)
+    Raises ``ValueError`` as ``check_classes``, ``UserError`` as a run would."""
+    classes = None if config.dataset == SAMPLE else dataset_classes(config.dataset)
     if config.dataset != SAMPLE and classes is None:
         from kd.data.splits import load_splits
 
@@ -328,16 +185,16 @@ def refuse_without_labels(grid: Grid) -> None:
 
 def list_sweeps(folder: Path) -> list[Sweep]:
     """The sweeps of a runs' folder, newest first."""
-    found = [Sweep(run.path) for run in runs.list_runs(Path(folder) / SWEEPS)]
+    found = [Sweep(run.path) for run in list_runs(Path(folder) / SWEEPS)]
     return [sweep for sweep in found if (sweep.path / "sweep.json").exists()]
 
 
-def find(folder: Path, id: str) -> Sweep:
-    """The sweep with this id, the start of one, or ``last``. Raises ``RunError`` where there is none, or several."""
-    return runs.one_of(list_sweeps(folder), id, "sweep", folder, "`python -m kd sweep` makes one.")
+def find_sweep(folder: Path, id: str) -> Sweep:
+    """The sweep with this id, the start of one, or ``last``. Raises ``UserError`` where there is none, or several."""
+    return one_of(list_sweeps(folder), id, "sweep", folder, "`python -m kd sweep` makes one.")
 
 
-def start(sweep: Sweep) -> subprocess.Popen:
+def start_sweep(sweep: Sweep) -> subprocess.Popen:
     """Work on a sweep, new or interrupted, in a detached process, which outlives this one and stands behind the page."""
     home = str(Path(__file__).resolve().parent.parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
@@ -345,10 +202,10 @@ def start(sweep: Sweep) -> subprocess.Popen:
     try:
         log = (sweep.path / "stderr.txt").open("ab")
     except OSError as error:
-        raise RunError(sweep.not_writable(error)) from error
+        raise UserError(sweep.not_writable(error)) from error
     with log:
         return subprocess.Popen(
-            [sys.executable, "-m", "kd", "run", str(sweep.path), *launch.niceness(sweep, behind=True)],
+            [sys.executable, "-m", "kd", "run", str(sweep.path), *niceness(sweep, behind=True)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
@@ -357,10 +214,10 @@ def start(sweep: Sweep) -> subprocess.Popen:
 # --- The work
 
 
-def go_on(sweep: Sweep, tell: Tell = lambda text: None) -> None:
+def work_on_sweep(sweep: Sweep, tell: Tell = lambda text: None) -> None:
     """Work on a sweep until it is done or asked to stop; every ending is an event. One that is done is left alone.
 
-    Raises ``RunError`` where another process works on it, and where it cannot go on, after the ``failed`` event has said
+    Raises ``UserError`` where another process works on it, and where it cannot go on, after the ``failed`` event has said
     so: the next call tries again.
     """
     if sweep.last("done"):
@@ -376,7 +233,7 @@ def go_on(sweep: Sweep, tell: Tell = lambda text: None) -> None:
         except BaseException as error:
             words = (
                 str(error)
-                if isinstance(error, RunError | ValueError)
+                if isinstance(error, UserError | ValueError)
                 else f"{type(error).__name__}: {error}. {sweep.goes_on}"
             )
             sweep.close("failed", message=words, error=type(error).__name__)
@@ -388,17 +245,17 @@ def recipe(sweep: Sweep, tell: Tell) -> None:
     left = sweep.grid().points()
     steps = plan(sweep, len(left), tell)
     for count, epochs in steps:
-        measured = [measure(sweep, point, epochs, tell) for point in left[:count]]
+        measured = [measure_point(sweep, point, epochs, tell) for point in left[:count]]
         left = [Point.of(row) for row in ranking(measured)]
     rows = [{name: value for name, value in row.items() if name != "now"} for row in sweep.points()]
     best = ranking(rows)
     if not best:
-        raise RunError("Every point diverged. Try another sweep with a learning rate ten times lower.")
+        raise UserError("Every point diverged. Try another sweep with a learning rate ten times lower.")
     # Without the teacher there are no two sides to compare: then the best with it is set against it.
     taught = next((row for row in best if row["lambda"]), best[0])
     run = prove(sweep, taught, steps[-1][1], tell)
     report = {"sweep": sweep.id, "points": rows, **conclusion(sweep, best[0], taught, run)}
-    runs.write_whole(sweep.path / "report.json", json.dumps(report, indent=2))
+    write_whole(sweep.path / "report.json", json.dumps(report, indent=2))
     sweep.close("done", winner=best[0], final=run.id, sentence=report["sentence"])
 
 
@@ -414,11 +271,11 @@ def plan(sweep: Sweep, points: int, tell: Tell) -> list[tuple[int, int]]:
         )
         sweep.append("plan", epochs=epochs, rungs=rungs(points, epochs), labels=labels)
     steps = sweep.plan()
-    words = ", then ".join(f"{count} of {_count(epochs, 'epoch')}" for count, epochs in steps)
+    words = ", then ".join(f"{count} of {count_of(epochs, 'epoch')}" for count, epochs in steps)
     both = ", with the teacher and without," if sweep.labels() == "dataset" else ""
     tell(
-        f"plan: {_count(points, 'point')}; trainings: {words}, then the winner with {_count(config.trials, 'fresh seed')}"
-        f"{both} of {_count(steps[-1][1], 'epoch')}"
+        f"plan: {count_of(points, 'point')}; trainings: {words}, then the winner with {count_of(config.trials, 'fresh seed')}"
+        f"{both} of {count_of(steps[-1][1], 'epoch')}"
     )
     return steps
 
@@ -426,22 +283,22 @@ def plan(sweep: Sweep, points: int, tell: Tell) -> list[tuple[int, int]]:
 def affordable(sweep: Sweep, seconds: float, points: int, sides: int, tell: Tell) -> int:
     """The epochs of the longest trainings so that all is done in about so many seconds, from one training of one epoch.
 
-    Raises ``RunError`` where that is too short for any.
+    Raises ``UserError`` where that is too short for any.
     """
     config = sweep.config()
     point = next(point for point in sweep.grid().points() if point.lambda_)
-    run = trained(sweep, settings_of(config, point, 1))  # one epoch is at the full input, whatever ``start_size``
+    run = train_point(sweep, settings_of(config, point, 1))  # one epoch is at the full input, whatever ``start_size``
     if run.report() is None:
-        raise RunError(f"The run of one epoch that was to set the pace: {run.last('failed')['message']}")
+        raise UserError(f"The run of one epoch that was to set the pace: {run.last('failed')['message']}")
     # from the start that ended: a pause before it, or a place in the queue, is no part of the budget
-    pace, spent = pace_of(run), run.last("done")["time"] - run.last("started", "resumed")["time"]
+    pace, spent = cost_of_run(run), run.last("done")["time"] - run.last("started", "resumed")["time"]
     tell(f"pace: {pace.epoch:.1f} s an epoch and {pace.run:.1f} s a run (run {run.id})")
     epochs = epochs_within(seconds - spent, points, config, pace, sides)
     if not epochs:
-        needed = math.ceil((spent + seconds_of(points, 1, config, pace, sides)) / 60)
-        raise RunError(
-            f"{seconds / 60:g} minutes are too few for {_count(points, 'point')}: with one epoch each and "
-            f"{_count(config.trials, 'trial')} it takes about {needed} here. Begin another sweep with those, or with fewer points or trials."
+        needed = math.ceil((spent + sweep_seconds(points, 1, config, pace, sides)) / 60)
+        raise UserError(
+            f"{seconds / 60:g} minutes are too few for {count_of(points, 'point')}: with one epoch each and "
+            f"{count_of(config.trials, 'trial')} it takes about {needed} here. Begin another sweep with those, or with fewer points or trials."
         )
     return epochs
 
@@ -454,7 +311,7 @@ def settings_of(config: DistillConfig, point: Point, epochs: int) -> dict[str, A
     return {**point.to_dict(), "weight": weight, "epochs": epochs, "trials": 1, "baseline": "no"}
 
 
-def measure(sweep: Sweep, point: Point, epochs: int, tell: Tell) -> dict[str, Any]:
+def measure_point(sweep: Sweep, point: Point, epochs: int, tell: Tell) -> dict[str, Any]:
     """Train a point, unless it was, and return its ``point`` event: ``accuracy`` and ``agreement`` of its best epoch on
     validation, the only split that a sweep chooses by."""
     asked = {**point.to_dict(), "epochs": epochs}
@@ -462,16 +319,16 @@ def measure(sweep: Sweep, point: Point, epochs: int, tell: Tell) -> dict[str, An
     known = next((event for event in before if asked.items() <= event.items()), None)
     if known:
         return known
-    run = trained(sweep, settings_of(sweep.config(), point, epochs))
+    run = train_point(sweep, settings_of(sweep.config(), point, epochs))
     diverged, best, seconds = run.status() != "done", {}, 0.0
     if not diverged:
-        looks = [e for e in next(iter(runs.by_arm(run.events()).values())) if e["event"] == "eval"]
+        looks = [e for e in next(iter(events_by_trial(run.events()).values())) if e["event"] == "eval"]
         best, seconds = max(looks, key=lambda event: event["accuracy"]), run.report()["train"]["seconds"]
     found = {"accuracy": best.get("accuracy"), "agreement": best.get("agreement"), "diverged": diverged}
     sweep.append("point", **asked, run=run.id, **found, seconds=seconds)
     words = "diverged, counts as the worst" if diverged else f"{scored(sweep, found)}, {seconds:.0f} s"
     total = sum(count for count, _ in sweep.plan())
-    tell(f"{len(before) + 1:3} of {total}: {point}, {_count(epochs, 'epoch')}: {words} (run {run.id})")
+    tell(f"{len(before) + 1:3} of {total}: {point}, {count_of(epochs, 'epoch')}: {words} (run {run.id})")
     return sweep.last("point")
 
 
@@ -486,10 +343,10 @@ def prove(sweep: Sweep, row: dict[str, Any], epochs: int, tell: Tell) -> Run:
         "baseline": "yes" if paired else "no",
     }
     both = ", with the teacher and without" if paired else ""
-    tell(f"{point}: {_count(epochs, 'epoch')} with {_count(config.trials, 'fresh seed')}{both}")
-    run = trained(sweep, changes)
+    tell(f"{point}: {count_of(epochs, 'epoch')} with {count_of(config.trials, 'fresh seed')}{both}")
+    run = train_point(sweep, changes)
     if run.status() != "done":
-        raise RunError(f"The winner diverged with fresh seeds, so nothing can be claimed: run {run.id}.")
+        raise UserError(f"The winner diverged with fresh seeds, so nothing can be claimed: run {run.id}.")
     return run
 
 
@@ -499,7 +356,7 @@ def conclusion(sweep: Sweep, best: dict[str, Any], taught: dict[str, Any], run: 
     report = run.report()
     verdict, student = report["verdict"], f"{run.id}/student"
     winner, other = (
-        f"{Point.of(row)} ({scored(sweep, row)} after {_count(row['epochs'], 'epoch')})" for row in (best, taught)
+        f"{Point.of(row)} ({scored(sweep, row)} after {count_of(row['epochs'], 'epoch')})" for row in (best, taught)
     )
     sentence = f"Winner: {winner}."
     if not taught["lambda"]:
@@ -522,10 +379,10 @@ def scored(sweep: Sweep, row: dict[str, Any]) -> str:
     return f"{row['accuracy']:.1%} {what}on validation"
 
 
-def trained(sweep: Sweep, changes: dict[str, Any]) -> Run:
+def train_point(sweep: Sweep, changes: dict[str, Any]) -> Run:
     """The sweep's run with these changes, done or diverged: the one that was begun for them, or a new one.
 
-    Raises ``StopAsked``, and ``RunError`` where the run ended in another way.
+    Raises ``StopAsked``, and ``UserError`` where the run ended in another way.
     """
     if sweep.stop_asked():
         raise StopAsked
@@ -538,58 +395,15 @@ def trained(sweep: Sweep, changes: dict[str, Any]) -> Run:
         if sweep.stop_asked():
             sweep.stop_run()
 
-    status = launch.finish(run, obey, new=old is None)
+    status = finish_run(run, obey, new=old is None)
     if status == "stopped":
         raise StopAsked
     if status != "done" and not has_diverged(run):
         why = f"failed: {run.last('failed')['message']}" if status == "failed" else "died: its process is gone."
-        raise RunError(f"Run {run.id} {why} {sweep.goes_on}")
+        raise UserError(f"Run {run.id} {why} {sweep.goes_on}")
     return run
 
 
 def has_diverged(run: Run) -> bool:
     last = run.last(*LIFECYCLE)
     return last["event"] == "failed" and last["message"].startswith("Training diverged")
-
-
-# --- Showing
-
-
-MEASURED = {"dataset": "Accuracy", "teacher": "Agreement with the teacher"}
-"""By whose the labels are, what a map shows."""
-
-
-def heat_maps(sweep: Sweep) -> list[list[list[str]]]:
-    """For each method a table, its head first: a row for each lambda, a column for each temperature; in a cell the
-    accuracy on validation of the point's longest training and, in brackets, its epochs. The winner has a star."""
-    grid, rows = sweep.grid(), sweep.points()
-    best = next(iter(ranking(rows)), None) if sweep.last("done") else None
-    cells = {Point.of(row): _cell(row, row is best) for row in rows}
-
-    def table(method: str) -> list[list[str]]:
-        head = [method, *(f"T {temperature:g}" for temperature in grid.temperatures)]
-        return [head] + [
-            [f"lambda {weight:g}", *(cells[grid.point(t, weight, method)] for t in grid.temperatures)]
-            for weight in grid.lambdas
-        ]
-
-    return [table(method) for method in grid.methods]
-
-
-def _cell(row: dict[str, Any], is_best: bool) -> str:
-    if row["rung"] is None:
-        return "..." if row["now"] else "-"
-    figure = "diverged" if row["diverged"] else f"{row['accuracy']:.1%}"
-    return f"{figure} ({row['epochs']}){'*' if is_best else ''}"
-
-
-def legend(sweep: Sweep) -> str:
-    """What a heat map's cells mean."""
-    words = f"{MEASURED[sweep.labels()]} on validation (epochs of the longest training); * the winner."
-    if 0 in sweep.grid().lambdas:
-        words += " At lambda 0 neither T nor the method matters: one training stands for all."
-    return words
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

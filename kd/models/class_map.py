@@ -9,22 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd.config import label_pairs
-from kd.data.splits import some
-from kd.runs.run import RunError
+from kd.errors import UserError
+from kd.text import some
 
 WORDNET_ID = re.compile(r"^n\d{8}[\s_]+")
 """What stands before the names of ImageNet's classes in some checkpoints."""
+
 TOLD, ORDER = "as told", "by its place"
 
 
-def plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name without case, spaces, underscores and hyphens."""
     return "".join(c for c in name.casefold() if c not in " _-")
 
 
 def synonyms(name: str) -> set[str]:
     """The plain names in "n02123045 tabby, tabby cat", as ImageNet's classes have several, or in "T-shirt/top"."""
-    return {plain(part) for part in re.split("[,/]", WORDNET_ID.sub("", name)) if plain(part)}
+    return {plain_name(part) for part in re.split("[,/]", WORDNET_ID.sub("", name)) if plain_name(part)}
 
 
 def singulars(name: str) -> set[str]:
@@ -41,7 +42,7 @@ def singulars(name: str) -> set[str]:
 
 
 GUESSES: tuple[tuple[str, Callable[[str], set[str]]], ...] = (
-    ("the same name", lambda name: {plain(name)}),
+    ("the same name", lambda name: {plain_name(name)}),
     ("a synonym", synonyms),
     ("singular and plural", singulars),
 )
@@ -68,12 +69,12 @@ class Match:
         return list(zip(self.classes, names, self.how, strict=True))
 
     def check(self) -> None:
-        """Raises ``RunError`` where the two have fewer than two classes in common."""
+        """Raises ``UserError`` where the two have fewer than two classes in common."""
         known = self.known()
         if len(known) > 1:
             return
         example = ", ".join(f"{ours}={theirs}" for ours, theirs in zip(self.classes[:2], self.theirs[:2], strict=False))
-        raise RunError(
+        raise UserError(
             f"The teacher predicts {len(self.theirs)} classes ({some(self.theirs)}), the dataset has {len(self.classes)} "
             f"({some(self.classes)}), and {f'only {known[0]} is' if known else 'none is'} in both. Pick a teacher fine-tuned on "
             f'these classes, or say which is which with a label map (--label-map), for example "{example}".'
@@ -125,12 +126,12 @@ def match_classes(theirs: list[str], classes: list[str], label_map: str | None =
     first, each of the teacher's classes once. What could be several stays unmatched. Where one side has no names at all
     and both have as many classes, they are matched by their order.
 
-    Raises ``RunError`` for a ``label_map`` that names what is not there, or two classes that differ only in writing.
+    Raises ``UserError`` for a ``label_map`` that names what is not there, or two classes that differ only in writing.
     """
     if theirs == classes and not label_map:
         return Match(classes, theirs, list(range(len(classes))), [GUESSES[0][0]] * len(classes))
-    if len({plain(name) for name in classes}) < len(classes):
-        raise RunError(
+    if len({plain_name(name) for name in classes}) < len(classes):
+        raise UserError(
             f"Two classes of the dataset differ only in case, spaces or underscores: {some(sorted(classes))}."
         )
     told = _told(label_pairs(label_map or ""), theirs, classes)
@@ -157,31 +158,31 @@ def _told(pairs: dict[str, str], theirs: list[str], classes: list[str]) -> dict[
     for ours, name in pairs.items():
         place = _place(ours, classes, "dataset")
         if place in told:
-            raise RunError(f"label_map has {ours!r} twice. Leave one out.")
+            raise UserError(f"label_map has {ours!r} twice. Leave one out.")
         column = _place(name, theirs, "teacher") if name else None
         if column is not None and column in told.values():
-            raise RunError(f"label_map gives the teacher's {theirs[column]!r} to two classes. It can only be one's.")
+            raise UserError(f"label_map gives the teacher's {theirs[column]!r} to two classes. It can only be one's.")
         told[place] = column
     return told
 
 
 def _place(name: str, names: list[str], whose: str) -> int:
     """Where a name is among others: by the name itself, a synonym, or its number from 0."""
-    for forms in (lambda n: {plain(n)}, synonyms):
+    for forms in (lambda n: {plain_name(n)}, synonyms):
         found = [nth for nth, other in enumerate(names) if forms(other) & forms(name)]
         if len(found) == 1:
             return found[0]
         if found:
             numbers = " or ".join(map(str, found[:3]))
-            raise RunError(
+            raise UserError(
                 f"label_map has {name!r}, which {len(found)} of the {whose}'s classes are called: say {numbers}."
             )
     if name.isdecimal() and int(name) < len(names):
         return int(name)
-    raise RunError(f"label_map has {name!r}, which is no class of the {whose}: {some(names)}.")
+    raise UserError(f"label_map has {name!r}, which is no class of the {whose}: {some(names)}.")
 
 
-def tabulated(match: Match, counts: list[int]) -> list[dict[str, Any]]:
+def label_table(match: Match, counts: list[int]) -> list[dict[str, Any]]:
     """The table of a match, a row a class: ``class, pictures, teacher, found``."""
     names = ("class", "teacher", "found")
     return [dict(zip(names, row, strict=True)) | {"pictures": n} for row, n in zip(match.rows(), counts, strict=True)]

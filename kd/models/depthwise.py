@@ -99,7 +99,7 @@ class DepthwiseConv2d(nn.Conv2d):
         return _Depthwise.apply(values, self.weight, self.stride, self.padding, self.dilation)
 
 
-def quicken(model: nn.Module) -> nn.Module:
+def speed_up_depthwise(model: nn.Module) -> nn.Module:
     """Let a model's depthwise convolutions compute their gradients so; its weights and answers stay as they are."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and _is_depthwise(module):

@@ -1,52 +1,40 @@
 """Start a run in a process of its own, and let one run at a time have a device."""
 
-import math
 import os
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock, Timeout
+from kd.errors import UserError
+from kd.runs.queue import POLL_SECONDS, device_name, single_gpu_environment
+from kd.runs.run import CLOSED, Run
 
-from kd.runs.run import CLOSED, LIFECYCLE, Run, RunDeleted, RunError, list_runs
-
-POLL_SECONDS = 0.25
 NICE = 10
 """By so much a run that the page has started on a CPU lets others go first."""
-LOOK_SECONDS = 3
-"""How often a run that waits for a taken device looks who is before it."""
+
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 """The GNU allocator's settings for a process that trains on the CPU: it keeps freed memory. By default it hands large
 blocks back at once, and each step fills them with zeros again, page by page, before anything is computed."""
 
 
-class StopAsked(Exception):
-    """The run was asked to stop."""
-
-
-def start(run: Run, resume: bool = False, behind: bool = False) -> subprocess.Popen:
+def start_run(run: Run, resume: bool = False, behind: bool = False) -> subprocess.Popen:
     """Work on ``run`` in a detached process, which outlives this one. Its output goes to ``stderr.txt``. On a CPU it
     trains with low priority if it is to stand ``behind`` whoever waits for an answer of the page.
 
-    Raises ``RunError`` where nothing can be written to the run's folder.
+    Raises ``UserError`` where nothing can be written to the run's folder.
     """
     environment = dict(os.environ)
     home = str(Path(__file__).resolve().parent.parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH")]))
-    environment |= gpu_of_its_own(device_name(run.config().device)) | KEEP_MEMORY
+    environment |= single_gpu_environment(device_name(run.config().device)) | KEEP_MEMORY
     going_on = ["--resume"] if resume else []
     command = [sys.executable, "-m", "kd", "run", str(run.path), *going_on, *niceness(run, behind)]
     try:
         log = (run.path / "stderr.txt").open("ab")
     except OSError as error:
-        raise RunError(run.not_writable(error)) from error
+        raise UserError(run.not_writable(error)) from error
     if resume:
         run.forget_stop()
     with log:
@@ -60,172 +48,13 @@ def niceness(run: Run, behind: bool) -> list[str]:
     return [f"--nice={NICE}"] if behind and device_name(run.config().device) == "cpu" else []
 
 
-@contextmanager
-def slot(run: Run, device: str) -> Iterator[None]:
-    """Wait until it is ``run``'s turn and the device is free, then hold the device.
-
-    The lock dies with the process that holds it. While the run waits, its place is an event (``queued``, ``place`` 1 for
-    the next, and ``wait`` in seconds where it is known). Raises ``StopAsked`` if it is asked to stop before its turn.
-    """
-    lock = FileLock(slot_path(run.path.parent, device))
-    looked, said = -math.inf, None
-    while True:
-        if run.stop_asked():
-            raise StopAsked
-        free = taken(lock)
-        if free:  # only to see: who holds it while it looks around would keep those out whose turn it is
-            lock.release()
-        if free or time.monotonic() - looked > LOOK_SECONDS:
-            looked, (ahead, running) = time.monotonic(), line_before(run, device)
-            if free and not ahead and taken(lock):
-                break
-            now = Place(time.time(), len(ahead) + 1, expected_wait(running, ahead, time.time()))
-            if said is None or now.differs(said):
-                said = now
-                run.append("queued", place=now.place, device=device, **({} if now.wait is None else {"wait": now.wait}))
-        time.sleep(POLL_SECONDS)
-    (run.path / "turn").touch()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run was in the queue at ``time`` (Unix seconds), and how long it was to wait from then on, if known."""
-
-    time: float
-    place: int
-    wait: int | None
-
-    def differs(self, said: "Place") -> bool:
-        """Whether this is news to who was told ``said``: another place, or a wait that is off by a fifth and ten seconds."""
-        if self.place != said.place or self.wait is None or said.wait is None:
-            return (self.place, self.wait is None) != (said.place, said.wait is None)
-        return abs(self.wait - (said.wait - (self.time - said.time))) > max(10, 0.2 * self.wait)
-
-
-def taken(lock: FileLock) -> bool:
-    """Take a lock if it is free now; whether it was."""
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    return True
-
-
-def device_name(asked: str) -> str:
-    """The device that a run waits for, found without importing torch: a waiting run should be small."""
-    has_gpu = Path("/dev/nvidia0").exists() and "+cpu" not in version("torch")
-    if asked == "cuda" or (asked == "auto" and has_gpu):
-        return "cuda:0"
-    return "cpu" if asked == "auto" else asked
-
-
-def gpu_of_its_own(device: str) -> dict[str, str]:
-    """The environment in which a process sees one GPU only, as ``cuda:0``: `Trainer` would spread over all it sees."""
-    if not device.startswith("cuda:"):
-        return {}
-    nth = int(device.removeprefix("cuda:"))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return {
-        "CUDA_VISIBLE_DEVICES": visible[nth] if nth < len(visible) and visible[nth] else str(nth),
-        "KD_DEVICE": "cuda:0",
-    }
-
-
-def slot_path(folder: Path, device: str) -> Path:
-    """The lock file of a device: one for the CPU, one for each GPU."""
-    path = Path(folder) / ".slots" / f"{device.replace(':', '-')}.lock"
-    path.parent.mkdir(exist_ok=True)
-    return path
-
-
-# --- The queue: whose turn it is
-
-
-def order(waiting: list[tuple[str, str]], turns: dict[str, float]) -> list[str]:
-    """The ids of the runs that wait, given as (id, owner), in their order.
-
-    Each visitor's oldest first, then each one's second, and so on; among those, who has had the device least recently
-    (``turns``: owner -> the time of the last turn), then the oldest. Where one has all runs, that is by age.
-    """
-    before: Counter[str] = Counter()
-    ranks = []
-    for id, owner in sorted(waiting):
-        ranks.append((before[owner], turns.get(owner, 0.0), id))
-        before[owner] += 1
-    return [id for *_, id in sorted(ranks)]
-
-
-def line_before(run: Run, device: str) -> tuple[list[Run], list[Run]]:
-    """The living runs that have the device before ``run``: those that wait with a better place, and those that hold it."""
-    waiting, running, turns = {run.id: run}, [], {}
-    for other in list_runs(run.path.parent):
-        try:
-            if turn := _time_of(other.path / "turn"):
-                turns[other.owner()] = max(turn, turns.get(other.owner(), 0.0))
-            if other == run or not other.is_locked():
-                continue
-            status = LIFECYCLE[other.last(*LIFECYCLE)["event"]]
-            if device_name(other.settings()["config"].get("device", "auto")) == device:
-                waiting |= {other.id: other} if status == "queued" else {}
-                running += [other] if status == "running" else []
-        except RunError:  # deleted between the listing and the look, or damaged
-            continue
-    ids = order([(id, one.owner()) for id, one in waiting.items()], turns)
-    return [waiting[id] for id in ids[: ids.index(run.id)]], running
-
-
-def _time_of(path: Path) -> float | None:
-    """When a file was last touched; ``None`` where there is none."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
-
-
-def expected_wait(running: list[Run], ahead: list[Run], now: float) -> int | None:
-    """Seconds until the device is free of these, from their own progress; ``None`` unless that is known of each."""
-    try:
-        left = [seconds_left(one.events(), now) for one in (*running, *ahead)]
-    except RunDeleted:
-        return None
-    return round(sum(left)) if running and None not in left else None
-
-
-def seconds_left(events: list[dict[str, Any]], now: float) -> float | None:
-    """How long a run will still have the device: as its training goes, or before that as was expected when it was made
-    (``created``'s ``expected``). ``None`` where neither is known. The measuring at the end is not counted."""
-    last = {event["event"]: event for event in events}
-    training, step = last.get("training"), last.get("step")
-    if training and step and step["step"] and step["time"] >= training["time"]:
-        steps = training["steps"] * (training.get("of", 1) - training.get("nth", 1) + 1) - step["step"]
-        return max(0.0, steps * step["seconds"] / step["step"] - (now - step["time"]))
-    expected = last["created"].get("expected") if "created" in last else None
-    if expected is None or training or "resumed" in last:
-        return None
-    return max(0.0, expected - (now - last["started"]["time"] if "started" in last else 0.0))
-
-
-def busy(folder: Path, but: Run | None = None) -> bool:
-    """Whether a run in ``folder`` (``but`` this one) trains now: what is timed meanwhile is slower than it would be."""
-    return any(_is_running(run) for run in list_runs(folder)[:20] if run != but)
-
-
-def _is_running(run: Run) -> bool:
-    try:
-        return run.status() == "running"
-    except RunDeleted:
-        return False
-
-
-def follow(run: Run, on_event: Callable[[dict], None], process: subprocess.Popen | None = None, cursor: int = 0) -> str:
+def follow_run(
+    run: Run, on_event: Callable[[dict], None], process: subprocess.Popen | None = None, cursor: int = 0
+) -> str:
     """Hand every event from ``cursor`` on to ``on_event`` as it comes, until the run is closed; return its status.
 
     ``process`` is the one that was just started for it: it is waited for, and if it ends without an event, that is a
-    ``RunError`` with its last words, not a long silence.
+    ``UserError`` with its last words, not a long silence.
     """
     said = process is None
     while True:
@@ -237,20 +66,20 @@ def follow(run: Run, on_event: Callable[[dict], None], process: subprocess.Popen
         said = said or any(event["event"] != "created" for event in events)
         if ended and not said:
             words = (run.path / "stderr.txt").read_text(errors="replace").strip().splitlines()
-            raise RunError(f"The run's process ended before it began: {words[-1] if words else 'it said nothing'}")
+            raise UserError(f"The run's process ended before it began: {words[-1] if words else 'it said nothing'}")
         if ended and status in CLOSED:
             return status
         time.sleep(POLL_SECONDS)
 
 
-def finish(run: Run, on_event: Callable[[dict], None], new: bool = False) -> str:
+def finish_run(run: Run, on_event: Callable[[dict], None], new: bool = False) -> str:
     """Have ``run``, which is not done, worked on until it is closed; return its status. A ``new`` one is started, an
     older one resumed, unless its process has outlived the one that started it: then it is only followed."""
     if not new and run.status() not in CLOSED:
-        status = follow(run, on_event, cursor=run.read()[1])
+        status = follow_run(run, on_event, cursor=run.read()[1])
         if status != "died":
             return status
     events, cursor = run.read()
     # One that was stopped in the queue is no new one either.
     begun = any(event["event"] in ("started", "resumed", *CLOSED) for event in events)
-    return follow(run, on_event, start(run, resume=begun), cursor)
+    return follow_run(run, on_event, start_run(run, resume=begun), cursor)

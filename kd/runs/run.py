@@ -6,26 +6,25 @@ the run, for as long as it lives), ``STOP`` (an empty file that asks it to end),
 ``report.json``, ``stderr.txt``, ``logs/`` (TensorBoard).
 """
 
-import dataclasses
 import errno
 import functools
-import hashlib
 import json
 import os
-import re
 import secrets
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kd.config import NO_TEACHER, RUN_TEACHER, DistillConfig
+from kd.config import DistillConfig
+from kd.errors import UserError
 from kd.system import memory
+from kd.system.files import text_of, write_whole
+from kd.system.ids import owner_hash
 
 LIFECYCLE = {
     "created": "queued",
@@ -37,51 +36,24 @@ LIFECYCLE = {
     "stopped": "stopped",
 }
 """Lifecycle event -> status. *died* is derived: not closed, and nobody holds the lock."""
+
 CLOSED = ("done", "failed", "stopped", "died")
-SWEEPS = ".sweeps"
-"""The folder of the sweeps, beside the runs."""
-GONE = ".gone-"
-"""How a folder begins that is being deleted."""
+
 START_SECONDS = 20
 """A process that has been started needs this long at most to take the run's lock."""
-ID = re.compile(r"\d{8}-\d{12}-[0-9a-f]{4}")
-"""The time of creation to the microsecond, so that names sort by age, and four random digits."""
+
 LONGEST_NAME = 80
+
 RESERVE_BYTES = 64 * 1024
 """Kept by a working run and given back when the disk is full, so that the last event can still be written."""
 
-Made = TypeVar("Made")
-"""What has an ``id`` as ``ID`` has it: a run, a sweep, a dataset."""
 
-
-class RunError(Exception):
-    """Something the user can act on: what was found, what was expected, what to do next."""
-
-
-class RunDeleted(RunError):
+class RunDeleted(UserError):
     """The run's folder went away while something worked on it."""
 
 
-class RunTaken(RunError):
+class RunTaken(UserError):
     """Another process works on the run: this one must leave it alone."""
-
-
-def default_folder() -> Path:
-    """Where runs are kept: ``KD_RUNS_DIR``, or ``runs`` in the working folder."""
-    return Path(os.environ.get("KD_RUNS_DIR") or "runs")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it, so that no reader ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -101,14 +73,14 @@ class Run:
         except FileNotFoundError:
             raise RunDeleted(f"The folder of run {self.id} is gone: {self.path}") from None
         except ValueError as error:
-            raise RunError(f"{self.path / 'config.json'} is damaged: {error}") from error
+            raise UserError(f"{self.path / 'config.json'} is damaged: {error}") from error
 
     def config(self) -> DistillConfig:
-        """The settings. Raises ``RunError`` where they are damaged, or another version's."""
+        """The settings. Raises ``UserError`` where they are damaged, or another version's."""
         try:
             return DistillConfig.from_dict(self.settings()["config"])
         except (ValueError, TypeError, KeyError) as error:
-            raise RunError(f"Run {self.id} has settings that this version does not take: {error}") from error
+            raise UserError(f"Run {self.id} has settings that this version does not take: {error}") from error
 
     def owner(self) -> str:
         """The hash of the owner's token: read once, since a list of all runs asks for each one's, every two seconds."""
@@ -125,20 +97,20 @@ class Run:
 
     def name(self) -> str:
         """What its owner calls it; nothing until it has been given a name."""
-        return _text_of(self.path / "name")
+        return text_of(self.path / "name")
 
     def rename(self, name: str) -> str:
         """Give the run a name of one line, or with an empty one take it away; return the name as it is kept.
 
-        Raises ``RunError`` for one that is too long or cannot be shown, ``RunDeleted`` where the folder is gone.
+        Raises ``UserError`` for one that is too long or cannot be shown, ``RunDeleted`` where the folder is gone.
         """
         if not isinstance(name, str):
-            raise RunError(f"A name is text, not {type(name).__name__}.")
+            raise UserError(f"A name is text, not {type(name).__name__}.")
         name = " ".join(name.split())
         if len(name) > LONGEST_NAME:
-            raise RunError(f"The name has {len(name)} characters; the most is {LONGEST_NAME}. Give a shorter one.")
+            raise UserError(f"The name has {len(name)} characters; the most is {LONGEST_NAME}. Give a shorter one.")
         if not name.isprintable():
-            raise RunError("The name has characters that cannot be shown. Give one of letters, digits and signs.")
+            raise UserError("The name has characters that cannot be shown. Give one of letters, digits and signs.")
         self.settings()
         write_whole(self.path / "name", name)
         return name
@@ -234,16 +206,16 @@ class Run:
     def work(self) -> Iterator[None]:
         """Hold the run's lock: who holds it, and only who holds it, appends events.
 
-        Raises ``RunError`` where another process works on the run, ``RunDeleted`` where the folder is gone.
+        Raises ``UserError`` where another process works on the run, ``RunDeleted`` where the folder is gone.
         """
         self.settings()
         try:
             # Another process may hold it for a moment, to see whether this one lives.
             lock = FileLock(self.path / "lock").acquire(timeout=5)
         except Timeout:
-            raise RunError(f"Run {self.id} is being worked on by another process already.") from None
+            raise UserError(f"Run {self.id} is being worked on by another process already.") from None
         except OSError as error:
-            raise RunError(self.not_writable(error)) from error
+            raise UserError(self.not_writable(error)) from error
         with lock:
             _held[self.path] = (self.path / "lock").stat().st_ino
             self._drop_half_line()
@@ -308,26 +280,12 @@ class Run:
         except FileNotFoundError:
             return None
 
-    def delete(self) -> None:
-        """Remove the folder. Raises ``RunError`` while a process works on it, or another run learns from its student."""
-        if self.is_locked():
-            raise RunError(f"Run {self.id} is still running. Stop it first, then delete it.")
-        if run := user_of(self.path / "student", self.path.parent):
-            raise RunError(f"Run {run} learns from run {self.id}. Stop that first, or wait until it is done.")
-        gone = self.path.with_name(GONE + self.id)
-        os.replace(self.path, gone)  # at once: nobody finds half of it
-        for left in self.path.parent.glob(GONE + "*"):  # this one, and what a killed deletion has left
-            shutil.rmtree(left, ignore_errors=True)  # another deletion may be at the same
-        shutil.rmtree(gone, ignore_errors=True)
-        if gone.exists():
-            raise RunError(f"Run {self.id} is deleted, but some of its files could not be removed from the disk.")
-
 
 _held: dict[Path, int] = {}
 """The runs that this process works on, and the inode of each one's lock."""
 
 
-def by_arm(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
+def events_by_trial(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
     """(seed, arm) -> the ``step`` and ``eval`` events of that training, in the order in which they were begun.
 
     A resume goes on from a checkpoint, ``training``'s ``step``: what came after it before is taken back.
@@ -341,176 +299,6 @@ def by_arm(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str,
         elif event["event"] in ("step", "eval") and key:
             arms[key].append(event)
     return arms
-
-
-def create(config: DistillConfig, folder: Path, owner: str, **known: Any) -> Run:
-    """Make the folder of a new run, with its settings and its first event, which has what is ``known`` of it beforehand:
-    ``expected``, the seconds that it will take. Raises ``RunError`` where it cannot."""
-    created = time.time()
-    run = Run(Path(folder).resolve() / new_id(created))
-    settings = {
-        "id": run.id,
-        "created": created,
-        "owner": owner_hash(owner),
-        "config": resolved(config, folder).to_dict(),
-    }
-    try:
-        run.path.mkdir(parents=True)
-        (run.path / "events.jsonl").touch()
-        run.append("created", **known)
-        write_whole(run.path / "config.json", json.dumps(settings, indent=2))
-    except OSError as error:
-        shutil.rmtree(run.path, ignore_errors=True)
-        raise RunError(
-            f"Runs cannot be kept in {folder}: {error.strerror}. Name another place with --runs-dir."
-        ) from error
-    return run
-
-
-def resolved(config: DistillConfig, folder: Path) -> DistillConfig:
-    """``config`` as a run in ``folder`` keeps it: with absolute paths, also of a teacher that is another run's student.
-
-    Raises ``RunError`` as ``with_run_as_teacher``.
-    """
-    return with_run_as_teacher(config, lambda id: find(folder, id)).with_absolute_paths()
-
-
-def with_run_as_teacher(config: DistillConfig, find: Callable[[str], Run]) -> DistillConfig:
-    """``config`` with the student's folder of a run in the place of ``run:ID``; ``find`` gives the run with an id.
-
-    Raises ``RunError`` where there is no such run, or it has no student yet.
-    """
-    if not config.teacher.startswith(RUN_TEACHER):
-        return config
-    id = config.teacher.removeprefix(RUN_TEACHER)
-    try:
-        run = find(id)
-    except RunError as problem:
-        if not ID.fullmatch(id):
-            raise
-        raise RunError(
-            f"The teacher {config.teacher} is gone: there is no such run among yours any more. Choose another teacher, or "
-            "make it again. The students that it has taught stay as they are."
-        ) from problem
-    status = run.status()
-    if status not in CLOSED or not (run.path / "student" / "config.json").exists():
-        raise RunError(f"Run {run.id} ({status}) cannot teach: it has no finished student. Wait until it is done.")
-    return dataclasses.replace(config, teacher=str(run.path / "student"))
-
-
-def run_of(teacher: str) -> Run | None:
-    """The run whose student this ``teacher`` is, a folder as ``with_run_as_teacher`` gives it."""
-    folder = Path(teacher)
-    is_run = folder.is_absolute() and folder.name == "student" and ID.fullmatch(folder.parent.name)
-    return Run(folder.parent) if is_run else None
-
-
-def lost_teacher(teacher: str) -> str | None:
-    """The id of the run whose student this ``teacher`` was, if its folder is gone; else ``None``."""
-    run = run_of(teacher)
-    return run.id if run and not Path(teacher).is_dir() else None
-
-
-def check_teacher(run: Run) -> None:
-    """Raises ``RunError`` where a run's student cannot be compared with its teacher: there was none, or it is gone."""
-    teacher = run.config().teacher
-    if teacher == NO_TEACHER:
-        raise RunError(
-            f"Run {run.id} learned from the labels alone: it has no teacher to be compared with. Distil from it with the "
-            f"teacher run:{run.id}, and compare that."
-        )
-    if lost := lost_teacher(teacher):
-        raise RunError(
-            f"The teacher of run {run.id} is gone: it was the student of run {lost}, which has been deleted or moved. So the "
-            "two cannot be compared any more. The student alone still works, and the run keeps its report and where they "
-            "differed on the test pictures. To compare, make the teacher again, then distil from it once more."
-        )
-
-
-def new_id(created: float) -> str:
-    """A name for what was made at ``created`` (Unix seconds), as ``ID`` has it."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created)) + f"{int(created * 1e6) % 1_000_000:06d}"
-    return f"{stamp}-{secrets.token_hex(2)}"
-
-
-def user_of(made: Path, folder: Path) -> str | None:
-    """The id of a run or a sweep in ``folder`` that waits or works, with ``made`` as its dataset or its teacher."""
-    for run in [*list_runs(folder), *list_runs(folder / SWEEPS)]:
-        try:
-            config = run.config()
-            if str(made) in (config.dataset, config.teacher) and run.status() not in CLOSED:
-                return run.id
-        except (RunError, ValueError):  # deleted meanwhile, damaged, or of another version
-            continue
-    return None
-
-
-def find(folder: Path, id: str) -> Run:
-    """The run with this id, the start of one, or ``last``. Raises ``RunError`` where there is none, or several.
-
-    An id from outside never becomes a path: it is only compared with the names that are there.
-    """
-    return one_of(list_runs(folder), id, "run", folder, "There are no runs yet.")
-
-
-def one_of(every: list[Made], id: str, kind: str, folder: Path, none: str) -> Made:
-    """The one of ``every`` (newest first, all in ``folder``) with this ``id``, the start of one, or ``last``.
-
-    Raises ``RunError`` where there are several, or none, with ``none`` as a hint where there are none at all.
-    """
-    if id == "last" and every:
-        return every[0]
-    exact = [one for one in every if one.id == id]
-    matches = exact or [one for one in every if id and one.id.startswith(id)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        named = ", ".join(one.id for one in matches[:5])
-        raise RunError(f"{len(matches)} {kind}s start with {id!r}: {named}. Say more of it.")
-    hint = f"The newest are {', '.join(one.id for one in every[:3])}." if every else none
-    raise RunError(f"There is no {kind} {id!r} in {Path(folder).resolve()}. {hint}")
-
-
-def list_runs(folder: Path) -> list[Run]:
-    """The runs in a folder, newest first."""
-    if not Path(folder).is_dir():
-        return []
-    names = sorted((path.name for path in Path(folder).iterdir() if ID.fullmatch(path.name)), reverse=True)
-    runs = [Run(Path(folder).resolve() / name) for name in names]
-    return [run for run in runs if (run.path / "config.json").exists()]
-
-
-def local_owner(folder: Path) -> str:
-    """The one token that owns all runs made on this machine by hand; made when first asked for."""
-    path = Path(folder) / ".owner"
-    if token := _text_of(path):
-        return token
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"Runs cannot be kept in {folder}: {error.strerror}. Name another place with --runs-dir."
-        ) from error
-    with FileLock(path.with_name(".owner.lock")):
-        if not _text_of(path):  # an empty one is from a kill between its making and its filling
-            fresh = path.with_name(f".owner.{secrets.token_hex(4)}")
-            fresh.touch(mode=0o600)
-            fresh.write_text(secrets.token_hex(16))
-            fresh.replace(path)
-        return path.read_text()
-
-
-def _text_of(path: Path) -> str:
-    """A file's text; nothing of one that is not there."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-
-
-def owner_hash(token: str) -> str:
-    """What is kept of a token: it cannot be made from this again."""
-    return hashlib.sha256(token.encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=4096)

@@ -6,7 +6,6 @@ Runs are in the folder itself, sweeps in ``.sweeps``, datasets in ``.datasets`` 
 
 import json
 import math
-import os
 import shutil
 import time
 from collections import defaultdict
@@ -16,13 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd import limits
-from kd.runs.run import CLOSED, SWEEPS, Run, RunError, list_runs, local_owner, owner_hash, write_whole
+from kd.errors import UserError
+from kd.runs.run import CLOSED, Run
+from kd.runs.store import list_runs, local_owner
+from kd.system.files import DATASETS, SWEEPS, VISITORS, folder_size, write_whole
+from kd.system.ids import owner_hash
 
-DATASETS, VISITORS = ".datasets", ".visitors"
 SEEN_SECONDS = 60
 """A visitor's file is touched no more often."""
+
 CLEAN_SECONDS = 3600
 """How often a server looks for visitors who do not come back."""
+
 DAY = 24 * 3600
 
 
@@ -35,7 +39,7 @@ class Belonging:
 
     def size(self) -> int:
         """Bytes of its files."""
-        return size_of(self.path)
+        return folder_size(self.path)
 
     def touched(self) -> float:
         """When something last happened in it, Unix seconds."""
@@ -45,7 +49,7 @@ class Belonging:
         """Whether it is a run or a sweep that waits or runs."""
         try:
             return (self.path / "config.json").exists() and Run(self.path).status() not in CLOSED
-        except RunError:  # deleted meanwhile
+        except UserError:  # deleted meanwhile
             return False
 
     def give(self, owner: str) -> None:
@@ -53,11 +57,6 @@ class Belonging:
         is_dataset = (self.path / "dataset.json").exists()
         path = self.path / ("dataset.json" if is_dataset else "config.json")
         write_whole(path, json.dumps({**json.loads(path.read_text()), "owner": owner}, indent=2))
-
-
-def size_of(path: Path) -> int:
-    """Bytes of the files in a folder, and in those in it."""
-    return sum(_size(Path(folder) / name) for folder, _, names in os.walk(path) for name in names)
 
 
 def belongings(folder: Path) -> list[Belonging]:
@@ -68,7 +67,7 @@ def belongings(folder: Path) -> list[Belonging]:
 
 def _runs(folder: Path) -> Iterator[Belonging]:
     for run in list_runs(folder):
-        with suppress(RunError, KeyError):  # deleted meanwhile, or damaged: nobody's
+        with suppress(UserError, KeyError):  # deleted meanwhile, or damaged: nobody's
             yield Belonging(run.path, run.owner())
 
 
@@ -87,15 +86,15 @@ def hand_over(folder: Path, old: str, new: str) -> None:
 
 
 def check_room(folder: Path, owner: str) -> None:
-    """Raises ``RunError`` where what ``owner`` (a token's hash) has, or all have, takes more disk than the limits allow."""
+    """Raises ``UserError`` where what ``owner`` (a token's hash) has, or all have, takes more disk than the limits allow."""
     allowed, (own, every) = limits.current(), room(folder, owner)
     if own < 0:
-        raise RunError(
+        raise UserError(
             f"Your runs and datasets take {allowed.quota_mb - own / 1e6:,.0f} MB; the most is {allowed.quota_mb:,.0f} MB. "
             "Delete some of them, then try again."
         )
     if every < 0:
-        raise RunError(
+        raise UserError(
             f"The runs and datasets of all visitors take the {allowed.disk_mb:,.0f} MB that there are for them. Delete some of "
             "yours, or try again another day."
         )
@@ -167,10 +166,3 @@ def _time_of(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.lstat().st_size
-    except OSError:  # written beside its place, and renamed since
-        return 0

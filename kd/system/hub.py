@@ -1,7 +1,6 @@
 """Asking the Hugging Face Hub: which of its troubles pass and are waited for, and all of them in words."""
 
 import logging
-import os
 import re
 import signal
 import threading
@@ -11,23 +10,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from kd.config import SAMPLE
-from kd.runs.run import Run, RunError
+from kd.errors import UserError
 
 WAITS = (1, 2, 4, 8, 16)
 """Seconds before each further try."""
+
 PATIENCE = 300
 """Seconds that a wait may be which the Hub asks for."""
+
 LOOK_SECONDS = 0.25
+
 BUSY = {429: "asks for fewer requests (429)", 408: "did not answer in time (408)"} | dict.fromkeys(
     (500, 502, 503, 504), "has trouble of its own ({status})"
 )
 """HTTP status -> what the Hub does, where it may pass."""
+
 T = TypeVar("T")
+
 log = logging.getLogger("kd.system.hub")
 
 
-class HubBusy(RunError):
+class HubBusy(UserError):
     """The Hub has a trouble that may pass: ``what`` it does; ``seconds`` is how long it asks to wait."""
 
     def __init__(self, message: str, what: str = "", seconds: float = 0.0) -> None:
@@ -35,12 +38,14 @@ class HubBusy(RunError):
         self.what, self.seconds = what, seconds
 
 
-def from_hub(kind: str, name: str, load: Callable[[], T]) -> T:
-    """What ``load`` brings; a Hub that is busy is asked again, later each time, and never sooner than it says. A download
-    goes on where it broke off. Raises ``RunError``."""
+def from_hub(kind: str, name: str, load: Callable[[], T], is_local: bool = False) -> T:
+    """Return what ``load`` brings. A Hub that is busy is asked again, later each time, and never sooner than it says; a
+    download goes on where it broke off. ``is_local``: the name stands for a folder here, so the Hub is not asked first.
+
+    Raises ``UserError``."""
     for nth in range(len(WAITS) + 1):
         try:
-            with explained(kind, name):
+            with explained(kind, name, is_local):
                 return load()
         except HubBusy as busy:
             if nth == len(WAITS) or busy.seconds > PATIENCE:
@@ -51,19 +56,19 @@ def from_hub(kind: str, name: str, load: Callable[[], T]) -> T:
     raise AssertionError
 
 
-class _Teller(logging.Handler):
-    """Makes ``hub`` events of what we, and the libraries, log of waiting."""
+class _WaitHandler(logging.Handler):
+    """Hands on what we, and the libraries, log of waiting."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, on_message: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
-        self.run = run
+        self.on_message = on_message
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if record.name != log.name:
             text = in_words(text)
         if text:
-            self.run.append("hub", message=text)
+            self.on_message(text)
 
 
 def in_words(text: str) -> str | None:
@@ -78,26 +83,26 @@ def in_words(text: str) -> str | None:
 
 
 @contextmanager
-def listening(run: Run) -> Iterator[None]:
-    """While the Hub may have to be waited for: each wait is a ``hub`` event, and ``STOP`` ends it.
+def listening(on_message: Callable[[str], None], stop_asked: Callable[[], bool]) -> Iterator[None]:
+    """Report each wait for the Hub to ``on_message``, and end it with ``KeyboardInterrupt`` once ``stop_asked()``.
 
-    The libraries sleep and read without a look at ``STOP``: a thread looks, and interrupts the main thread, as Ctrl-C
-    would (``KeyboardInterrupt``). In another thread than the main one, where Python takes no signals, they wait on.
+    The libraries sleep and read without asking whether to stop: a thread asks, and interrupts the main thread, as Ctrl-C
+    would. In another thread than the main one, where Python takes no signals, they wait on.
     """
-    teller, over = _Teller(run), threading.Event()
+    handler, over = _WaitHandler(on_message), threading.Event()
     loggers = [log, logging.getLogger("huggingface_hub")]
     main = threading.main_thread()
 
     def watch() -> None:
         while not over.wait(LOOK_SECONDS):
-            if run.stop_asked():
+            if stop_asked():
                 return signal.pthread_kill(main.ident, signal.SIGUSR1)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     for one in loggers:
-        one.addHandler(teller)
+        one.addHandler(handler)
     before = signal.signal(signal.SIGUSR1, interrupt) if threading.current_thread() is main else None
     watcher = threading.Thread(target=watch, daemon=True)
     if before is not None:
@@ -110,15 +115,16 @@ def listening(run: Run) -> Iterator[None]:
             watcher.join()
             signal.signal(signal.SIGUSR1, before)
         for one in loggers:
-            one.removeHandler(teller)
+            one.removeHandler(handler)
 
 
 @contextmanager
-def explained(kind: str, name: str) -> Iterator[None]:
-    """Turn the Hub libraries' errors into a ``RunError`` that says which of the possible reasons it was; one that may
+def explained(kind: str, name: str, is_local: bool = False) -> Iterator[None]:
+    """Turn the Hub libraries' errors into a ``UserError`` that says which of the possible reasons it was; one that may
     pass into ``HubBusy``."""
     try:
-        _ask_hub(kind, name)
+        if not is_local:
+            _ask_hub(kind, name)
         yield
     except Exception as error:
         chain = _chain(error)
@@ -128,12 +134,12 @@ def explained(kind: str, name: str) -> Iterator[None]:
                 "minutes; what was downloaded is kept.",
                 *busy,
             ) from error
-        if isinstance(error, RunError):
+        if isinstance(error, UserError):
             raise
         reason = _hub_reason(error, chain)
         if reason is None:
             raise
-        raise RunError(reason.format(kind=kind, name=name)) from error
+        raise UserError(reason.format(kind=kind, name=name)) from error
 
 
 def _ask_hub(kind: str, name: str) -> None:
@@ -142,7 +148,7 @@ def _ask_hub(kind: str, name: str) -> None:
     from huggingface_hub import HfApi, constants, is_offline_mode
     from huggingface_hub.file_download import repo_folder_name
 
-    if name == SAMPLE or Path(os.path.expanduser(name)).exists() or is_offline_mode():
+    if is_offline_mode():
         return
     repo_type = "dataset" if kind == "dataset" else "model"
     if not (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=repo_type)).exists():

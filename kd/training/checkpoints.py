@@ -1,9 +1,60 @@
 """What a user takes home."""
 
+import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from kd.runs.run import Run
+from kd.training.plan import Trial
+from kd.training.setup import Work
+
+if TYPE_CHECKING:
+    from kd.training.trainer import ImageDistilTrainer
+
+
+def checkpoints_folder(run: Run, arm: Trial) -> Path:
+    return run.path / "checkpoints" / arm.folder(run).name
+
+
+def last_checkpoint(folder: Path, averaged: bool = False) -> str | None:
+    """The newest checkpoint that is whole: `Trainer` writes ``trainer_state.json`` last. The others are looked at too,
+    for a power cut may take any of the files that were written last. ``averaged``: with an average of the weights (``kd.training.ema``)."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return next((str(path) for path in reversed(found) if is_whole(path, averaged)), None)
+
+
+def is_whole(checkpoint: Path, averaged: bool = False) -> bool:
+    """Whether all files of a checkpoint are there to their ends."""
+    import zipfile
+
+    from safetensors import SafetensorError, safe_open
+
+    from kd.training.ema import OWN
+
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        for name in ("model.safetensors", *([OWN] if averaged else [])):
+            with safe_open(checkpoint / name, "pt"):  # compares its size with its header
+                pass
+        pickles = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # zip files, whose table is at their end
+        return bool(state) and all(zipfile.is_zipfile(checkpoint / name) for name in pickles)
+    except (OSError, ValueError, SafetensorError):
+        return False
+
+
+def student_folder(run: Run, arm: Trial) -> Path:
+    """Where an arm's student is kept as it is made: the first's is the run's own, until a better one takes its place."""
+    return run.path / "student" if arm.nth == 1 else arm.folder(run) / "student"
+
+
+def save_best(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
+    """The trainer's model and the student's processor into the arm's folder; the ``exported`` event."""
+    folder = student_folder(run, work.arm)
+    work.arm.folder(run).mkdir(parents=True, exist_ok=True)
+    save_student(trainer.model.cpu(), work.student.processor, folder)
+    run.append("exported", folder=str(folder.relative_to(run.path)))
 
 
 def save_student(model: Any, processor: Any, folder: Path) -> None:

@@ -6,33 +6,34 @@ import dataclasses
 import numpy as np
 
 from kd.config import DistillConfig
-from kd.data.splits import Pixels, Splits
-from kd.evaluation.compare import quality
+from kd.data.pixels import Pixels
+from kd.data.splits import Splits
+from kd.errors import UserError
+from kd.evaluation.scoring import quality
 from kd.models.teacher import Teacher
-from kd.runs.run import RunError
 
 NEARLY_ALL = 0.95
 """Answers to so large a share of the pictures are nearly all."""
 
 
-def taught_alone(config: DistillConfig, splits: Splits, teacher: Teacher | None) -> tuple[Splits, DistillConfig]:
+def labels_from_teacher(config: DistillConfig, splits: Splits, teacher: Teacher | None) -> tuple[Splits, DistillConfig]:
     """Splits and settings of pictures without labels: the classes are the teacher's, and its answers take the labels'
-    place. Raises ``RunError`` for a run that needs labels."""
+    place. Raises ``UserError`` for a run that needs labels."""
     if teacher is None:
-        raise RunError(
+        raise UserError(
             "The pictures have no labels and there is no teacher, so there is nothing to learn. Put each class's pictures "
             "into a folder of its own, or choose a teacher."
         )
     if config.baseline == "yes" or config.lambda_ == 0:
-        raise RunError(
+        raise UserError(
             "The pictures have no labels, so nothing can be learned from them without the teacher: there can be no "
             "baseline, and lambda cannot be 0. Leave out the baseline and choose lambda 1, or put each class's pictures "
             "into a folder of its own."
         )
     if config.label_map:
-        raise RunError("The pictures have no labels, so there are no classes to map. Leave out the label map.")
+        raise UserError("The pictures have no labels, so there are no classes to map. Leave out the label map.")
     if len(teacher.classes) < 2:
-        raise RunError(f"The teacher {config.teacher!r} knows one class only: there is nothing to learn from it.")
+        raise UserError(f"The teacher {config.teacher!r} knows one class only: there is nothing to learn from it.")
     said = (
         f"The pictures have no labels: the student learns the teacher's {len(teacher.classes)} classes from the teacher "
         "alone, and agreement with the teacher on held-out pictures takes the place of accuracy. It says how well the "
@@ -45,23 +46,23 @@ def taught_alone(config: DistillConfig, splits: Splits, teacher: Teacher | None)
 
 
 def check_known(splits: Splits, teacher: Teacher, compared: bool) -> None:
-    """Raises ``RunError`` where validation or test has no picture of a class that the teacher knows, or test has one where
+    """Raises ``UserError`` where validation or test has no picture of a class that the teacher knows, or test has one where
     students are ``compared`` on them."""
     for name in ("validation", "test"):
-        known = taught(teacher, getattr(splits, name)["label"]).sum()
+        known = known_rows(teacher, getattr(splits, name)["label"]).sum()
         if splits.labelled and known < (2 if compared and name == "test" else 1):
-            raise RunError(
+            raise UserError(
                 f"The {name} split has {'one' if known else 'no'} picture of a class that the teacher knows, so whether the "
                 "student agrees with it cannot be measured. Add some, or match more classes with a label map (--label-map)."
             )
 
 
-def taught(teacher: Teacher, labels: np.ndarray | list[int]) -> np.ndarray:
+def known_rows(teacher: Teacher, labels: np.ndarray | list[int]) -> np.ndarray:
     """Which pictures, bool ``[N]``, are of classes that the teacher knows, from their ``labels`` ``[N]``."""
     return np.ones(len(labels), bool) if teacher.known is None else teacher.known.cpu().numpy()[np.asarray(labels)]
 
 
-def labelled_by(logits: np.ndarray, pixels: Pixels) -> Pixels:
+def with_teacher_labels(logits: np.ndarray, pixels: Pixels) -> Pixels:
     """The same pictures, each with the first choice of the teacher, whose ``logits`` ``[N, C]`` these are, as its label."""
     return dataclasses.replace(pixels, labels=np.asarray(logits).argmax(-1))
 
@@ -77,12 +78,14 @@ def check_variety(logits: np.ndarray, classes: list[str]) -> list[str]:
     ]
 
 
-def on_known(splits: Splits, teacher: Teacher | None, logits: dict[str, np.ndarray], labels: np.ndarray) -> list[str]:
+def accuracy_on_known_classes(
+    splits: Splits, teacher: Teacher | None, logits: dict[str, np.ndarray], labels: np.ndarray
+) -> list[str]:
     """Both models' accuracy on the test pictures of the classes that the teacher knows, in words, if it does not know all:
     elsewhere it cannot be right."""
     if not splits.labelled or teacher is None or teacher.known is None:
         return []
-    rows = taught(teacher, labels)
+    rows = known_rows(teacher, labels)
     right = {name: quality(answers[rows], labels[rows])["accuracy"] for name, answers in logits.items()}
     return [
         f"On the {rows.sum():,} of {len(rows):,} test pictures whose classes the teacher knows it is right on "

@@ -1,20 +1,22 @@
 """The training of one student: `Trainer` with our batches, loss and events, its checkpoints, and a GPU too small."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd.config import DistillConfig
-from kd.runs import run as runs
-from kd.runs.process import StopAsked
-from kd.runs.run import Run, RunError
+from kd.errors import UserError
+from kd.runs.queue import StopAsked
+from kd.runs.run import Run, events_by_trial
 from kd.system import memory
-from kd.training.setup import Arm, Work, fresh_student, sizes_of, threads, views_of
+from kd.training.checkpoints import checkpoints_folder, last_checkpoint, save_best, student_folder
+from kd.training.plan import sizes_of, views_of
+from kd.training.setup import Work, fresh_student, threads
 
 if TYPE_CHECKING:
+    from kd.training.callback import RunCallback
     from kd.training.losses import Method
-    from kd.training.trainer import ImageDistilTrainer, RunCallback
+    from kd.training.trainer import ImageDistilTrainer
 
 
 def train_within_memory(run: Run, work: Work) -> tuple[Work, "ImageDistilTrainer", "RunCallback"]:
@@ -39,11 +41,11 @@ def train_within_memory(run: Run, work: Work) -> tuple[Work, "ImageDistilTrainer
 
 def use_smaller_parts(run: Run, work: Work) -> None:
     """Cut batches into twice as many parts from now on, or the next number that leaves them equal; the ``memory`` event.
-    Raises ``RunError`` where a part is one picture already."""
+    Raises ``UserError`` where a part is one picture already."""
     size = work.config.batch_size
     now = parts(run)
     if now == size:
-        raise RunError(
+        raise UserError(
             "Out of the GPU's memory, even with one picture at a time. Choose a smaller image size or student."
         )
     wanted = memory.more_parts(now, size)
@@ -68,10 +70,13 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
     from transformers.integrations import TensorBoardCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from kd.data.splits import Views, processes
-    from kd.evaluation.compare import agreement, quality
-    from kd.training.labels import taught
-    from kd.training.trainer import Diverged, ImageDistilTrainer, RunCallback, ViewBatches, arguments
+    from kd.data.pixels import decoding_processes
+    from kd.data.views import Views
+    from kd.evaluation.scoring import agreement, quality
+    from kd.training.batches import ViewBatches
+    from kd.training.callback import RunCallback
+    from kd.training.labels import known_rows
+    from kd.training.trainer import Diverged, ImageDistilTrainer, training_arguments
 
     config, arm, student = work.config, work.arm, work.student.pipeline
     distilled = arm.name == "distilled" and work.teacher is not None
@@ -89,11 +94,11 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
             raise Diverged("the student's answers are not finite numbers")
         agreed = {}
         if work.teacher:
-            rows = taught(work.teacher, work.validation.labels)
+            rows = known_rows(work.teacher, work.validation.labels)
             agreed = {"agreement": agreement(answers.predictions[rows], theirs[rows])}
         return {**quality(answers.predictions, answers.label_ids), **agreed}
 
-    before = [e for e in runs.by_arm(run.events()).get((arm.seed, arm.name), []) if e["event"] == "eval"]
+    before = [e for e in events_by_trial(run.events()).get((arm.seed, arm.name), []) if e["event"] == "eval"]
     callback = RunCallback(
         run, batches, views_of(config), sizes_of(config, student.size),
         before[-1]["seconds"] if before else 0.0,
@@ -109,15 +114,15 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
         mixup=config.mixup,
         ema=config.ema,
         known=work.teacher.known if distilled else None,
-        args=arguments(
+        args=training_arguments(
             config,
             len(batches),
-            checkpoints(run, arm),
+            checkpoints_folder(run, arm),
             arm.seed,
             work.device,
             work.precision,
             parts(run),
-            processes() if batches.undecoded else 0,
+            decoding_processes() if batches.undecoded else 0,
         ),
         train_dataset=batches,
         eval_dataset=held_out,
@@ -143,7 +148,7 @@ def method_of(config: DistillConfig) -> "Method":
 def train_student(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
     """Train, from the last checkpoint if there is one; the trainer's model is then the best by validation accuracy.
 
-    Raises ``StopAsked`` when stopped and ``RunError`` when the loss diverges, the best so far kept in ``student/``.
+    Raises ``StopAsked`` when stopped and ``UserError`` when the loss diverges, the best so far kept in ``student/``.
     """
     from kd.training.trainer import Diverged
 
@@ -158,52 +163,7 @@ def train_student(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
                 f"The best student so far ({trainer.state.best_metric:.1%} on validation) is in "
                 f"{student_folder(run, work.arm)}."
             )
-        raise RunError(f"Training diverged: {error}. Try a learning rate ten times lower. {kept}") from error
+        raise UserError(f"Training diverged: {error}. Try a learning rate ten times lower. {kept}") from error
     if run.stop_asked():
         save_best(run, work, trainer)
         raise StopAsked
-
-
-def checkpoints(run: Run, arm: Arm) -> Path:
-    return run.path / "checkpoints" / arm.folder(run).name
-
-
-def last_checkpoint(folder: Path, averaged: bool = False) -> str | None:
-    """The newest checkpoint that is whole: `Trainer` writes ``trainer_state.json`` last. The others are looked at too,
-    for a power cut may take any of the files that were written last. ``averaged``: with an average of the weights (``kd.training.ema``)."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return next((str(path) for path in reversed(found) if is_whole(path, averaged)), None)
-
-
-def is_whole(checkpoint: Path, averaged: bool = False) -> bool:
-    """Whether all files of a checkpoint are there to their ends."""
-    import zipfile
-
-    from safetensors import SafetensorError, safe_open
-
-    from kd.training.ema import OWN
-
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
-        for name in ("model.safetensors", *([OWN] if averaged else [])):
-            with safe_open(checkpoint / name, "pt"):  # compares its size with its header
-                pass
-        pickles = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # zip files, whose table is at their end
-        return bool(state) and all(zipfile.is_zipfile(checkpoint / name) for name in pickles)
-    except (OSError, ValueError, SafetensorError):
-        return False
-
-
-def student_folder(run: Run, arm: Arm) -> Path:
-    """Where an arm's student is kept as it is made: the first's is the run's own, until a better one takes its place."""
-    return run.path / "student" if arm.nth == 1 else arm.folder(run) / "student"
-
-
-def save_best(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
-    """The trainer's model and the student's processor into the arm's folder; the ``exported`` event."""
-    from kd.training.checkpoints import save_student
-
-    folder = student_folder(run, work.arm)
-    work.arm.folder(run).mkdir(parents=True, exist_ok=True)
-    save_student(trainer.model.cpu(), work.student.processor, folder)
-    run.append("exported", folder=str(folder.relative_to(run.path)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd.config import METHODS
-from kd.runs.run import RunError
+from kd.errors import UserError
 
 
 def hinton_kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -159,7 +159,7 @@ def check_classes(name: str, classes: int, whose: str = "The data has") -> list[
     """What is lost, in words, when a method meets so few classes; nothing above two. ``whose`` begins the words.
 
     Raises:
-        RunError: where nothing of the method would be left.
+        UserError: where nothing of the method would be left.
         ValueError: for a name that is not among ``METHODS``.
     """
     if _known(name) == "kd" or classes > 2:
@@ -169,7 +169,7 @@ def check_classes(name: str, classes: int, whose: str = "The data has") -> list[
         return [f"{found}: its second term is always 0, what is left is the first. Use kd for the same loss."]
     if name == "dist":
         return [f"{found}: its inter-class term is left out, the intra-class term stays. Use kd to lose nothing."]
-    raise RunError(
+    raise UserError(
         f"{found}: the standardised logits of two classes are always the same two numbers (+0.71 and -0.71), "
         "so nothing about the teacher is left but which class it prefers. Choose kd or dist instead."
     )

@@ -17,12 +17,18 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from kd.data.splits import Pixels, Views, crop, in_order, mapped, npy_writer, rows_in
-from kd.models.teacher import Teacher, autocast
+from kd.data.pixels import Pixels, in_order
+from kd.data.views import Views, crop
+from kd.evaluation.scoring import whole_array
+from kd.models.device import autocast
+from kd.models.teacher import Teacher
 from kd.system import memory
+from kd.system.files import mapped, npy_writer, rows_in
 
-BATCH = 64
+TARGET_BATCH = 64
+
 GPU_BATCH = 256
+
 Progress = Callable[[int, int], None]
 
 
@@ -67,21 +73,12 @@ def load_targets(
     size = len(pixels.labels)
     paths = [folder / f"view-{view}.npy" for view in range(count)]
     with FileLock(folder / "lock"):
-        missing = [view for view, path in enumerate(paths) if _whole(path, size) is None]
+        missing = [view for view, path in enumerate(paths) if whole_array(path, size) is None]
         if missing:
             _compute_within_memory(teacher, pixels, views, missing, paths, device, precision, progress)
         logits = [mapped(path) for path in paths]
     state = "hit" if not missing else "partial" if len(missing) < count else "miss"
     return Targets(logits, time.perf_counter() - started, state)
-
-
-def _whole(path: Path, size: int) -> np.ndarray | None:
-    """A file of targets for ``size`` pictures, or ``None``: missing, or cut short (it is deleted then)."""
-    values = mapped(path)
-    if values is not None and len(values) != size:
-        path.unlink()
-        return None
-    return values
 
 
 def _compute_within_memory(
@@ -94,7 +91,7 @@ def _compute_within_memory(
     *rest: Any,
 ) -> None:
     """``_compute``, in batches of half the size each time that a GPU's memory runs out."""
-    size = GPU_BATCH if device.type == "cuda" else BATCH
+    size = GPU_BATCH if device.type == "cuda" else TARGET_BATCH
     while True:
         try:
             return _compute(teacher, pixels, views, missing, paths, device, *rest, size)
@@ -138,22 +135,3 @@ def _compute(
                 progress(done, of * len(missing))
     for view, part in parts.items():
         os.replace(part, paths[view])
-
-
-def scores_file(key: str, cache: Path) -> Path:
-    return Path(cache) / "scores" / f"{key}.npy"
-
-
-def load_scores(key: str, cache: Path, size: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The teacher's logits ``[size, C]`` on a split by the ruler (``kd.evaluation.compare.score``), kept like targets."""
-    path = scores_file(key, cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        values = _whole(path, size)
-        if values is not None:
-            return values
-        logits = compute()
-        with npy_writer(path.with_suffix(".part"), logits.shape[1:], np.float32) as write:
-            write(logits)
-        os.replace(path.with_suffix(".part"), path)
-        return logits

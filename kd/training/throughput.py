@@ -12,15 +12,19 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from kd.config import DistillConfig
-from kd.data.splits import Pixels, Views
-from kd.models.teacher import Student
+from kd.data.pixels import Pixels
+from kd.data.views import Views
+from kd.models.student import Student
 from kd.system import memory
-from kd.training.trainer import ImageDistilTrainer, ViewBatches, arguments
+from kd.training.batches import ViewBatches
+from kd.training.trainer import ImageDistilTrainer, training_arguments
 
 LEAST, MOST = 4, 200
 """Steps that are timed: at least so many, and no more than that, however few seconds they take."""
+
 LOOKED_AT = 64
 """Pictures that are looked at as validation pictures are."""
+
 LOOKS_SHARE = 0.2
 """They are looked at again and again for this share of the seconds of the steps."""
 
@@ -40,7 +44,7 @@ class EpochCost:
         return pictures * (area * self.picture + asking) + validation * self.look
 
 
-def measure(
+def measure_throughput(
     student: Student,
     config: DistillConfig,
     side: int,
@@ -60,7 +64,7 @@ def measure(
     once = dataclasses.replace(config, epochs=MOST)
     parts = 1
     while True:
-        settings = arguments(once, config.batch_size, folder, config.seed, device, precision, parts)
+        settings = training_arguments(once, config.batch_size, folder, config.seed, device, precision, parts)
         settings.set_evaluate("no").set_save("no")
         settings.load_best_model_at_end = False
         try:

@@ -1,27 +1,17 @@
 """Training: the guide's ``ImageDistilTrainer``, the batches it eats, and the callback that writes a run's events."""
 
-import dataclasses
 import math
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from kd.config import DistillConfig
-from kd.data.splits import Pixels, Undecoded, Views, crop
-from kd.models.teacher import Pipeline
-from kd.runs.run import Run
 from kd.training.ema import Average
 from kd.training.losses import DistillationLoss, Method, distillation_loss
-
-EVENT_SECONDS = 0.5
-"""At most one ``step`` event in this time."""
 
 
 class Diverged(Exception):
@@ -179,74 +169,7 @@ class ImageDistilTrainer(Trainer):
         return DistillationLoss(*(value / max(count, 1) for value in sums)), int(count)
 
 
-class ViewBatches(torch.utils.data.Dataset):
-    """Batches of one view, cut for all pictures at once on the device; ``view`` is changed between epochs.
-
-    `Trainer` hands a whole batch of indices to ``__getitems__``, which answers with the batch itself (``collate``).
-    Decoded pictures that leave a GPU three quarters of its free memory live there. On the CPU nothing is fetched ahead:
-    no core is idle while the student computes.
-    """
-
-    def __init__(
-        self,
-        pixels: Pixels,
-        views: Views,
-        student: Pipeline,
-        device: torch.device,
-        logits: list[np.ndarray] | None = None,
-        teacher: Pipeline | None = None,
-    ) -> None:
-        self.undecoded = isinstance(pixels.values, Undecoded)
-        """Worker processes ask for the batches, so these stay on the CPU and `Trainer` moves them."""
-        self.device = torch.device("cpu") if self.undecoded else device
-        self.views, self.student, self.teacher, self.logits = views, student, teacher, logits
-        self.values = pixels.values
-        if self.device.type == "cuda" and self.values.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
-            self.values = torch.from_numpy(np.array(self.values)).to(device)
-        self.labels = torch.from_numpy(pixels.labels).to(self.device)
-        self.show(0)
-
-    def show(self, view: int, size: tuple[int, int] | None = None) -> None:
-        """Make ``view`` the one that batches are cut from, for a student's input of ``size`` (default: its own)."""
-        self.view = view
-        self.student = dataclasses.replace(self.student, size=size or self.student.size)
-        self.boxes, self.mirrored = (torch.from_numpy(part).to(self.device) for part in self.views.boxes(view))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {name: value[0] for name, value in self.__getitems__([index]).items()}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        rows = self._to_device(torch.tensor(indices))
-        on_device = torch.is_tensor(self.values)
-        values = self.values[rows] if on_device else self._to_device(torch.from_numpy(self.values[indices]))
-        boxes, mirrored = self.boxes[rows], self.mirrored[rows]
-
-        def seen_by(pipeline: Pipeline) -> Tensor:
-            batch = pipeline(crop(values, boxes, mirrored, pipeline.size))
-            return batch.contiguous(memory_format=torch.channels_last)
-
-        batch = {"pixel_values": seen_by(self.student), "labels": self.labels[rows]}
-        if self.logits is not None:
-            batch["teacher_logits"] = self._to_device(torch.from_numpy(self.logits[self.view][indices]))
-        elif self.teacher is not None:
-            batch["teacher_pixel_values"] = seen_by(self.teacher)
-        return batch
-
-    def _to_device(self, values: Tensor) -> Tensor:
-        """Without waiting for a GPU, so that a batch is gathered while the one before is learned from."""
-        if self.device.type == "cuda":
-            return values.pin_memory().to(self.device, non_blocking=True)
-        return values.to(self.device)
-
-    @staticmethod
-    def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return batch
-
-
-def arguments(
+def training_arguments(
     config: DistillConfig,
     pictures: int,
     folder: Path,
@@ -287,83 +210,3 @@ def arguments(
         disable_tqdm=True,
         report_to="none",
     )
-
-
-class RunCallback(TrainerCallback):
-    """Writes a run's ``step`` and ``eval`` events, changes the view each epoch, obeys ``STOP`` and stops on NaN."""
-
-    def __init__(
-        self,
-        run: Run,
-        batches: ViewBatches,
-        views: int,
-        sizes: Callable[[int], tuple[int, int] | None] = lambda epoch: None,
-        seconds_before: float = 0.0,
-        arm: dict[str, Any] | None = None,
-    ) -> None:
-        """``sizes``: epoch, from 0 on -> the size of the student's input in it."""
-        self.run, self.batches, self.views, self.sizes, self.arm = run, batches, views, sizes, arm or {}
-        self.seconds_before = seconds_before
-        self.trainer: ImageDistilTrainer | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of the run's training so far, those before a resume included."""
-        return self.seconds_before + time.perf_counter() - self.started
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.started = self.looked = time.perf_counter()
-        self.run.append(
-            "training", epochs=int(args.num_train_epochs), steps=state.max_steps, step=state.global_step, **self.arm
-        )
-
-    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
-        epoch = int(round(state.epoch, 6))  # a resume may begin in the middle of one
-        self.batches.show(epoch % self.views, self.sizes(epoch))
-        self.looked = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self.run.stop_asked():  # end as an epoch does: what was learned is evaluated and saved
-            control.should_training_stop = True
-        if time.perf_counter() - self.looked >= EVENT_SECONDS or state.global_step == 1:
-            self._tell(state)
-
-    def on_epoch_end(self, args, state, control, **kwargs) -> None:
-        self._tell(state)
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        self.trained = self.seconds
-
-    def _tell(self, state) -> None:
-        """One ``step`` event: the mean losses since the last one."""
-        means, count = self.trainer.take_means()
-        if not count:
-            return
-        if not all(map(math.isfinite, means)):
-            raise Diverged(f"the loss became {means.total} in epoch {math.ceil(state.epoch)}, step {state.global_step}")
-        now = time.perf_counter()
-        seconds, self.looked = now - self.looked, now
-        self.run.append(
-            "step",
-            step=state.global_step,
-            epoch=round(state.epoch, 4),
-            total=round(means.total, 5),
-            soft=round(means.soft, 5),
-            hard=round(means.hard, 5),
-            images_per_second=round(count / seconds, 1),
-            seconds=round(self.seconds, 2),
-        )
-
-    def on_evaluate(self, args, state, control, metrics: dict[str, float], **kwargs) -> None:
-        agreed = {"agreement": round(metrics["eval_agreement"], 5)} if "eval_agreement" in metrics else {}
-        self.run.append(
-            "eval",
-            step=state.global_step,
-            epoch=round(state.epoch, 2),
-            accuracy=round(metrics["eval_accuracy"], 5),
-            f1=round(metrics["eval_f1"], 5),
-            **agreed,
-            loss=round(metrics["eval_loss"], 5) if math.isfinite(metrics["eval_loss"]) else None,
-            seconds=round(self.seconds, 2),
-        )
-        self.looked = time.perf_counter()

@@ -26,19 +26,22 @@ from gradio.utils import get_upload_folder
 
 from kd import limits
 from kd.config import SAMPLE, DistillConfig
-from kd.data.library import store as uploads
-from kd.data.library.store import Upload
-from kd.experiments import sweep as sweeps
-from kd.experiments.sweep import Sweep
-from kd.runs import run as runs
+from kd.data.library.store import UPLOAD_PREFIX, Upload, list_uploads, refuse_archive
+from kd.errors import UserError
+from kd.experiments.sweep import Sweep, find_sweep, list_sweeps
 from kd.runs import visitors
-from kd.runs.run import ID, START_SECONDS, Run, RunError
+from kd.runs.run import START_SECONDS, Run
+from kd.runs.store import find_run, list_runs, local_owner, with_run_as_teacher
+from kd.system.files import default_runs_folder
+from kd.system.ids import ID, owner_hash
+from kd.ui.progress import status_of, summarize
 from kd.ui.settings import on_page
-from kd.ui.summary import status_of, summarize
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
+
 NAME = re.compile(r"(?!\.)[\w.:-]{1,200}(/[\w.-]{1,100})?")
 """A Hub id, a name of ours, or one of these with a word and a colon before it; no path of more than two parts."""
+
 LAST_PLACE = 2**63 - 1
 
 
@@ -69,27 +72,27 @@ def token_of(live: Any) -> str:
 
 
 def owner(token: str) -> str:
-    """Whom a run that is started with ``token`` belongs to. Raises ``RunError`` for what is not a token."""
+    """Whom a run that is started with ``token`` belongs to. Raises ``UserError`` for what is not a token."""
     if not shared():
-        return runs.local_owner(runs.default_folder())
+        return local_owner(default_runs_folder())
     if not is_token(token):
-        raise RunError("This server is shared: start a run first, its answer has the token that owns it.")
+        raise UserError("This server is shared: start a run first, its answer has the token that owns it.")
     return token
 
 
 def own(id: str, token: str) -> Run:
-    """The run, if it is the visitor's. Whether it is another's or is not there at all, ``RunError`` says the same."""
+    """The run, if it is the visitor's. Whether it is another's or is not there at all, ``UserError`` says the same."""
     if not shared():
-        return runs.find(runs.default_folder(), id if isinstance(id, str) else "")
+        return find_run(default_runs_folder(), id if isinstance(id, str) else "")
     run = _at(id)
     if run is None or not _owns(run, token):
-        raise RunError(f"There is no run {str(id)[:40]!r} among yours.")
-    visitors.seen(runs.default_folder(), run.owner())
+        raise UserError(f"There is no run {str(id)[:40]!r} among yours.")
+    visitors.seen(default_runs_folder(), run.owner())
     return run
 
 
 def readable(id: str, token: str, view: str = "") -> Run:
-    """The run, if it is the visitor's or ``view`` is its read-only key. Raises ``RunError``."""
+    """The run, if it is the visitor's or ``view`` is its read-only key. Raises ``UserError``."""
     run = _at(id)
     if run and isinstance(view, str) and TOKEN.fullmatch(view) and hmac.compare_digest(view, view_key(run)):
         return run
@@ -98,52 +101,52 @@ def readable(id: str, token: str, view: str = "") -> Run:
 
 def own_runs(token: str) -> list[Run]:
     """The visitor's runs, newest first."""
-    mine = [run for run in runs.list_runs(runs.default_folder()) if not shared() or _owns(run, token)]
+    mine = [run for run in list_runs(default_runs_folder()) if not shared() or _owns(run, token)]
     if shared() and mine:
-        visitors.seen(runs.default_folder(), runs.owner_hash(token))
+        visitors.seen(default_runs_folder(), owner_hash(token))
     return mine
 
 
 def own_sweep(id: str, token: str) -> Sweep:
-    """The sweep, if it is the visitor's. ``RunError`` says the same of another's as of one that is not there."""
+    """The sweep, if it is the visitor's. ``UserError`` says the same of another's as of one that is not there."""
     if not shared():
-        return sweeps.find(runs.default_folder(), id if isinstance(id, str) else "")
-    found = next((one for one in sweeps.list_sweeps(runs.default_folder()) if one.id == id), None)
+        return find_sweep(default_runs_folder(), id if isinstance(id, str) else "")
+    found = next((one for one in list_sweeps(default_runs_folder()) if one.id == id), None)
     if found is None or not _owns(found, token):
-        raise RunError(f"There is no sweep {str(id)[:40]!r} among yours.")
+        raise UserError(f"There is no sweep {str(id)[:40]!r} among yours.")
     return found
 
 
 def own_sweeps(token: str) -> list[Sweep]:
     """The visitor's sweeps, newest first."""
-    return [sweep for sweep in sweeps.list_sweeps(runs.default_folder()) if not shared() or _owns(sweep, token)]
+    return [sweep for sweep in list_sweeps(default_runs_folder()) if not shared() or _owns(sweep, token)]
 
 
 def own_upload(id: str, token: str) -> Upload:
-    """The dataset (``upload:<id>``, or its id), if it is the visitor's. ``RunError`` says the same of another's as of
+    """The dataset (``upload:<id>``, or its id), if it is the visitor's. ``UserError`` says the same of another's as of
     one that is not there."""
-    wanted = id.removeprefix(uploads.PREFIX) if isinstance(id, str) else ""
+    wanted = id.removeprefix(UPLOAD_PREFIX) if isinstance(id, str) else ""
     found = next((one for one in own_uploads(token) if one.id == wanted), None)
     if found is None:
-        raise RunError(f"There is no dataset {wanted[:40]!r} among yours. It may have been deleted.")
+        raise UserError(f"There is no dataset {wanted[:40]!r} among yours. It may have been deleted.")
     return found
 
 
 def own_uploads(token: str) -> list[Upload]:
     """The visitor's datasets, newest first."""
-    mine = [one for one in uploads.list_uploads(runs.default_folder()) if not shared() or _owns(one, token)]
+    mine = [one for one in list_uploads(default_runs_folder()) if not shared() or _owns(one, token)]
     if shared() and mine:
-        visitors.seen(runs.default_folder(), runs.owner_hash(token))
+        visitors.seen(default_runs_folder(), owner_hash(token))
     return mine
 
 
 def with_own(config: DistillConfig, token: str) -> DistillConfig:
     """``config`` with the folders of what is the visitor's: the pictures of ``upload:ID``, and the student of a run in the
-    place of the teacher ``run:ID``. Raises ``RunError``, also for what is another's."""
-    if config.dataset.startswith(uploads.PREFIX):
+    place of the teacher ``run:ID``. Raises ``UserError``, also for what is another's."""
+    if config.dataset.startswith(UPLOAD_PREFIX):
         config = dataclasses.replace(config, dataset=str(own_upload(config.dataset, token).path))
-    uploads.refuse_archive(config.dataset)
-    return runs.with_run_as_teacher(config, lambda id: own(id, token))
+    refuse_archive(config.dataset)
+    return with_run_as_teacher(config, lambda id: own(id, token))
 
 
 def view_key(run: Run) -> str:
@@ -154,10 +157,11 @@ def view_key(run: Run) -> str:
 def secret_key(purpose: str, folder: Path) -> str:
     """What is made from the secret of a folder of runs for one purpose, 128 bits that look like ``new_token``'s. Nobody who
     knows the purpose, or other keys, can make it."""
-    return hmac.new(runs.local_owner(folder).encode(), purpose.encode(), hashlib.sha256).hexdigest()[:32]
+    return hmac.new(local_owner(folder).encode(), purpose.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 _beginning = Lock()
+
 _resumed: dict[str, float] = {}
 """When runs and sweeps were resumed lately: it takes their processes a moment to say so."""
 
@@ -165,7 +169,7 @@ _resumed: dict[str, float] = {}
 @contextmanager
 def admitted(token: str, resumed: str = "") -> Iterator[None]:
     """For the time in which a visitor's run or sweep is made, or ``resumed`` (its id): one at a time, or many that come at
-    once would all be the third. Raises ``RunError`` for one too many, and for one that there is no room for."""
+    once would all be the third. Raises ``UserError`` for one too many, and for one that there is no room for."""
     if not shared():
         yield
         return
@@ -177,12 +181,12 @@ def admitted(token: str, resumed: str = "") -> Iterator[None]:
 
 
 def _check_load(token: str) -> None:
-    allowed, folder = limits.current(), runs.default_folder()
+    allowed, folder = limits.current(), default_runs_folder()
     if _at_work([*own_runs(token), *own_sweeps(token)]) >= allowed.open_runs:
-        raise RunError(f"You have {allowed.open_runs:g} runs waiting or running. Stop one, or wait until it is done.")
-    if _at_work([*runs.list_runs(folder), *sweeps.list_sweeps(folder)]) >= allowed.queue:
-        raise RunError(f"The queue is full: {allowed.queue:g} runs wait or run. Try again in a while.")
-    visitors.check_room(folder, runs.owner_hash(token))
+        raise UserError(f"You have {allowed.open_runs:g} runs waiting or running. Stop one, or wait until it is done.")
+    if _at_work([*list_runs(folder), *list_sweeps(folder)]) >= allowed.queue:
+        raise UserError(f"The queue is full: {allowed.queue:g} runs wait or run. Try again in a while.")
+    visitors.check_room(folder, owner_hash(token))
 
 
 def _at_work(some: list[Run]) -> int:
@@ -195,7 +199,7 @@ def _at_work(some: list[Run]) -> int:
 def _works(one: Run) -> bool:
     try:
         return one.id in _resumed or status_of(one, summarize(one)) in ("queued", "running")
-    except RunError:  # deleted meanwhile
+    except UserError:  # deleted meanwhile
         return False
 
 
@@ -205,9 +209,9 @@ def keep_clean() -> None:
     def look() -> None:
         while True:
             try:
-                for one in visitors.clean_if_due(runs.default_folder()):
+                for one in visitors.clean_if_due(default_runs_folder()):
                     print(f"Deleted {one.path.name}: its owner has not come back.", file=sys.stderr, flush=True)
-            except (OSError, RunError) as problem:
+            except (OSError, UserError) as problem:
                 print(f"What visitors left behind could not be deleted: {problem}", file=sys.stderr, flush=True)
             time.sleep(visitors.CLEAN_SECONDS)
 
@@ -231,22 +235,22 @@ def house_rules() -> str:
 
 
 def check_names(config: DistillConfig) -> None:
-    """Raises ``RunError`` for a path, on a shared server: its folders are not the visitors'."""
+    """Raises ``UserError`` for a path, on a shared server: its folders are not the visitors'."""
     for name in ("teacher", "dataset", "student"):
         value = getattr(config, name)
         if shared() and value != SAMPLE and (not NAME.fullmatch(value) or ".." in value or os.path.exists(value)):
-            raise RunError(
+            raise UserError(
                 f"{name} is {value[:80]!r}, a path or no name at all. On a shared server it can only be a Hub id or a name."
             )
 
 
 def uploaded(image: Any) -> str:
-    """The path of a file that was uploaded to this server. Raises ``RunError`` for any other: a caller could name the
+    """The path of a file that was uploaded to this server. Raises ``UserError`` for any other: a caller could name the
     server's own."""
     path = image.get("path") if isinstance(image, dict) else getattr(image, "path", image)
     folder = Path(get_upload_folder()).resolve()
     if not isinstance(path, str) or not Path(os.path.realpath(path)).is_relative_to(folder):
-        raise RunError(
+        raise UserError(
             "Pictures must be uploaded to this server first: on the page, or with gradio_client's handle_file('picture.png')."
         )
     return path
@@ -275,7 +279,7 @@ def outcome(action: Callable[..., Any], id: str, token: str, *more: Any) -> dict
     """What a script is told of an action on a visitor's run or sweep: ``{}``, or ``problem``."""
     try:
         action(id, token, *more)
-    except (RunError, OSError, ValueError) as problem:
+    except (UserError, OSError, ValueError) as problem:
         return {"problem": str(problem)}
     return {}
 
@@ -285,7 +289,7 @@ def kind_errors():
     """What the user can act on, as the page's own kind of error, in the page's words and with no traceback."""
     try:
         yield
-    except (ValueError, RunError, PermissionError) as problem:
+    except (ValueError, UserError, PermissionError) as problem:
         raise gr.Error(on_page(str(problem)), print_exception=False) from problem
 
 
@@ -293,12 +297,12 @@ def _at(id: str) -> Run | None:
     """An id from outside becomes a path only if it looks like one of ours."""
     if not isinstance(id, str) or not ID.fullmatch(id):
         return None
-    run = Run(runs.default_folder().resolve() / id)
+    run = Run(default_runs_folder().resolve() / id)
     return run if (run.path / "config.json").exists() else None
 
 
 def _owns(run: Run | Upload, token: str) -> bool:
     try:
-        return is_token(token) and hmac.compare_digest(run.owner(), runs.owner_hash(token))
-    except RunError:
+        return is_token(token) and hmac.compare_digest(run.owner(), owner_hash(token))
+    except UserError:
         return False

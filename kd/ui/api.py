@@ -5,10 +5,10 @@ from typing import Any
 import gradio as gr
 
 from kd.config import DistillConfig
-from kd.ui import compare as compare_tab
 from kd.ui import distill
 from kd.ui.access import kind_errors, new_token, place, readable, uploaded
-from kd.ui.summary import status_of, summarize
+from kd.ui.compare import side_by_side
+from kd.ui.progress import status_of, summarize
 
 MOST_EVENTS = 5000
 
@@ -86,7 +86,7 @@ def compare(run: str, images: list[gr.FileData], token: str = "") -> dict[str, A
         agreement, speedup, size_ratio, and a note where another run slowed both down.
     """
     with kind_errors():
-        return compare_tab.side_by_side(readable(run, token, token), [uploaded(image) for image in images or []])
+        return side_by_side(readable(run, token, token), [uploaded(image) for image in images or []])
 
 
 def add() -> None:

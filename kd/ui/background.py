@@ -9,10 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kd.runs import process as launch
-from kd.runs import run as runs
+from kd.runs.process import KEEP_MEMORY
+from kd.runs.queue import device_name, single_gpu_environment
+from kd.system.files import default_runs_folder
 
 LOWEST = 19
+
 HOME = Path(__file__).resolve().parent.parent.parent
 
 
@@ -24,13 +26,13 @@ def start(
     return subprocess.Popen(
         [
             *(["nice", "-n", str(niceness)] if shutil.which("nice") else []), sys.executable, "-m", "kd", command,
-            f"--runs-dir={runs.default_folder()}", *options,
+            f"--runs-dir={default_runs_folder()}", *options,
             *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if value is not None),
         ],
         start_new_session=True,
         env={
             **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")])),
-            **launch.gpu_of_its_own(launch.device_name(settings["device"])), **launch.KEEP_MEMORY,
+            **single_gpu_environment(device_name(settings["device"])), **KEEP_MEMORY,
         },
         **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **streams},
     )  # fmt: skip

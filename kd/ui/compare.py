@@ -15,32 +15,38 @@ from typing import Any
 import gradio as gr
 
 from kd.config import NO_TEACHER
-from kd.data.library.store import short
-from kd.evaluation import worker as inference
-from kd.runs.run import Run, RunError, check_teacher
-from kd.ui import theme as look
+from kd.data.library.store import short_name
+from kd.errors import UserError
+from kd.evaluation import worker
+from kd.runs.run import Run
+from kd.runs.store import check_teacher_exists
+from kd.ui import theme
 from kd.ui.access import kind_errors, own_runs, readable, token_of
-from kd.ui.summary import costs, how_timed, status_of, summarize, table, times
+from kd.ui.progress import status_of, summarize
+from kd.ui.result import costs, how_timed, table, times
 
 MOST_PICTURES = 64
+
 CARDS = 4
 """Up to so many pictures are shown large; more become a table."""
+
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-EXAMPLES = [str(path) for path in look.EXAMPLES]
+
+EXAMPLES = [str(path) for path in theme.EXAMPLES]
 
 
 def side_by_side(run: Run, pictures: Sequence[str], thumbnails: bool = False) -> dict[str, Any]:
     """``kd.evaluation.compare`` of up to 64 files, each with its ``disagreement`` (and its ``thumbnail``), the most disagreed on first,
     and those with different first choices before all others.
 
-    Raises ``RunError`` for no pictures, too many, or none that can be read.
+    Raises ``UserError`` for no pictures, too many, or none that can be read.
     """
     if not pictures:
-        raise RunError("Choose at least one picture: upload or paste your own, or take an example.")
+        raise UserError("Choose at least one picture: upload or paste your own, or take an example.")
     if len(pictures) > MOST_PICTURES:
-        raise RunError(f"{len(pictures)} pictures are too many at once; the most is {MOST_PICTURES}.")
-    check_teacher(run)
-    found = inference.ask(inference.side_by_side, run.path, list(pictures), thumbnails)
+        raise UserError(f"{len(pictures)} pictures are too many at once; the most is {MOST_PICTURES}.")
+    check_teacher_exists(run)
+    found = worker.ask(worker.side_by_side, run.path, list(pictures), thumbnails)
     for row in found["pictures"]:
         row |= {"name": Path(row["name"]).name, "disagreement": disagreement(row)}
     found["pictures"].sort(key=lambda row: (row.get("agree", True), -row["disagreement"]))
@@ -265,7 +271,7 @@ def on_compare(live: dict | None, id: str | None, pictures: list[tuple[str, Any]
     """The Compare button. A run that is seen through a read-only link can be compared too."""
     with kind_errors():
         if not id:
-            raise RunError("Choose a finished run first. The Distill tab makes one.")
+            raise UserError("Choose a finished run first. The Distill tab makes one.")
         view = live.get("view", "") if isinstance(live, dict) else ""
         paths = [path for path, _ in pictures or []]
         return shown(side_by_side(readable(id, token_of(live), view), paths, thumbnails=True))
@@ -276,11 +282,11 @@ def choices(live: dict | None) -> list[tuple[str, str]]:
     token = token_of(live)
     runs = own_runs(token)
     if isinstance(live, dict) and live.get("run") and live["run"] not in [run.id for run in runs]:
-        with suppress(RunError):
+        with suppress(UserError):
             runs = [readable(live["run"], token, live.get("view", "")), *runs]
     found = []
     for run in runs:
-        with suppress(RunError):  # deleted meanwhile, or of another version
+        with suppress(UserError):  # deleted meanwhile, or of another version
             if status_of(run, summarize(run)) == "done" and run.config().teacher != NO_TEACHER:
                 found.append((in_words(run), run.id))
     return found
@@ -291,13 +297,13 @@ def in_words(run: Run) -> str:
     config = run.config()
     when = time.strftime("%d %b %H:%M UTC", time.gmtime(run.settings()["created"]))
     name = f"{run.name()}, " if run.name() else ""
-    return f"{when}: {name}{short(config.student)}, T {config.temperature:g}, lambda {run.lambda_():g}, {short(config.dataset)}"
+    return f"{when}: {name}{short_name(config.student)}, T {config.temperature:g}, lambda {run.lambda_():g}, {short_name(config.dataset)}"
 
 
 def offer(live: dict | None, chosen: str | None) -> gr.Dropdown:
     """The tab is opened: list the runs, and get torch ready meanwhile."""
-    if inference.ask.process is None:
-        Thread(target=inference.ask, args=(inference.warm_up,), daemon=True).start()
+    if worker.ask.process is None:
+        Thread(target=worker.ask, args=(worker.warm_up,), daemon=True).start()
     known = choices(live)
     ids = [id for _, id in known]
     return gr.Dropdown(known, value=chosen if chosen in ids else next(iter(ids), None))

@@ -15,24 +15,30 @@ from typing import Any
 import gradio as gr
 
 from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
-from kd.evaluation import worker as inference
-from kd.evaluation.significance import dark_knowledge, standardised
-from kd.runs.run import RunError
+from kd.errors import UserError
+from kd.evaluation import worker
+from kd.evaluation.dark_knowledge import dark_knowledge, standardised_logits
 from kd.system.cache import stamp
-from kd.ui import theme as look
+from kd.ui import theme
 from kd.ui.access import check_names, served, shared, uploaded, with_own
 from kd.ui.compare import png
 
 FILES = Path(__file__).parent / "templates"
+
 STOPS = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20)
 """Where the slider can stand."""
+
 MOST_KEPT = 64
+
 _kept: OrderedDict[tuple, tuple[list[str], list[float]]] = OrderedDict()
 """(teacher, picture) -> class names and logits, the last ones that were asked for."""
+
 _keeping = Lock()
-ask = inference.Inference(seconds=150)
+
+ask = worker.Inference(seconds=150)
 """A process of its own: a teacher may have to come from the Hub first, and comparisons need not wait for that. The script
 waits a little longer."""
+
 _waiting = BoundedSemaphore(4)
 """Few may wait for an answer: the polls of all visitors share the threads."""
 
@@ -48,16 +54,16 @@ def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
         config = DistillConfig(teacher=asked.get("teacher"), method=asked.get("method") or "kd")
         check_names(config)
         if shared() and config.teacher.startswith(RUN_TEACHER):  # whose it is is not known here
-            raise RunError(
+            raise UserError(
                 "A teacher that a run has made is not asked here. Its answers are in Compare, once it has taught."
             )
         name = with_own(config, "").teacher
         path, class_name = chosen(asked)
         names, logits = answer(name, path)
-    except (RunError, ValueError, OSError, RuntimeError) as problem:  # torch's are RuntimeErrors
+    except (UserError, ValueError, OSError, RuntimeError) as problem:  # torch's are RuntimeErrors
         return {"problem": str(problem)}
     if config.method.endswith("+std"):
-        logits = standardised(logits).tolist()
+        logits = standardised_logits(logits).tolist()
     label = next((index for index, other in enumerate(names) if plain(other) == class_name), None)
     labelled = label is not None
     label = label if labelled else max(range(len(logits)), key=logits.__getitem__)
@@ -66,10 +72,10 @@ def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def chosen(asked: dict[str, Any]) -> tuple[Path, str | None]:
-    """The picture that is asked about, and its class's plain name. Raises ``RunError``."""
+    """The picture that is asked about, and its class's plain name. Raises ``UserError``."""
     nth = asked.get("example")
-    if isinstance(nth, int) and 0 <= nth < len(look.EXAMPLES):
-        path = look.EXAMPLES[nth]
+    if isinstance(nth, int) and 0 <= nth < len(theme.EXAMPLES):
+        path = theme.EXAMPLES[nth]
         return path, plain(class_of(path))
     return Path(uploaded(asked.get("path"))), None
 
@@ -85,20 +91,20 @@ def plain(name: str) -> str:
 
 
 def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
-    """The teacher's class names, and its logits for the picture. Raises ``RunError``, or ``ValueError``, in words."""
+    """The teacher's class names, and its logits for the picture. Raises ``UserError``, or ``ValueError``, in words."""
     try:
         with path.open("rb") as file:
             key = name, stamp(Path(os.path.expanduser(name))), hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
-        raise RunError(f"{path.name} is not on this server any more. Choose it again.") from None
+        raise UserError(f"{path.name} is not on this server any more. Choose it again.") from None
     with _keeping:
         if key in _kept:
             _kept.move_to_end(key)
             return _kept[key]
     if not _waiting.acquire(blocking=False):
-        raise RunError("Several others are asking a teacher just now. Try again in a moment.")
+        raise UserError("Several others are asking a teacher just now. Try again in a moment.")
     try:
-        found = ask(inference.teacher_says, name, path)
+        found = ask(worker.teacher_says, name, path)
     finally:
         _waiting.release()
     with _keeping:
@@ -142,5 +148,5 @@ def examples() -> str:
     return "".join(
         f'<button type="button" data-nth="{nth}" aria-pressed="false" aria-label="Ask about {path.stem}">'
         f'<img alt="" src="{png(str(path))}"></button>'
-        for nth, path in enumerate(look.EXAMPLES)
+        for nth, path in enumerate(theme.EXAMPLES)
     )

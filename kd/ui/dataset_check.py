@@ -20,17 +20,20 @@ from typing import Any
 import gradio as gr
 
 from kd.config import CHECKED, DistillConfig
-from kd.evaluation import dataset_report as check_report
-from kd.runs.run import RunError
-from kd.ui import background as beside
-from kd.ui import settings
+from kd.errors import UserError
+from kd.evaluation import dataset_report
+from kd.ui import background, settings
 from kd.ui.access import check_names, is_token, served, with_own
 
 FILES = Path(__file__).parent / "templates"
+
 SECONDS, AWAY = 1800, 180
 """A check may take so long, and goes on for so long after its page was last heard of."""
+
 MOST_KEPT = 8
+
 PROGRESS = re.compile(r"[a-z ]+: [\d,]+ of [\d,]+")
+
 OTHERS = "Another visitor's pictures are being checked. Yours come next"
 
 
@@ -50,8 +53,10 @@ class Checking:
 
 
 _now: Checking | None = None
+
 _kept: OrderedDict[str, dict[str, Any]] = OrderedDict()
 """Visitor, dataset and splits -> ``found``, or ``problem``."""
+
 _lock = Lock()
 
 
@@ -69,15 +74,15 @@ def checked(asked: dict[str, Any]) -> dict[str, Any]:
         return _answer(
             config, key, str(asked.get("asker", ""))[:40], bool(asked.get("fresh")), bool(asked.get("teacher"))
         )
-    except (ValueError, TypeError, RunError, OSError) as problem:
+    except (ValueError, TypeError, UserError, OSError) as problem:
         return {"problem": str(problem)}
 
 
 def _named(asked: dict[str, Any]) -> tuple[DistillConfig, str]:
-    """What is to be checked, and the key of its answer: one visitor never gets another's. Raises ``RunError``."""
+    """What is to be checked, and the key of its answer: one visitor never gets another's. Raises ``UserError``."""
     config, token = settings.from_widgets(tuple(asked.get("values") or ())), asked.get("owner", "")
     if not is_token(token):
-        raise RunError("Reload the page: it has lost its key.")
+        raise UserError("Reload the page: it has lost its key.")
     check_names(config)
     config = with_own(config, token)
     values = {name: value for name, value in config.to_dict().items() if name in CHECKED}
@@ -115,7 +120,7 @@ def _give_up() -> None:
     global _now
     if _now:
         _now.given_up = True
-        beside.end(_now.process)
+        background.end(_now.process)
         _now = None
 
 
@@ -125,7 +130,7 @@ def _begin(config: DistillConfig, key: str, asker: str, teacher: bool) -> Checki
     values = {name: value for name, value in config.to_dict().items() if name in CHECKED}
     if not teacher:
         values["teacher"] = None
-    process = beside.start(
+    process = background.start(
         "check", f"--out={folder / 'check.json'}", settings=values, stderr=subprocess.PIPE, text=True, errors="replace"
     )
     return Checking(key, asker, process, folder)
@@ -139,7 +144,7 @@ def _finish(one: Checking) -> None:
     begun = time.monotonic()
     while one.process.poll() is None:
         if max(time.monotonic() - begun - SECONDS, time.monotonic() - one.heard - AWAY) > 0:
-            beside.end(one.process)
+            background.end(one.process)
         with suppress(subprocess.TimeoutExpired):
             one.process.wait(timeout=1)
     reader.join(timeout=5)
@@ -182,15 +187,17 @@ def _shown(kept: dict[str, Any]) -> dict[str, Any]:
     found = kept["found"]
     count = len(found["problems"])
     head = f"{count} problem{'s' * (count != 1)}" if count else "No problems"
-    return {"html": settings.on_page(check_report.body(found)), "title": f"{head} in {found['dataset']}"}
+    return {"html": settings.on_page(dataset_report.body(found)), "title": f"{head} in {found['dataset']}"}
 
 
 def _file(key: str, kind: str) -> dict[str, Any]:
     with _lock:
         found = _kept.get(key, {}).get("found")
     if found is None:
-        raise RunError("This check is no longer kept. Check the pictures once more.")
-    return {"text": check_report.page(found) if kind == "html" else json.dumps(check_report.as_json(found), indent=1)}
+        raise UserError("This check is no longer kept. Check the pictures once more.")
+    return {
+        "text": dataset_report.page(found) if kind == "html" else json.dumps(dataset_report.as_json(found), indent=1)
+    }
 
 
 # --- The panel

@@ -16,18 +16,23 @@ import gradio as gr
 
 from kd import limits
 from kd.data.folders import SPLIT_NAMES
-from kd.data.library import store as uploads
-from kd.data.library.store import ImportRefused, Source, Upload
-from kd.runs import run as runs
+from kd.data.library.store import ImportRefused, Source, Upload, import_dataset
+from kd.errors import UserError
 from kd.runs import visitors
-from kd.runs.run import RunError
+from kd.runs.store import delete_dataset
+from kd.system.files import default_runs_folder
+from kd.system.ids import owner_hash
 from kd.ui.access import outcome, own_upload, own_uploads, owner, served, uploaded
 
 FILES = Path(__file__).parent / "templates"
+
 MOST_WAITING = 8
+
 MOST_NAMED = 100
+
 LOOK_SECONDS = 0.5
 """How often an import that waits looks whether it is still wanted."""
+
 WAYS = {
     "archive": ("An archive", "Class folders in a zip, with or without train, validation and test; or pictures alone."),
     "classes": ("Pictures in named classes", "Name each class and give it pictures, from files or from the webcam."),
@@ -65,8 +70,10 @@ class CalledOff(Exception):
 
 _imports: dict[str, Import] = {}
 """Owner -> the last import. It is worth nothing after a restart of the page: its process has ended with it."""
+
 _held: Counter[Path] = Counter()
 """Uploaded files -> the imports that need them: gradio keeps the same file of two visitors once."""
+
 _lock, _turn = Lock(), BoundedSemaphore(1)
 """One import at a time has this machine; the others wait."""
 
@@ -82,7 +89,7 @@ def offered(asked: dict[str, Any]) -> dict[str, Any]:
     body = "".join(map(card, own_uploads(token)))
     mark = hashlib.sha256(body.encode()).hexdigest()[:16]
     news: dict[str, Any] = {} if mark == asked.get("seen") else {"html": body, "mark": mark}
-    with suppress(RunError):  # a visitor without a token has brought nothing
+    with suppress(UserError):  # a visitor without a token has brought nothing
         if one := _imports.get(owner(token)):
             news["now"] = {
                 "words": one.words(), "done": one.done, "of": one.of, "over": one.over, "problem": bool(one.problem),
@@ -100,12 +107,12 @@ def begin(asked: dict[str, Any]) -> dict[str, Any]:
         one = Import(name or "The dataset")
         with _lock:
             if whose in _imports and not _imports[whose].over:
-                raise RunError("Your last import is not done yet. Wait for it, or cancel it.")
+                raise UserError("Your last import is not done yet. Wait for it, or cancel it.")
             if sum(not other.over for other in _imports.values()) >= MOST_WAITING:
-                raise RunError("Several others are bringing pictures just now. Try again in a few minutes.")
+                raise UserError("Several others are bringing pictures just now. Try again in a few minutes.")
             _imports[whose] = one
             _held.update(_files(source))
-    except (RunError, TypeError, ValueError) as problem:
+    except (UserError, TypeError, ValueError) as problem:
         return {"problem": str(problem)}
     Thread(target=_work, args=(one, source, name, whose), daemon=True).start()
     return {}
@@ -115,7 +122,9 @@ def begin(asked: dict[str, Any]) -> dict[str, Any]:
 def act(asked: dict[str, Any]) -> dict[str, Any]:
     """``do``: cancel the import that is under way, or delete the dataset ``id``. ``{}``, or ``problem``."""
     if asked.get("do") == "delete":
-        return outcome(lambda id, token: own_upload(id, token).delete(), asked.get("id", ""), asked.get("owner", ""))
+        return outcome(
+            lambda id, token: delete_dataset(own_upload(id, token)), asked.get("id", ""), asked.get("owner", "")
+        )
     return outcome(lambda _, token: _call_off(owner(token)), "", asked.get("owner", ""))
 
 
@@ -125,21 +134,21 @@ def _call_off(whose: str) -> None:
 
 
 def _source(asked: dict[str, Any]) -> Source:
-    """The files that ``asked`` names, all of them uploaded ones. Raises ``RunError``."""
+    """The files that ``asked`` names, all of them uploaded ones. Raises ``UserError``."""
     classes, most = asked.get("classes") or [], limits.current().files
     if asked.get("way") not in WAYS or not all(paths for _, paths in classes) or not classes:
-        raise RunError("Choose the files first: an archive, or pictures for each class.")
+        raise UserError("Choose the files first: an archive, or pictures for each class.")
     if sum(len(paths) for _, paths in classes) > most:
-        raise RunError(f"More than {most:,g} files are too many at once. Pack them as a zip.")
+        raise UserError(f"More than {most:,g} files are too many at once. Pack them as a zip.")
     files = [(str(name), Path(uploaded(path))) for name, paths in classes for path in paths]
     if missing := next((path for _, path in files if not path.is_file()), None):
-        raise RunError(f"{missing.name} is not on this server any more. Choose it again.")
+        raise UserError(f"{missing.name} is not on this server any more. Choose it again.")
     if asked["way"] == "archive":
         return files[0][1]
     if asked["way"] == "heap":
         return [("", path) for _, path in files]
     if any(not name.strip() for name, _ in files):
-        raise RunError("A class has no name. Name it, or remove it.")
+        raise UserError("A class has no name. Name it, or remove it.")
     return files
 
 
@@ -153,15 +162,15 @@ def _work(one: Import, source: Source, name: str, whose: str) -> None:
 
     try:
         with turn(lambda: progress(0, 0)):
-            folder = runs.default_folder()
-            room = min(visitors.room(folder, runs.owner_hash(whose)))
-            upload = uploads.bring(source, name, folder, whose, progress, room if math.isfinite(room) else None)
+            folder = default_runs_folder()
+            room = min(visitors.room(folder, owner_hash(whose)))
+            upload = import_dataset(source, name, folder, whose, progress, room if math.isfinite(room) else None)
         one.name, one.found = upload.info()["name"], upload.id
     except CalledOff:
         pass
     except ImportRefused as problem:
         one.problem, one.skipped, one.refused = str(problem), problem.skipped[:MOST_NAMED], len(problem.skipped)
-    except (RunError, OSError) as problem:
+    except (UserError, OSError) as problem:
         one.problem = str(problem)
     except Exception:
         one.problem = (
@@ -202,7 +211,7 @@ def card(upload: Upload) -> str:
     deleted meanwhile."""
     try:
         info, size = upload.info(), upload.bytes()
-    except (RunError, OSError):
+    except (UserError, OSError):
         return ""
     name, classes = html.escape(info["name"]), len(info["classes"])
     count = sum(sum(split.values()) for split in info["pictures"].values())

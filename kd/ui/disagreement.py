@@ -8,24 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from kd.config import NO_TEACHER
-from kd.runs.run import Run, RunError
-from kd.ui import figures as plots
+from kd.errors import UserError
+from kd.runs.run import Run
+from kd.ui import figures
 from kd.ui.access import readable, served
 from kd.ui.compare import bars
+from kd.ui.figures import analysis_figures
 
 PICTURE = re.compile(r"gallery/\d+\.webp")
+
 MOST_BYTES = 1_000_000
 """What all pictures of a gallery may take; those that differ most come first."""
+
 FIRST = 6
 """So many pictures are seen at once."""
+
 RIGHT = {
     (True, True): "Both are right",
     (True, False): "Only the teacher is right",
     (False, True): "Only the student is right",
     (False, False): "Both are wrong",
 }
+
 AGREED = {True: "They agree", False: "They differ"}
 """What is said of a picture without a label."""
+
 NONE_KEPT = (
     "This run kept no answers to its test pictures: it is from before Distillery did. Distill once more to see where its "
     "teacher and student differ."
@@ -41,23 +48,23 @@ def analysis(asked: dict[str, Any]) -> dict[str, Any]:
         if run.config().teacher == NO_TEACHER:
             return {"html": "", "figures": {}}
         found = kept(run)
-    except (RunError, PermissionError) as problem:
+    except (UserError, PermissionError) as problem:
         return {"problem": str(problem)}
-    figures = {name: figure.to_plotly_json() for name, figure in plots.analysis(found).items()}
-    return {"html": shown(found, run), "figures": figures}
+    figures = {name: figure.to_plotly_json() for name, figure in analysis_figures(found).items()}
+    return {"html": shown_analysis(found, run), "figures": figures}
 
 
 def kept(run: Run) -> dict[str, Any]:
-    """A run's ``analysis.json``. Raises ``RunError`` where there is none."""
+    """A run's ``analysis.json``. Raises ``UserError`` where there is none."""
     try:
         return json.loads((run.path / "analysis.json").read_text())
     except FileNotFoundError:
-        raise RunError(NONE_KEPT if run.status() == "done" else f"Run {run.id} is not done yet.") from None
+        raise UserError(NONE_KEPT if run.status() == "done" else f"Run {run.id} is not done yet.") from None
     except ValueError as error:
-        raise RunError(f"{run.path.name}/analysis.json is damaged: {error}") from error
+        raise UserError(f"{run.path.name}/analysis.json is damaged: {error}") from error
 
 
-def shown(found: dict[str, Any], run: Run) -> str:
+def shown_analysis(found: dict[str, Any], run: Run) -> str:
     """The section as HTML; the script draws the charts into it."""
     if found.get("labels") == "teacher":
         return (
@@ -67,7 +74,7 @@ def shown(found: dict[str, Any], run: Run) -> str:
             "<p>Test pictures by the teacher's answer (row) and the student's (column): in teal they agree, in copper they "
             f"differ. The pictures have no labels, so who is right is not known.</p>{chart('confusion_student')}"
         )
-    classes, drawn = len(found["classes"]), plots.MOST_CLASSES
+    classes, drawn = len(found["classes"]), figures.MOST_CLASSES
     few = f" Of {classes} classes, the {drawn} that lost most are drawn." if classes > drawn else ""
     return (
         "<h3>Where teacher and student differ</h3>"

@@ -8,15 +8,14 @@ from typing import Any
 import gradio as gr
 
 from kd.config import NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, SAMPLE, STUDENT_NAMES, DistillConfig
-from kd.data.library.store import short
-from kd.runs import process as launch
-from kd.runs import run as runs
-from kd.runs.run import CLOSED, Run, RunError
-from kd.ui import dark_knowledge as dark
-from kd.ui import dataset_check as check
-from kd.ui import figures as plots
-from kd.ui import settings
-from kd.ui import time_estimate as expected
+from kd.data.library.store import short_name
+from kd.errors import UserError
+from kd.runs.process import start_run
+from kd.runs.queue import device_name
+from kd.runs.run import CLOSED, Run
+from kd.runs.store import create_run
+from kd.system.files import default_runs_folder
+from kd.ui import dark_knowledge, dataset_check, settings, time_estimate
 from kd.ui.access import (
     admitted,
     check_names,
@@ -34,41 +33,44 @@ from kd.ui.access import (
     with_own,
 )
 from kd.ui.disagreement import analysis
-from kd.ui.summary import STAGES, result, status_of, summarize
+from kd.ui.figures import points, training_figures
+from kd.ui.progress import STAGES, status_of, summarize
+from kd.ui.result import result
 
 FILES = Path(__file__).parent / "templates"
+
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 """For the page's own handlers. Hiding them protects nothing: each checks whom it answers."""
 
 
 def start(config: DistillConfig, token: str) -> Run:
-    """Create a run and start its process. Raises ``RunError`` where the visitor may not."""
+    """Create a run and start its process. Raises ``UserError`` where the visitor may not."""
     check_names(config)
     config = with_own(config, token)
     with admitted(token):
-        run = runs.create(config, runs.default_folder(), owner(token), **expected.known(config))
-    expected.give_way()
-    launch.start(run, behind=True)
+        run = create_run(config, default_runs_folder(), owner(token), **time_estimate.known(config))
+    time_estimate.give_way()
+    start_run(run, behind=True)
     return run
 
 
 def stop(id: str, token: str) -> Run:
-    """Ask a run of the visitor's to stop. Raises ``RunError`` if it is not running."""
+    """Ask a run of the visitor's to stop. Raises ``UserError`` if it is not running."""
     run = own(id, token)
     if run.status() in CLOSED:
-        raise RunError(f"Run {run.id} is not running: it is {run.status()}.")
+        raise UserError(f"Run {run.id} is not running: it is {run.status()}.")
     run.ask_to_stop()
     return run
 
 
 def resume(id: str, token: str) -> Run:
-    """Go on with a run of the visitor's that was closed before it was done. Raises ``RunError``."""
+    """Go on with a run of the visitor's that was closed before it was done. Raises ``UserError``."""
     run = own(id, token)
     if run.status() not in ("stopped", "failed", "died"):
-        raise RunError(f"Run {run.id} is {run.status()}: there is nothing to resume.")
+        raise UserError(f"Run {run.id} is {run.status()}: there is nothing to resume.")
     with admitted(token, run.id):
-        expected.give_way()
-        launch.start(run, resume=True, behind=True)
+        time_estimate.give_way()
+        start_run(run, resume=True, behind=True)
     return run
 
 
@@ -85,7 +87,7 @@ def poll(asked: dict[str, Any]) -> dict[str, Any]:
     try:
         run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
         return _news(run, place(asked.get("cursor")), asked.get("owner", ""))
-    except (RunError, PermissionError) as problem:
+    except (UserError, PermissionError) as problem:
         return {"refused": str(problem)}
 
 
@@ -105,10 +107,10 @@ def _news(run: Run, since: int, token: str) -> dict[str, Any]:
         news |= _introduction(run, token)
     begun = any(event["event"] == "training" for event in events)
     if since == 0 or begun or (closed and events):
-        drawn = plots.figures(run.events(), None if closed else summary.epochs)
+        drawn = training_figures(run.events(), None if closed else summary.epochs)
         news["figures"] = {name: figure.to_plotly_json() for name, figure in drawn.items()}
     elif any(event["event"] in ("step", "eval") for event in events):
-        news["append"] = plots.points(events)
+        news["append"] = points(events)
     warnings = [settings.on_page(text) for event in events for text in event.get("warnings", [])]
     if warnings:
         news["warnings"] = warnings
@@ -121,12 +123,12 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
     """What a run is, and for its owner the key of its read-only link."""
     config = run.config()
     taught, name = config.teacher != NO_TEACHER, run.name()
-    models = f"{short(config.teacher) if taught else 'Labels alone'} → {short(config.student)}"
+    models = f"{short_name(config.teacher) if taught else 'Labels alone'} → {short_name(config.student)}"
     weights = [f"T {config.temperature:g}", f"lambda {run.lambda_():g}"]
     detail = ", ".join(
         [
             *([models] if name else []),
-            short(config.dataset),
+            short_name(config.dataset),
             *([settings.METHOD_WORDS[config.method][0]] if config.method != "kd" else []),
             *(weights if taught else []),
             f"{config.minutes:g} minutes"
@@ -138,7 +140,7 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
     )
     try:
         own(run.id, token)
-    except RunError:
+    except UserError:
         return {"title": [name or models, detail], "taught": taught, "mine": False}
     return {"title": [name or models, detail], "taught": taught, "mine": True, "view": view_key(run)}
 
@@ -197,13 +199,15 @@ def build() -> DistillTab:
                 first |= {name: settings.widget(name) for name in ("baseline", "trials")}
             with gr.Column(elem_id="go"):
                 button = gr.Button("Distill", variant="primary", size="lg", elem_id="distill")
-                minutes = expected.build()
+                minutes = time_estimate.build()
             with gr.Accordion("More", open=False, elem_id="more"):
                 rest = {name: settings.widget(name) for name in settings.FIELDS if name not in first}
             with gr.Accordion("Check the pictures", open=False, elem_id="check-pictures"):
-                pictures = check.build()
+                pictures = dataset_check.build()
             with gr.Accordion("Dark knowledge", open=False, elem_id="dark-knowledge"):
-                dark.build(*((first | rest)[name] for name in ("teacher", "dataset", "temperature", "method")))
+                dark_knowledge.build(
+                    *((first | rest)[name] for name in ("teacher", "dataset", "temperature", "method"))
+                )
         with gr.Column(scale=7, min_width=320):
             live = gr.HTML(
                 value={},
@@ -304,7 +308,7 @@ def to_teacher(event: gr.EventData) -> str:
 
 def empty_state() -> str:
     """Two sentences: what will happen, where, and how long it takes."""
-    if launch.device_name("auto").startswith("cuda"):
+    if device_name("auto").startswith("cuda"):
         where = "this machine's GPU"
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

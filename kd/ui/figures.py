@@ -8,29 +8,36 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kd.config import NO_TEACHER, DistillConfig
-from kd.runs import run as runs
-from kd.runs.run import Run
+from kd.runs.run import Run, events_by_trial
 
 COPPER, TEAL, VIOLET, BLUE, GREY = "#c2661f", "#0d9488", "#8268d8", "#3b82c4", "#8a8f98"
 """Readable on white and on near-black. Blue is what learned without a teacher."""
+
 CYCLE = (COPPER, TEAL, VIOLET, BLUE, "#c0497f", "#7a8c1e", "#b38600", "#5b6b7b")
 """Colours of runs that are overlaid; the ninth run begins again, with dashes."""
+
 LOSSES = {
     "total": {"color": COPPER, "width": 2.5},
     "soft": {"color": TEAL, "width": 1.5, "dash": "dot"},
     "hard": {"color": VIOLET, "width": 1.5, "dash": "dash"},
 }
+
 ACCURACIES = {
     "accuracy": ("student", {"color": COPPER, "width": 2.5}),
     "agreement": ("agreement", {"color": TEAL, "width": 1.5, "dash": "dot"}),
 }
+
 NAMES_BELOW = {"legend": {"y": -0.24, "yanchor": "top"}, "margin": {"t": 40}}
+
 MOST_POINTS = 2000
 """A curve that is drawn at once has about this many points at most; a screen shows no more."""
+
 MOST_CLASSES = 30
 """So many classes are drawn at most: those on which the student is worst."""
+
 MOST_NUMBERED = 12
 """Up to so many classes a confusion matrix has room for figures."""
+
 LONGEST_NAME = 20
 
 
@@ -44,7 +51,7 @@ def points(events: list[dict[str, Any]]) -> dict[str, dict[str, list]]:
     }
 
 
-def figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[str, go.Figure]:
+def training_figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[str, go.Figure]:
     """``losses`` (total, soft, hard) and ``accuracy`` (student on validation, agreement, the teacher as a level line; of
     pictures without labels the agreement alone).
 
@@ -52,7 +59,7 @@ def figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[s
     closed. While it trains, the training that goes on comes first in each figure, since what is appended goes there; of
     a closed run, the run's own student. The others follow in thin lines: the baseline's curves beside the student's.
     """
-    arms = (runs.by_arm(events) if epochs else own_first(events)) or {(0, "distilled"): []}
+    arms = (events_by_trial(events) if epochs else own_first(events)) or {(0, "distilled"): []}
     (now, latest), *others = reversed(arms.items()) if epochs else arms.items()
     drawn, ended = points(latest), [(key, points(part)) for key, part in others]
     reached = max([1, *(x for part in (drawn, *(part for _, part in ended)) for x in part["losses"]["x"])])
@@ -101,7 +108,7 @@ def figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[s
 
 def own_first(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
     """``runs.by_arm``, the training first whose student was kept as the run's own."""
-    arms = runs.by_arm(events)
+    arms = events_by_trial(events)
     seed = next((e["seed"] for e in reversed(events) if e["event"] == "arm" and e.get("kept")), None)
     return dict(sorted(arms.items(), key=lambda item: item[0] != (seed, "distilled")))
 
@@ -111,7 +118,7 @@ def by_teacher(events: list[dict[str, Any]]) -> bool:
     return any(e["event"] == "data" and e.get("labels") == "teacher" for e in events)
 
 
-def overlay(chosen: list[Run]) -> dict[str, go.Figure]:
+def overlay_figures(chosen: list[Run]) -> dict[str, go.Figure]:
     """``losses`` (total) and ``accuracy`` (student on validation) of several runs, a colour each."""
     losses, accuracy = _figure("Total loss"), _figure("Accuracy on validation", percent=True)
     for nth, run in enumerate(chosen):
@@ -150,7 +157,7 @@ def thin(x: list[float], y: list[float]) -> dict[str, list[float]]:
 # --- Still figures: where teacher and student differ
 
 
-def analysis(found: dict[str, Any]) -> dict[str, go.Figure]:
+def analysis_figures(found: dict[str, Any]) -> dict[str, go.Figure]:
     """What ``kd.evaluation.disagreement.analyse`` found, as ``f1``, ``confusion_teacher``, ``confusion_student`` and ``reliability``;
     without labels, ``confusion_student`` alone, against the teacher's answers."""
     worst = worst_classes(found)

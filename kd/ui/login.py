@@ -13,14 +13,18 @@ from urllib.parse import urlsplit
 import gradio as gr
 from gradio.utils import get_space
 
-from kd.runs import run as runs
 from kd.runs import visitors
+from kd.system.files import default_runs_folder
+from kd.system.ids import owner_hash
 from kd.ui.access import secret_key
 
 VARIABLES = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 """What a Space with ``hf_oauth: true`` has in its environment."""
+
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+
 SIGN_IN = "Sign in with Hugging Face"
+
 NOTE = "Sign in to have what this browser has made in every browser; once you sign out, it is hidden here."
 
 
@@ -61,8 +65,8 @@ def owner_of(saved: str, request: gr.Request, profile: gr.OAuthProfile | None) -
     the browser's."""
     if profile is None or not is_from_our_page(request.headers):
         return saved
-    token = secret_key(f"login {profile['sub']}", runs.default_folder())
-    visitors.hand_over(runs.default_folder(), runs.owner_hash(saved), runs.owner_hash(token))
+    token = secret_key(f"login {profile['sub']}", default_runs_folder())
+    visitors.hand_over(default_runs_folder(), owner_hash(saved), owner_hash(token))
     return token
 
 

@@ -9,14 +9,12 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from kd import limits
-from kd.data.library.store import PREFIX
-from kd.runs.run import RunError, default_folder
-from kd.ui import api, compare, distill, login, runs, settings, sweep
-from kd.ui import datasets as data
-from kd.ui import theme as look
-from kd.ui.access import keep_clean, kind_errors, own, own_upload, token_of, visitor
+from kd.data.library.store import UPLOAD_PREFIX
+from kd.errors import UserError
+from kd.system.files import default_runs_folder
+from kd.ui import api, compare, datasets, distill, login, runs, settings, sweep, theme
+from kd.ui.access import kind_errors, own, own_upload, token_of, visitor
 
-__all__ = ["build", "keep_clean", "launch_options"]
 CACHE_SECONDS = 3600
 """Pictures of visitors are deleted from the server after this time."""
 
@@ -26,7 +24,7 @@ def build() -> gr.Blocks:
     with gr.Blocks(
         title="Distillery", analytics_enabled=False, fill_width=True, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)
     ) as page:
-        gr.HTML(look.header(), js_on_load=None, apply_default_css=False)
+        gr.HTML(theme.header(), js_on_load=None, apply_default_css=False)
         if login.is_offered():
             login.build(page)
         saved = gr.BrowserState(None, storage_key="distillery", secret="distillery-browser-state")
@@ -34,7 +32,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Distill", id="distill"):
                 first = distill.build()
             with gr.Tab("Pictures", id="data"):
-                brought = data.build()
+                brought = datasets.build()
             with gr.Tab("Sweep", id="sweep"):
                 swept = sweep.build(first.widgets)
             with gr.Tab("Compare", id="compare") as second_tab:
@@ -80,7 +78,7 @@ def last_run(saved: dict, token: str) -> str | None:
     """The run that the browser has shown last, unless it is gone, or that of a login that has signed out."""
     try:
         return own(saved.get("run"), token).id
-    except RunError:
+    except UserError:
         return None
 
 
@@ -105,7 +103,7 @@ def to_dataset(live: dict | None, event: gr.EventData) -> list[Any]:
         upload = own_upload(event.dataset, token_of(live))
         name = upload.info()["name"]
     *updates, own_row = distill.on_preset("custom")
-    value = f"{PREFIX}{upload.id}"
+    value = f"{UPLOAD_PREFIX}{upload.id}"
     choices = [*((one, one) for one in settings.suggestions("dataset")), (name, value)]
     updates[list(settings.FIELDS).index("dataset")] = gr.update(choices=choices, value=value)
     updates[list(settings.FIELDS).index("teacher")] = gr.update(value=None)
@@ -115,9 +113,9 @@ def to_dataset(live: dict | None, event: gr.EventData) -> list[Any]:
 def launch_options() -> dict[str, Any]:
     """What ``launch`` takes beside host and port, which are in gradio's own environment variables."""
     return {
-        "theme": look.theme(),
-        "css": look.css(),
-        "head": look.head(),
+        "theme": theme.theme(),
+        "css": theme.css(),
+        "head": theme.head(),
         "show_error": True,
         "ssr_mode": False,
         "run_history": False,
@@ -131,7 +129,7 @@ def launch_options() -> dict[str, Any]:
 
 def blocked_paths() -> list[str]:
     """gradio serves every file of its upload folder to whoever knows the path: not the runs, where they are kept there."""
-    runs_folder, uploads = default_folder().resolve(), Path(get_upload_folder()).resolve()
+    runs_folder, uploads = default_runs_folder().resolve(), Path(get_upload_folder()).resolve()
     return [str(runs_folder)] if runs_folder.is_relative_to(uploads) else []
 
 

@@ -9,16 +9,22 @@ from typing import Any
 import gradio as gr
 
 from kd.config import NO_TEACHER
-from kd.data.library.store import short
-from kd.runs.run import CLOSED, LONGEST_NAME, Run, RunError
-from kd.ui import figures as plots
+from kd.data.library.store import short_name
+from kd.errors import UserError
+from kd.runs.run import CLOSED, LONGEST_NAME, Run
+from kd.runs.store import delete_run
+from kd.ui import figures
 from kd.ui.access import outcome, own, own_runs, served
 from kd.ui.distill import stop
-from kd.ui.summary import is_labelled, status_of, summarize, times
+from kd.ui.progress import status_of, summarize
+from kd.ui.result import is_labelled, times
 
 FILES = Path(__file__).parent / "templates"
+
 MOST_ROWS = 200
+
 MOST_CURVES = 16
+
 HEAD = ("", "Started", "Status", "Student and teacher", "T", "Lambda", "Accuracy", "Agreement", "Speed-up", "Actions")
 
 
@@ -35,7 +41,7 @@ def row(run: Run) -> str:
     """One run; nothing for one that is deleted meanwhile, or of another version."""
     try:
         return _row(run)
-    except RunError:
+    except UserError:
         return ""
 
 
@@ -44,8 +50,8 @@ def _row(run: Run) -> str:
     status = status_of(run, summary)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.settings()["created"]))
     taught = config.teacher != NO_TEACHER
-    whom = f"from {short(config.teacher)}" if taught else "from the labels alone"
-    given, student, whom = (html.escape(text) for text in (run.name(), short(config.student), whom))
+    whom = f"from {short_name(config.teacher)}" if taught else "from the labels alone"
+    given, student, whom = (html.escape(text) for text in (run.name(), short_name(config.student), whom))
     name = f"{given or student}, started {created}"
     made = f"{student} {whom}" if given else whom
     accuracy = summary.accuracy
@@ -99,8 +105,8 @@ def curves(asked: dict[str, Any]) -> dict[str, Any]:
         return {"problem": f"Choose {MOST_CURVES} runs at most."}
     try:
         chosen = [own(id, asked.get("owner", "")) for id in ids]
-        return {name: figure.to_plotly_json() for name, figure in plots.overlay(chosen).items()}
-    except RunError as problem:
+        return {name: figure.to_plotly_json() for name, figure in figures.overlay_figures(chosen).items()}
+    except UserError as problem:
         return {"problem": str(problem)}
 
 
@@ -119,16 +125,16 @@ def act(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def rename(id: str, token: str, name: str) -> None:
-    """Give a run of the visitor's a name. Raises ``RunError`` for what is none."""
+    """Give a run of the visitor's a name. Raises ``UserError`` for what is none."""
     own(id, token).rename(name)
 
 
 def delete(id: str, token: str) -> None:
-    """Remove a run of the visitor's, its student with it. Raises ``RunError`` while it is worked on."""
+    """Remove a run of the visitor's, its student with it. Raises ``UserError`` while it is worked on."""
     run = own(id, token)
     if run.status() not in CLOSED:
-        raise RunError(f"Run {run.id} is {run.status()}. Stop it first, then delete it.")
-    run.delete()
+        raise UserError(f"Run {run.id} is {run.status()}. Stop it first, then delete it.")
+    delete_run(run)
 
 
 def build() -> gr.HTML:

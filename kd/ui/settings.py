@@ -11,6 +11,7 @@ from kd.config import METHODS, PRESETS, RECIPES, SAMPLE, DistillConfig, public_n
 
 OFFERED = ("teacher", "dataset", "student")
 """What is chosen among suggestions, or typed."""
+
 LABELS = {
     "lambda": "Lambda",
     "dataset_config": "Dataset configuration",
@@ -25,6 +26,7 @@ LABELS = {
     "dist_beta": "Beta",
     "dist_gamma": "Gamma",
 }
+
 HELP = {
     "teacher": "Hub id, folder, 'sample', run:ID",
     "dataset": "a Hub id, a folder, a file, or 'sample'",
@@ -45,8 +47,10 @@ HELP = {
     "minutes": "sets the epochs: 2, 10, 30, …",
 }
 """Where the command line's help is too long for the first screen."""
+
 FINE_STEPS = {"ema": 0.001}
 """Of sliders that move by less than 0.05."""
+
 METHOD_WORDS = {
     "kd": ("KD (Hinton 2015)", "The teacher's answers, softened. Try it first"),
     "dkd": (
@@ -69,10 +73,14 @@ METHOD_WORDS = {
     ),
 }
 """Method -> its name, what it is and what came of it in the studies (``assets/studies``)."""
+
 FIELDS = {public_name(field): field for field in dataclasses.fields(DistillConfig)}
+
 OWN = {name: field.metadata["only"] for name, field in FIELDS.items() if "only" in field.metadata}
 """Settings that matter to some methods, and to which."""
+
 SET_BY_METHOD = tuple(dict.fromkeys(name for values in METHODS.values() for name in values))
+
 SET_BY_RECIPE = tuple(dict.fromkeys(name for values in RECIPES.values() for name in values))
 
 

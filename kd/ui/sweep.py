@@ -11,13 +11,16 @@ from typing import Any
 import gradio as gr
 
 from kd.config import DistillConfig
-from kd.data.library.store import classes_of, short
-from kd.experiments import sweep as sweeps
-from kd.experiments.sweep import Grid, Point, Sweep
-from kd.runs import run as runs
-from kd.runs.run import CLOSED, RunError
-from kd.ui import settings
-from kd.ui import time_estimate as expected
+from kd.data.library.store import dataset_classes, short_name
+from kd.errors import UserError
+from kd.experiments.grid import Grid, Point
+from kd.experiments.halving import cost_of_estimate, ranking, rungs, sweep_seconds
+from kd.experiments.sweep import Sweep, check_sweep, create_sweep, start_sweep
+from kd.experiments.table import MEASURED
+from kd.runs.run import CLOSED, Run
+from kd.runs.store import delete_run
+from kd.system.files import default_runs_folder
+from kd.ui import settings, time_estimate
 from kd.ui.access import (
     admitted,
     check_names,
@@ -31,52 +34,57 @@ from kd.ui.access import (
     token_of,
     with_own,
 )
-from kd.ui.summary import MARKS, roughly, summarize
+from kd.ui.progress import roughly, summarize
+from kd.ui.result import MARKS
 
 FILES = Path(__file__).parent / "templates"
+
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+
 MOST_LISTED = 50
+
 TRIALS = 3
 """Fresh seeds of the winner, unless another number is asked for."""
+
 GRID = ("temperatures", "lambdas", "methods", "budget_minutes", "trials")
 """The tab's own widgets, in their order."""
 
 
 def start(config: DistillConfig, grid: Grid, token: str) -> Sweep:
-    """Create a sweep and start its process. Raises ``RunError`` where the visitor may not, ``ValueError`` for no sweep."""
+    """Create a sweep and start its process. Raises ``UserError`` where the visitor may not, ``ValueError`` for no sweep."""
     check_names(config)
     config = with_own(config, token)
     with admitted(token):
-        sweep = sweeps.create(config, grid, runs.default_folder(), owner(token))
-    expected.give_way()
-    sweeps.start(sweep)
+        sweep = create_sweep(config, grid, default_runs_folder(), owner(token))
+    time_estimate.give_way()
+    start_sweep(sweep)
     return sweep
 
 
 def stop(id: str, token: str) -> None:
-    """Ask a sweep of the visitor's to stop, its run with it. Raises ``RunError`` if it is not running."""
+    """Ask a sweep of the visitor's to stop, its run with it. Raises ``UserError`` if it is not running."""
     sweep = own_sweep(id, token)
     if sweep.status() in CLOSED:
-        raise RunError(f"Sweep {sweep.id} is not running: it is {sweep.status()}.")
+        raise UserError(f"Sweep {sweep.id} is not running: it is {sweep.status()}.")
     sweep.ask_to_stop()
 
 
 def resume(id: str, token: str) -> None:
-    """Go on with a sweep of the visitor's that was closed before it was done. Raises ``RunError``."""
+    """Go on with a sweep of the visitor's that was closed before it was done. Raises ``UserError``."""
     sweep = own_sweep(id, token)
     if sweep.status() not in ("stopped", "failed", "died"):
-        raise RunError(f"Sweep {sweep.id} is {sweep.status()}: there is nothing to resume.")
+        raise UserError(f"Sweep {sweep.id} is {sweep.status()}: there is nothing to resume.")
     with admitted(token, sweep.id):
-        expected.give_way()
-        sweeps.start(sweep)
+        time_estimate.give_way()
+        start_sweep(sweep)
 
 
 def delete(id: str, token: str) -> None:
-    """Remove a sweep of the visitor's; the runs that it has made stay. Raises ``RunError`` while it is worked on."""
+    """Remove a sweep of the visitor's; the runs that it has made stay. Raises ``UserError`` while it is worked on."""
     sweep = own_sweep(id, token)
     if (status := sweep.status()) not in CLOSED:
-        raise RunError(f"Sweep {sweep.id} is {status}. Stop it first, then delete it.")
-    sweep.delete()
+        raise UserError(f"Sweep {sweep.id} is {status}. Stop it first, then delete it.")
+    delete_run(sweep)
 
 
 # --- What is asked for
@@ -97,28 +105,28 @@ def preview(asked: dict[str, Any]) -> dict[str, Any]:
         config, grid = from_widgets(tuple(asked.get("values") or ()))
         check_names(config)
         own = with_own(config, asked.get("owner") or "")
-        sweeps.check(own, grid)
-    except (RunError, ValueError, TypeError) as problem:
+        check_sweep(own, grid)
+    except (UserError, ValueError, TypeError) as problem:
         return {"problem": str(problem)}
     count = len(grid.points())
-    plan = None if grid.budget_minutes else sweeps.rungs(count, config.epochs)
-    rest = f"The rest is as on the Distill tab: {short(config.teacher)} teaches {short(config.student)} on {short(config.dataset)}."
-    labels = "teacher" if classes_of(own.dataset) == [] else "dataset"
+    plan = None if grid.budget_minutes else rungs(count, config.epochs)
+    rest = f"The rest is as on the Distill tab: {short_name(config.teacher)} teaches {short_name(config.student)} on {short_name(config.dataset)}."
+    labels = "teacher" if dataset_classes(own.dataset) == [] else "dataset"
     words = plan_words(count, plan, config.trials, grid.budget_minutes, labels)
     if plan and (seconds := expected_seconds(count, asked["values"], own, labels)):
         words += f" About {roughly(seconds)} here."
-    return {"rest": rest, "plan": words, "measuring": expected.measures()}
+    return {"rest": rest, "plan": words, "measuring": time_estimate.measures()}
 
 
 def expected_seconds(points: int, values: list[Any], config: DistillConfig, labels: str) -> float | None:
     """How long the sweep of ``config`` takes, if the Distill tab has measured a run with its settings, ``values``."""
     one = settings.from_widgets(tuple(values[len(GRID) :]))
     one = dataclasses.replace(one, dataset=config.dataset, teacher=config.teacher, student=config.student)
-    if (found := expected.estimated(one)) is None:
+    if (found := time_estimate.estimated(one)) is None:
         return None
-    pace = sweeps.pace_of_estimate(found, one)
+    pace = cost_of_estimate(found, one)
     once = found["stages"]["pictures"] + found["stages"]["teacher"] + pace.view
-    return once + sweeps.seconds_of(points, config.epochs, config, pace, 2 if labels == "dataset" else 1)
+    return once + sweep_seconds(points, config.epochs, config, pace, 2 if labels == "dataset" else 1)
 
 
 def plan_words(
@@ -149,7 +157,7 @@ def offered(asked: dict[str, Any]) -> dict[str, Any]:
     for sweep in own_sweeps(asked.get("owner", ""))[:MOST_LISTED]:
         try:
             found.append([sweep.id, in_words(sweep)])
-        except (RunError, ValueError, OSError):  # damaged, or of another version
+        except (UserError, ValueError, OSError):  # damaged, or of another version
             continue
     return {"sweeps": found}
 
@@ -157,7 +165,7 @@ def offered(asked: dict[str, Any]) -> dict[str, Any]:
 def in_words(sweep: Sweep) -> str:
     """A sweep on one line."""
     config, when = sweep.config(), time.strftime("%d %b %H:%M UTC", time.gmtime(sweep.settings()["created"]))
-    return f"{when}: {short(config.student)}, {short(config.dataset)}, {many(len(sweep.grid().points()), 'point')}"
+    return f"{when}: {short_name(config.student)}, {short_name(config.dataset)}, {many(len(sweep.grid().points()), 'point')}"
 
 
 @served
@@ -171,7 +179,7 @@ def poll(asked: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         return _news(own_sweep(asked.get("sweep", ""), asked.get("owner", "")), place(asked.get("cursor")))
-    except (RunError, PermissionError) as problem:
+    except (UserError, PermissionError) as problem:
         return {"refused": str(problem)}
 
 
@@ -183,7 +191,7 @@ def _news(sweep: Sweep, since: int) -> dict[str, Any]:
         news |= introduction(sweep)
     if fresh:
         grid, rows, config = sweep.grid(), sweep.points(), sweep.config()
-        plan = sweep.plan() or (None if grid.budget_minutes else sweeps.rungs(len(rows), config.epochs))
+        plan = sweep.plan() or (None if grid.budget_minutes else rungs(len(rows), config.epochs))
         news["cells"] = cells(rows, events, fresh if since else None, status)
         news["plan"] = plan_words(len(rows), plan, config.trials, grid.budget_minutes, sweep.labels())
         news["legend"] = legend(sweep, rows)
@@ -227,8 +235,8 @@ def introduction(sweep: Sweep) -> dict[str, Any]:
     when = time.strftime("%d %b %H:%M UTC", time.gmtime(sweep.settings()["created"]))
     budget = [f"{grid.budget_minutes:g} minutes"] if grid.budget_minutes else []
     return {
-        "title": f"{short(config.teacher)} → {short(config.student)}",
-        "about": ", ".join([short(config.dataset), many(len(grid.points()), "point"), *budget, f"begun {when}"]),
+        "title": f"{short_name(config.teacher)} → {short_name(config.student)}",
+        "about": ", ".join([short_name(config.dataset), many(len(grid.points()), "point"), *budget, f"begun {when}"]),
         "maps": "".join(heat_map(grid, method) for method in grid.methods),
     }
 
@@ -243,7 +251,7 @@ def line(sweep: Sweep, status: str, events: list[dict[str, Any]]) -> list[str]:
     if last is None or last["event"] == "point":
         return ["Starting", ""]
     plan, changes = sweep.plan(), last["changes"]
-    run = runs.Run(sweep.runs_folder / last["run"])
+    run = Run(sweep.runs_folder / last["run"])
     doing = summarize(run).line("running")[0] if run.path.exists() else ""
     left = left_seconds(sweep, events, time.time())
     figures = [f"{doing[:1].lower()}{doing[1:]}", *([f"about {roughly(left)} left"] if left is not None else [])]
@@ -310,7 +318,7 @@ def legend(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     """What the cells mean."""
     if not any(row["accuracy"] is not None for row in rows):
         return "Each cell will show how well its student does on validation, and open its run."
-    words = f"{sweeps.MEASURED[sweep.labels()]} on validation; the deeper, the better. A cell with fewer epochs was left behind by the others."
+    words = f"{MEASURED[sweep.labels()]} on validation; the deeper, the better. A cell with fewer epochs was left behind by the others."
     return words + (" Without the teacher neither T nor the method matters." if 0 in sweep.grid().lambdas else "")
 
 
@@ -346,7 +354,7 @@ def cells(
     rows: list[dict[str, Any]], events: list[dict[str, Any]], fresh: list[dict[str, Any]] | None, status: str
 ) -> dict[str, dict[str, Any]]:
     """Of the points that ``fresh`` events touch (``None``: of all), by their number, what a cell shows."""
-    best = next(iter(sweeps.ranking(rows)), None) if status == "done" else None
+    best = next(iter(ranking(rows)), None) if status == "done" else None
     run = next((event for event in reversed(events) if event["event"] == "run"), {})
     proves = "seed" in run.get("changes", {})
     touched = fresh and {Point.of(e.get("changes", e)) for e in fresh if e["event"] in ("run", "point")}

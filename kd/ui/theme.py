@@ -6,12 +6,15 @@ import gradio as gr
 import plotly
 from gradio.themes import Base, Color
 
-from kd.evaluation import dataset_report as check_report
+from kd.evaluation import dataset_report
 from kd.ui import login
 
 FILES = Path(__file__).parent / "static"
+
 ASSETS = FILES.parent.parent.parent / "assets"
+
 EXAMPLES = sorted((ASSETS / "examples").glob("*.png"))
+
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 COPPER = Color(
@@ -19,12 +22,15 @@ COPPER = Color(
     c50="#fdf6ef", c100="#faead9", c200="#f3d1b0", c300="#eab280", c400="#dd8c4c", c500="#c2661f",
     c600="#a5531a", c700="#854218", c800="#693619", c900="#532c17", c950="#2f170a",
 )  # fmt: skip
+
 STONE = Color(
     name="stone",
     c50="#faf9f7", c100="#f3f1ee", c200="#e6e2dd", c300="#d3cec7", c400="#a39c93", c500="#756e66",
     c600="#575149", c700="#433e38", c800="#2a2622", c900="#1c1917", c950="#12100e",
 )  # fmt: skip
+
 SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
@@ -73,7 +79,7 @@ def theme() -> Base:
 
 def css() -> str:
     """The style sheet."""
-    return (FILES / "page.css").read_text() + check_report.CSS
+    return (FILES / "page.css").read_text() + dataset_report.CSS
 
 
 def head() -> str:

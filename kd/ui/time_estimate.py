@@ -16,26 +16,32 @@ from typing import Any
 import gradio as gr
 
 from kd.config import DistillConfig
-from kd.experiments import sweep as sweeps
-from kd.runs import process as launch
-from kd.runs import run as runs
-from kd.runs.run import Run, RunError
-from kd.training.setup import views_of
-from kd.ui import background as beside
-from kd.ui import settings
+from kd.errors import UserError
+from kd.experiments.sweep import list_sweeps
+from kd.runs.process import NICE
+from kd.runs.run import Run
+from kd.runs.store import list_runs
+from kd.system.files import default_runs_folder
+from kd.training.plan import views_of
+from kd.ui import background, settings
 from kd.ui.access import check_names, served, with_own
-from kd.ui.summary import roughly, status_of, summarize
+from kd.ui.progress import roughly, status_of, summarize
 
 SECONDS = 180
 """A measurement may take so long; it takes about ten, and more where others share the machine."""
+
 KEPT_SECONDS, PROBLEM_SECONDS, MOST_KEPT = 600, 20, 64
+
 NO_MATTER = (
     "seed", "recipe", "method", "temperature", "lambda", "weight", "learning_rate", "weight_decay", "schedule", "warmup",
     "mixup", "heal", *settings.OWN,
 )  # fmt: skip
 """Settings that a run's time does not depend on; of its epochs it is reckoned."""
+
 TRAINS = "A run is training. How long this one would take is measured when that is over."
+
 OTHERS = "The time of another run is being measured. Yours comes next."
+
 TOO_LONG = (
     f"No time is known: measuring it took more than {SECONDS // 60} minutes. The teacher or the pictures may have to be "
     "fetched first."
@@ -53,8 +59,10 @@ class Measurement:
 
 
 _now: Measurement | None = None
+
 _kept: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
 """Settings -> until when it holds, and what was found (``kd.training.estimate``) or the ``problem``."""
+
 _lock = Lock()
 
 
@@ -69,7 +77,7 @@ def expected(asked: dict[str, Any]) -> dict[str, Any]:
         check_names(config)
         config = with_own(config, asked.get("owner", ""))
         return _answer(config, str(asked.get("asker", ""))[:40])
-    except (ValueError, TypeError, RunError, OSError) as problem:
+    except (ValueError, TypeError, UserError, OSError) as problem:
         return {"problem": str(problem)}
 
 
@@ -137,21 +145,21 @@ def key_of(config: DistillConfig) -> str:
     values = {name: value for name, value in config.to_dict().items() if name not in NO_MATTER}
     if config.start_size is None:
         values["epochs"] = views_of(config)
-    newest = next((run.id for run in runs.list_runs(runs.default_folder())), "")
+    newest = next((run.id for run in list_runs(default_runs_folder())), "")
     return json.dumps([values, newest])
 
 
 def trains() -> bool:
     """Whether a run or a sweep is at work, or about to be."""
-    folder = runs.default_folder()
+    folder = default_runs_folder()
 
     def works(one: Run) -> bool:
         try:
             return status_of(one, summarize(one)) in ("queued", "running")
-        except RunError:  # deleted meanwhile
+        except UserError:  # deleted meanwhile
             return False
 
-    return any(map(works, [*runs.list_runs(folder)[:20], *sweeps.list_sweeps(folder)[:5]]))
+    return any(map(works, [*list_runs(folder)[:20], *list_sweeps(folder)[:5]]))
 
 
 def give_way() -> None:
@@ -164,16 +172,14 @@ def _give_up() -> None:
     global _now
     if _now:
         _now.given_up = True
-        beside.end(_now.process)
+        background.end(_now.process)
         _now = None
 
 
 def begin(config: DistillConfig) -> subprocess.Popen:
     """Start ``python -m kd estimate``."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return beside.start(
-        "estimate", "--json", "--preset=custom", settings=config.to_dict(), niceness=launch.NICE, **pipes
-    )
+    return background.start("estimate", "--json", "--preset=custom", settings=config.to_dict(), niceness=NICE, **pipes)
 
 
 def _finish(one: Measurement) -> None:
@@ -183,7 +189,7 @@ def _finish(one: Measurement) -> None:
         out, err = one.process.communicate(timeout=SECONDS)
         found = read(one.process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
     except subprocess.TimeoutExpired:
-        beside.end(one.process)
+        background.end(one.process)
         one.process.communicate()
         found = {"problem": TOO_LONG}
     except ValueError as error:

@@ -23,33 +23,43 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kd import limits
-from kd.runs.run import RunError
+from kd.errors import UserError
 
 MB = 10**6
+
 CHUNK = 64 * 1024
+
 FREE_BYTES = 100 * MB
 """An archive may unpack to so much, whatever its size."""
+
 TWICE = "has the same name as a file before it"
+
 LONGEST_PART, LONGEST_NAME, DEEPEST = 255, 1024, 32
+
 SILENT = {"__macosx", "thumbs.db", "desktop.ini"}
 """What systems leave in folders, in lower case; names that begin with a dot as well."""
+
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+
 UNPACKERS: dict[bytes, Callable] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+
 NOT_READ = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "zstd"}
+
 DAMAGE = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
     NotImplementedError, RuntimeError,
 )  # fmt: skip
 """What the standard library raises on damaged archives."""
+
 UNSAFE = re.compile("[\u202a-\u202e\u2066-\u2069]")
 """Characters that turn the direction of what follows: a name would read as another."""
 
 
-class Refused(RunError):
+class Refused(UserError):
     """An archive that cannot be taken at all."""
 
 
-class Unreadable(RunError):
+class Unreadable(UserError):
     """One file of an archive that cannot be read; the others can."""
 
 

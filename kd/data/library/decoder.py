@@ -13,8 +13,10 @@ from kd.data.images import BadPicture, NoPicture, open_picture
 
 SECONDS = 60.0
 """One picture may take so long to decode; it takes a tenth of a second."""
+
 LEAST = 64
 """A JPEG's data are read whole in any case; an eighth of its size is enough to see whether they are sound."""
+
 Judge = Callable[[bytes, str], dict]
 
 

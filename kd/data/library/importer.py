@@ -28,16 +28,21 @@ from kd.data.images import ENDINGS
 from kd.data.library import archive
 from kd.data.library.archive import Member, Unreadable
 from kd.data.library.decoder import Decoder, Judge, bound_memory
-from kd.data.library.store import HALF, ImportRefused, Upload, list_uploads, place_of, sweep_up
-from kd.runs import run as runs
-from kd.runs.run import RunError
+from kd.data.library.store import HALF, ImportRefused, Upload, datasets_folder, list_uploads, remove_leftovers
+from kd.errors import UserError
+from kd.system.files import write_whole
+from kd.system.ids import new_id
 
 MB = archive.MB
+
 EXAMPLES = 100
 """So many skipped files are named on the page; ``skipped.txt`` has all."""
+
 GROUP_BYTES, GROUP_ROWS = 16 * MB, 1000
 """A row group of a parquet file is written when so much has come together."""
+
 TELL_SECONDS = 0.2
+
 Tell = Callable[[int, int], None]
 
 
@@ -59,18 +64,18 @@ def child() -> int:
 
     try:
         with Decoder() as judge:
-            say(id=take(job, judge, tell))
+            say(id=import_source(job, judge, tell))
     except ImportRefused as problem:
         say(problem=str(problem), skipped=problem.skipped)
-    except RunError as problem:
+    except UserError as problem:
         say(problem=str(problem), skipped=[])
     except MemoryError:
         say(problem=f"The import needs more than {limits.current().decoder_mb:,g} MB of memory.", skipped=[])
     return 0
 
 
-def take(job: dict[str, Any], judge: Judge, tell: Tell) -> str:
-    """Do what ``uploads.bring`` asks for; the id of the dataset. Raises ``RunError``."""
+def import_source(job: dict[str, Any], judge: Judge, tell: Tell) -> str:
+    """Do what ``uploads.bring`` asks for; the id of the dataset. Raises ``UserError``."""
     source = _source(job["source"])
     print_ = _sha256(source) if isinstance(source, Path) and source.is_file() else None
     known = (one for one in list_uploads(job["folder"]) if print_ and _is(one, job["owner"], print_))
@@ -79,14 +84,14 @@ def take(job: dict[str, Any], judge: Judge, tell: Tell) -> str:
     survey = look(source, judge, tell)
     plan = understand(survey, labelled=isinstance(source, list))
     created = time.time()
-    id, place = runs.new_id(created), place_of(job["folder"])
+    id, place = new_id(created), datasets_folder(job["folder"])
     with _half_made(place, id, needed=survey.size(plan), room=job["room"]) as half:
         write(source, survey, plan, half)
         info = {
             "id": id, "created": created, "owner": job["owner"], "sha256": print_,
             "name": archive.shown(job["name"].strip()) or _own_name(source), **describe(survey, plan),
         }  # fmt: skip
-        runs.write_whole(half / "dataset.json", json.dumps(info, indent=2))
+        write_whole(half / "dataset.json", json.dumps(info, indent=2))
         os.replace(half, place / id)
     return id
 
@@ -94,7 +99,7 @@ def take(job: dict[str, Any], judge: Judge, tell: Tell) -> str:
 def _is(upload: Upload, owner: str, sha256: str) -> bool:
     try:
         info = upload.info()
-    except RunError:  # deleted meanwhile, or damaged: another's bad file is not this import's concern
+    except UserError:  # deleted meanwhile, or damaged: another's bad file is not this import's concern
         return False
     return info.get("owner") == owner and info.get("sha256") == sha256
 
@@ -115,19 +120,19 @@ def _source(asked: str | list[list[str]]) -> "Path | list[Member]":
     if isinstance(asked, str):
         path = Path(os.path.expanduser(asked))
         if path.is_file() and path.stat().st_size > most * MB:
-            raise RunError(f"{path.name} is larger than {most:,g} MB, the most that is taken (KD_UPLOAD_MB).")
+            raise UserError(f"{path.name} is larger than {most:,g} MB, the most that is taken (KD_UPLOAD_MB).")
         return path
     classes = {name: unicodedata.normalize("NFC", name).strip() for name, _ in asked}
     for name in classes.values():
         if problem := archive.wrong_with(name):
-            raise RunError(f"The class {archive.shown(name)!r} cannot be called so: {problem}. Choose another name.")
+            raise UserError(f"The class {archive.shown(name)!r} cannot be called so: {problem}. Choose another name.")
     if "" in classes.values() and len(classes) > 1:
-        raise RunError("A class has no name. Name it, or remove it.")
+        raise UserError("A class has no name. Name it, or remove it.")
     if len(set(classes.values())) == 1 and "" not in classes.values():
-        raise RunError("There is one class. A classifier needs at least two: add another, with pictures in it.")
+        raise UserError("There is one class. A classifier needs at least two: add another, with pictures in it.")
     found = [_member(classes[name], Path(file)) for name, file in asked]
     if sum(member.size for member in found) > most * MB:
-        raise RunError(f"The files are larger than {most:,g} MB together, the most that is taken (KD_UPLOAD_MB).")
+        raise UserError(f"The files are larger than {most:,g} MB together, the most that is taken (KD_UPLOAD_MB).")
     return found
 
 
@@ -165,14 +170,14 @@ class Survey:
 
 
 def look(source: "Path | list[Member]", judge: Judge, tell: Tell) -> Survey:
-    """Decode every picture once. Raises ``RunError``, ``ImportRefused`` with the list where too many cannot be read."""
+    """Decode every picture once. Raises ``UserError``, ``ImportRefused`` with the list where too many cannot be read."""
     of = sum(1 for _ in _members(source))
     found, most = Survey(), limits.current().pictures
     for index, member in enumerate(_members(source)):
         tell(index, of)
         _look_at(index, member, found, judge)
         if len(found.names) > most:
-            raise RunError(f"There are more than {most:,g} pictures, the most that is taken (KD_PICTURES).")
+            raise UserError(f"There are more than {most:,g} pictures, the most that is taken (KD_PICTURES).")
     tell(of, of)
     pictures = len(found.names) + found.unreadable
     if not pictures:
@@ -223,7 +228,7 @@ def understand(survey: Survey, labelled: bool) -> Layout:
         )
     most = limits.current().classes
     if len(plan.classes) > most:
-        raise RunError(f"There are {len(plan.classes):,} classes; at most {most:,g} are taken (KD_CLASSES).")
+        raise UserError(f"There are {len(plan.classes):,} classes; at most {most:,g} are taken (KD_CLASSES).")
     return plan
 
 
@@ -264,10 +269,10 @@ def notes(plan: Layout) -> list[str]:
 
 @contextmanager
 def _half_made(place: Path, id: str, needed: int, room: float | None) -> Iterator[Path]:
-    """A folder to fill, which is locked while it is filled and gone afterwards. Raises ``RunError`` where there is no
+    """A folder to fill, which is locked while it is filled and gone afterwards. Raises ``UserError`` where there is no
     room for ``needed`` bytes."""
     if room is not None and needed > room:
-        raise RunError(
+        raise UserError(
             f"The pictures take {needed / MB:,.0f} MB, and {max(0, room) / MB:,.0f} MB are left of what you may keep here. "
             "Delete a dataset or a run first."
         )
@@ -276,7 +281,7 @@ def _half_made(place: Path, id: str, needed: int, room: float | None) -> Iterato
         if needed > shutil.disk_usage(place).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with FileLock(place / ".lock"):
-            sweep_up(place)
+            remove_leftovers(place)
             half = place / f"{HALF}{id}"
             lock = FileLock(f"{half}.lock")
             lock.acquire()
@@ -293,8 +298,8 @@ def _half_made(place: Path, id: str, needed: int, room: float | None) -> Iterato
         lock.release()
 
 
-def _not_kept(place: Path, needed: int, error: OSError) -> RunError:
-    return RunError(
+def _not_kept(place: Path, needed: int, error: OSError) -> UserError:
+    return UserError(
         f"The dataset ({needed / MB:,.0f} MB) cannot be kept in {place}: {error.strerror}. Free some space, or delete "
         "datasets that are not needed any more (`python -m kd datasets`)."
     )
@@ -312,7 +317,7 @@ def write(source: "Path | list[Member]", survey: Survey, plan: Layout, folder: P
             try:
                 data = member.read()
             except Unreadable as problem:
-                raise RunError(f"{member.name} {problem}, now but not before. Try again.") from problem
+                raise UserError(f"{member.name} {problem}, now but not before. Try again.") from problem
             splits[split].add(data, "/".join(member.parts), index_of.get(name))
     for one in splits.values():
         one.close()

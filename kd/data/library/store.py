@@ -6,7 +6,6 @@ nothing is labelled), and ``skipped.txt`` (every skipped file with its reason). 
 folder of parquet files. People write ``upload:<id>``.
 """
 
-import dataclasses
 import json
 import os
 import secrets
@@ -25,21 +24,23 @@ from typing import Any
 
 from filelock import FileLock
 
-from kd.config import RUN_TEACHER, DistillConfig
-from kd.runs import run as runs
-from kd.runs import visitors
-from kd.runs.process import taken
-from kd.runs.run import GONE, ID, RunError, owner_hash
+from kd.config import RUN_TEACHER
+from kd.errors import UserError
+from kd.system.files import DATASETS, folder_size, try_acquire
+from kd.system.ids import GONE, ID, one_of, owner_hash
 
-PREFIX = "upload:"
+UPLOAD_PREFIX = "upload:"
+
 HALF = ".half-"
 """How a folder begins that is being filled."""
+
 SILENCE_SECONDS = 0.5
+
 Source = Path | str | Sequence[tuple[str, Path | str]]
 """An archive, a folder, or (class name, file) pairs, the class name '' for pictures without labels."""
 
 
-class ImportRefused(RunError):
+class ImportRefused(UserError):
     """Nothing was stored; ``skipped`` are the files that could not be read, each with its reason."""
 
     def __init__(self, message: str, skipped: list[tuple[str, str]]) -> None:
@@ -64,9 +65,9 @@ class Upload:
         try:
             return json.loads((self.path / "dataset.json").read_text())
         except (FileNotFoundError, NotADirectoryError):
-            raise RunError(f"The dataset {self.id} is gone. Bring it again, or choose another.") from None
+            raise UserError(f"The dataset {self.id} is gone. Bring it again, or choose another.") from None
         except ValueError as error:
-            raise RunError(f"{self.path / 'dataset.json'} is damaged: {error}") from error
+            raise UserError(f"{self.path / 'dataset.json'} is damaged: {error}") from error
 
     def owner(self) -> str:
         """The hash of the owner's token."""
@@ -79,12 +80,10 @@ class Upload:
 
     def bytes(self) -> int:
         """What it takes on the disk."""
-        return visitors.size_of(self.path)
+        return folder_size(self.path)
 
     def delete(self) -> None:
-        """Remove it. Raises ``RunError`` while a run needs it, naming the run."""
-        if run := runs.user_of(self.path, self.path.parent.parent):
-            raise RunError(f"The dataset {self.info()['name']!r} is in use by run {run}. Stop that first.")
+        """Remove it. Whoever calls this has made sure that no run needs it (``kd.runs.store.delete_dataset``)."""
         gone = self.path.with_name(GONE + self.id)
         os.replace(self.path, gone)  # at once: nobody finds half of it
         shutil.rmtree(gone)
@@ -92,91 +91,84 @@ class Upload:
 
 def list_uploads(folder: Path) -> list[Upload]:
     """The datasets beside the runs in ``folder``, newest first."""
-    place = place_of(folder)
+    place = datasets_folder(folder)
     if not place.is_dir():
         return []
     names = sorted((path.name for path in place.iterdir() if ID.fullmatch(path.name)), reverse=True)
     return [Upload(place / name) for name in names if (place / name / "dataset.json").exists()]
 
 
-def find(folder: Path, id: str) -> Upload:
-    """The dataset with this id (with ``upload:`` or without), the start of one, or ``last``. Raises ``RunError``.
+def find_upload(folder: Path, id: str) -> Upload:
+    """The dataset with this id (with ``upload:`` or without), the start of one, or ``last``. Raises ``UserError``.
 
     An id from outside never becomes a path: it is only compared with the names that are there.
     """
-    return runs.one_of(
-        list_uploads(folder), id.removeprefix(PREFIX), "dataset", folder, "`python -m kd import` makes one of pictures."
+    return one_of(
+        list_uploads(folder),
+        id.removeprefix(UPLOAD_PREFIX),
+        "dataset",
+        folder,
+        "`python -m kd import` makes one of pictures.",
     )
 
 
-def resolved(config: DistillConfig, folder: Path, token: str) -> DistillConfig:
-    """``config`` with the folder of the dataset that ``upload:<id>`` names. Raises ``RunError`` where there is none,
-    ``PermissionError`` where it is not of ``token``."""
-    refuse_archive(config.dataset)
-    if not config.dataset.startswith(PREFIX):
-        return config
-    upload = find(folder, config.dataset)
-    upload.check_owner(token)
-    return dataclasses.replace(config, dataset=str(upload.path))
-
-
 def refuse_archive(dataset: str) -> None:
-    """Raises ``RunError`` for a file that must be imported first, which only the command line does by itself."""
+    """Raises ``UserError`` for a file that must be imported first, which only the command line does by itself."""
     path = Path(dataset).expanduser()
     if path.suffix and path.suffix != ".parquet" and path.is_file():
-        raise RunError(
+        raise UserError(
             f"{path.name} is an archive, or another file that is no dataset yet. Bring it in Pictures, or with `python -m kd "
             "import`, and take the dataset that it becomes."
         )
 
 
-def classes_of(dataset: str) -> list[str] | None:
+def dataset_classes(dataset: str) -> list[str] | None:
     """The classes of the dataset in this folder, none where its pictures have no labels; ``None`` for what is not one of
     these, or gone."""
     path = Path(dataset)
-    if path.parent.name != visitors.DATASETS or not (path / "dataset.json").exists():
+    if path.parent.name != DATASETS or not (path / "dataset.json").exists():
         return None
     return Upload(path).info()["classes"]
 
 
-def title(dataset: str) -> str | None:
+def dataset_title(dataset: str) -> str | None:
     """The name that somebody gave the dataset in this folder; ``None`` for what is not one of these."""
     path = Path(dataset)
-    if path.parent.name != visitors.DATASETS or not ID.fullmatch(path.name):
+    if path.parent.name != DATASETS or not ID.fullmatch(path.name):
         return None
     try:
         return Upload(path).info()["name"]
-    except RunError:
+    except UserError:
         return "a deleted dataset"
 
 
-def short(name: str) -> str:
+def short_name(name: str) -> str:
     """A teacher, dataset or student as it is shown: a Hub id as it is, a folder by its last part, a run's student by the
     run, somebody's dataset by the name that it was given."""
     path = Path(name)
     if not path.is_absolute():
         return name
-    return title(name) or (f"{RUN_TEACHER}{path.parent.name}" if ID.fullmatch(path.parent.name) else path.name)
+    return dataset_title(name) or (f"{RUN_TEACHER}{path.parent.name}" if ID.fullmatch(path.parent.name) else path.name)
 
 
-def place_of(folder: Path) -> Path:
+def datasets_folder(folder: Path) -> Path:
     """Where the datasets are kept, beside the runs in ``folder``."""
-    return Path(folder).resolve() / visitors.DATASETS
+    return Path(folder).resolve() / DATASETS
 
 
-def sweep_up(place: Path) -> None:
+def remove_leftovers(place: Path) -> None:
     """Remove what killed imports, and deletions that were cut short, have left. To be called with its lock held."""
     for gone in place.glob(GONE + "*"):
         shutil.rmtree(gone, ignore_errors=True)
     for path in place.glob(HALF + "*.lock"):
         lock = FileLock(path)
-        if taken(lock):
+        if try_acquire(lock):
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
             path.unlink(missing_ok=True)
             lock.release()
 
 
-def bring(
+def import_dataset(
     source: Source,
     name: str,
     folder: Path,
@@ -188,7 +180,7 @@ def bring(
 
     It is done by a process of its own, of low priority and bounded memory; ``progress`` hears how many files are read (of
     none before they are counted), again and again, and may raise to call it off: then all ends at once. ``room``: bytes that it may take, the rest of a quota. The owner's dataset from the
-    same archive, if there is one, is returned as it is. Raises ``RunError``, ``ImportRefused`` where too much is
+    same archive, if there is one, is returned as it is. Raises ``UserError``, ``ImportRefused`` where too much is
     unreadable; then nothing is stored.
     """
     job = {
@@ -221,11 +213,11 @@ def bring(
             reader.join()
             process.stdout.close()
         if "id" in answer:
-            return Upload(place_of(folder) / answer["id"])
+            return Upload(datasets_folder(folder) / answer["id"])
         if "problem" not in answer:
             errors.seek(0)
             words = errors.read().decode(errors="replace").strip().splitlines()
-            raise RunError(
+            raise UserError(
                 f"The import ended before its time ({words[-1] if words else f'code {process.returncode}'}); nothing "
                 "was stored. Try again, or with fewer pictures."
             )

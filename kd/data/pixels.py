@@ -1,0 +1,195 @@
+"""Decode the images of a split once, into one memory-mapped array, and fingerprint them."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+
+from kd import limits
+from kd.data.images import BadPicture, file_bytes, open_row
+from kd.errors import UserError
+from kd.system.files import mapped, npy_writer, write_whole
+
+
+def fingerprint(dataset: Any) -> str:
+    """A hash of the files and labels themselves, in order: it knows nothing of where or when they were read."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in dataset:
+        data = file_bytes(row)
+        digest.update(len(data).to_bytes(8, "little") + row["label"].to_bytes(8, "little", signed=True))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A split for training: ``values[indices]`` is uint8 ``[B, 3, S, S]``, whole pictures squeezed into squares, and
+    ``labels`` int64 ``[N]``. Unreadable pictures are left out and named in ``unreadable``.
+
+    ``values`` is a memory-mapped array, or ``Undecoded`` where that would not fit on the disk; ``warnings`` says so.
+    """
+
+    values: "np.ndarray | Undecoded"
+    labels: np.ndarray
+    fingerprint: str
+    unreadable: list[str]
+    cached: bool
+    warnings: list[str] = field(default_factory=list)
+
+
+class Undecoded:
+    """Pictures that are decoded each time they are asked for; to be asked by worker processes."""
+
+    def __init__(self, dataset: Any, side: int) -> None:
+        self.dataset, self.shape = dataset, (len(dataset), 3, side, side)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, indices: Any) -> np.ndarray:
+        rows = np.arange(len(self))[indices]
+        return np.stack([_squeezed(self.dataset[int(row)], self.shape[-1]) for row in rows])
+
+
+def pixels_folder(fingerprint: str, side: int, cache: Path) -> Path:
+    """Where a split's decoded pictures are kept, in ``pixels.npy``."""
+    return Path(cache) / "pixels" / f"{fingerprint}-{side}"
+
+
+def load_pixels(
+    dataset: Any, side: int, cache: Path, progress: Callable[[int, int], None] = lambda done, of: None
+) -> Pixels:
+    """Decode a split to ``side`` pixels, or map what an earlier run decoded.
+
+    Raises ``UserError`` if more of the pictures cannot be read than ``limits.unreadable_share``.
+    """
+    print_ = fingerprint(dataset)
+    labels = np.asarray(dataset["label"], dtype=np.int64)
+    folder = pixels_folder(print_, side, cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        unreadable, values = _unreadable(folder), mapped(folder / "pixels.npy")
+        if unreadable is None or (values is not None and len(values) != len(dataset) - len(unreadable)):
+            values = None
+        warnings = [] if values is not None else _too_large(len(dataset), side, folder)
+        cached = unreadable is not None and (values is not None or bool(warnings))
+        if not cached:
+            try:
+                _decode(dataset, side, folder, progress, keep=not warnings)
+            finally:  # what was not finished cannot be gone on with, and on a full disk it is in the way
+                (folder / "pixels.part").unlink(missing_ok=True)
+            unreadable, values = _unreadable(folder), mapped(folder / "pixels.npy")
+    keep = np.setdiff1d(np.arange(len(labels)), [entry["index"] for entry in unreadable])
+    if values is None:
+        values = Undecoded(dataset.select(keep), side)
+    return Pixels(values, labels[keep], print_, [entry["reason"] for entry in unreadable], cached, warnings)
+
+
+def _unreadable(folder: Path) -> list[dict[str, Any]] | None:
+    """What ``_decode`` has left out (``index``, ``reason``), or ``None`` where it has not ended."""
+    try:
+        return json.loads((folder / "unreadable.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _too_large(count: int, side: int, folder: Path) -> list[str]:
+    """Words for the user if decoded pictures would take more than the disk should give: ``KD_PIXELS_GB`` (10^9 bytes),
+    or half of what is free."""
+    budget = float(os.environ.get("KD_PIXELS_GB") or shutil.disk_usage(folder).free / 2e9)
+    needed = count * 3 * side * side / 1e9
+    if needed <= budget:
+        return []
+    return [
+        f"Decoded, {count:,} pictures of {side} px would take {needed:.1f} GB, more than the {budget:.1f} GB that may be "
+        f"used (KD_PIXELS_GB, or half of the free disk). They are decoded anew in each epoch by {decoding_processes()} processes, "
+        "which is slower. Free some space, or choose a smaller image size."
+    ]
+
+
+def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int], None], keep: bool) -> None:
+    """Every picture once, by several processes, into ``pixels.npy`` (unless it is not to be kept); what could not be
+    read into ``unreadable.json``."""
+    temporary, unreadable, done = folder / "pixels.part", [], 0
+    with npy_writer(temporary, (3, side, side), np.uint8) as write:
+        for answers in in_batches(Squeezed(dataset, side), 32):
+            for index, answer in enumerate(answers, start=done):
+                if isinstance(answer, str):
+                    unreadable.append({"index": index, "reason": answer})
+            if len(unreadable) > max(1, limits.current().unreadable_share * len(dataset)):
+                reasons = " ".join(entry["reason"] for entry in unreadable[:5])
+                raise UserError(
+                    f"More than {limits.current().unreadable_share:.0%} of the pictures cannot be read. The first: {reasons}"
+                )
+            if keep and (read := [answer for answer in answers if not isinstance(answer, str)]):
+                write(np.stack(read))
+            done += len(answers)
+            progress(done, len(dataset))
+    write_whole(folder / "unreadable.json", json.dumps(unreadable))
+    if keep:
+        os.replace(temporary, folder / "pixels.npy")
+
+
+def _squeezed(row: dict[str, Any], side: int) -> np.ndarray:
+    """A row's picture as uint8 ``[3, S, S]``."""
+    picture = open_row(row, least=2 * side)
+    if picture.size != (side, side):
+        picture = picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3)
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Squeezed:
+    """A dataset's pictures ``[3, S, S]``, or in words why one cannot be read."""
+
+    dataset: Any
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> np.ndarray | str:
+        try:
+            return _squeezed(self.dataset[index], self.side)
+        except BadPicture as problem:
+            return str(problem)
+
+
+def in_order(values: "np.ndarray | Undecoded", begin: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """``Pixels.values`` from index ``begin`` on as batches uint8 ``[B, 3, S, S]``, each with the index of its first."""
+    if not isinstance(values, Undecoded):
+        for start in range(begin, len(values), size):
+            yield start, np.array(values[start : start + size])
+        return
+    rest = values.dataset.select(range(begin, len(values)))
+    for nth, batch in enumerate(in_batches(Squeezed(rest, values.shape[-1]), size)):
+        yield begin + nth * size, np.stack(batch)
+
+
+def decoding_processes() -> int:
+    """How many processes decode pictures: one for each core that this one may use, or none beside this one where
+    processes cannot be forked (a spawned one would run a user's script again)."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
+
+
+def in_batches(items: Any, size: int) -> Iterator[list]:
+    """Lists of ``size`` items of a sequence, in order, made by several processes."""
+    from torch.utils.data import DataLoader
+
+    workers = decoding_processes()
+    yield from DataLoader(
+        items,
+        batch_size=size,
+        collate_fn=list,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )

@@ -1,0 +1,135 @@
+"""Choose the device, the precision and the number of threads."""
+
+import copy
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kd.config import SMALL_SIDE
+from kd.errors import UserError
+from kd.system.files import write_whole
+
+BF16_GAIN = 1.1
+"""bf16 is taken where a batch is this many times faster: it has eight bits of precision, and timings are noisy."""
+
+CLEAR_GAIN = 1.5
+"""One look is enough where a precision is this many times faster."""
+
+
+def pick_device(asked: str) -> torch.device:
+    """``auto`` is a GPU where there is one, else the CPU. Raises ``UserError`` for a device that is not there."""
+    asked = os.environ.get("KD_DEVICE", asked)  # see launch.gpu_of_its_own
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        gpus = torch.cuda.device_count()
+        found = f"{gpus} CUDA device{'s' * (gpus != 1)}" if gpus else "no GPU, only the CPU"
+        raise UserError(f"The device {asked!r} cannot be used; this machine has {found}. Use auto or cpu.") from error
+    return torch.device("cuda:0") if asked == "cuda" else device
+
+
+def pick_precision(asked: str, device: torch.device, model: nn.Module, size: tuple[int, int], cache: Path) -> str:
+    """``fp32``, ``bf16`` or ``fp16``: the arithmetic of the forward pass.
+
+    ``auto`` takes a half type where the device computes faster in it. A GPU does; a CPU with bfloat16 instructions may,
+    by the layers and the size of the pictures, so there a few batches are timed (a step of a model with parameters
+    that learn, the forward pass of a frozen one). The answer is kept in ``cache``: the same run takes the same path.
+    """
+    if asked == "fp16" and device.type == "cpu":
+        raise UserError("fp16 needs a GPU. On the CPU use bf16, fp32 or auto.")
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not _has_bf16():
+        return "fp32"
+    shapes = [(tuple(p.shape), p.requires_grad) for p in model.parameters()]
+    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+    key = hashlib.blake2b(repr((type(model).__name__, shapes, size, machine)).encode(), digest_size=16).hexdigest()
+    file = Path(cache) / "precision" / key
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        seconds = _time_precisions(model, size)
+        write_whole(file, "bf16" if seconds["bf16"] * BF16_GAIN < seconds["fp32"] else "fp32")
+    return file.read_text()
+
+
+def _has_bf16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _time_precisions(model: nn.Module, size: tuple[int, int], rounds: int = 3) -> dict[str, float]:
+    """The best time in seconds of a batch in each precision, taking turns, after one to warm up; the first is enough
+    where it is clear."""
+    batch = int(np.clip(4 * 224 * 224 / (size[0] * size[1]), 4, 64))
+    trial, best = _batch_timer(model, size, torch.device("cpu"), batch), {"fp32": math.inf, "bf16": math.inf}
+    for nth in range(rounds + 1):
+        times = {precision: trial(precision) for precision in best}
+        if nth:
+            best = {precision: min(best[precision], times[precision]) for precision in best}
+        if nth and not 1 / CLEAR_GAIN < best["fp32"] / best["bf16"] < CLEAR_GAIN:
+            break
+    return best
+
+
+def batch_seconds(
+    model: nn.Module, size: tuple[int, int], device: torch.device, precision: str, batch: int, rounds: int = 5
+) -> float:
+    """The median time in seconds of a batch: a training step of a model with parameters that learn, without its
+    optimiser, the forward pass of a frozen one."""
+    trial = _batch_timer(model, size, device, batch)
+    trial(precision)
+    return float(np.median([trial(precision) for _ in range(rounds)]))
+
+
+def _batch_timer(model: nn.Module, size: tuple[int, int], device: torch.device, batch: int) -> Callable[[str], float]:
+    """What times one batch in a precision, in seconds. A copy of the model is used: its statistics and gradients
+    change."""
+    values = torch.zeros(batch, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
+    learns = any(parameter.requires_grad for parameter in model.parameters())
+    twin = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train(learns)
+
+    def seconds(precision: str) -> float:
+        started = time.perf_counter()
+        with torch.random.fork_rng():  # dropout must not shift the run's own random numbers
+            with autocast(device, precision), torch.set_grad_enabled(learns):
+                logits = twin(pixel_values=values).logits
+            if learns:
+                logits.sum().backward()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return time.perf_counter() - started
+
+    return seconds
+
+
+def pick_threads(side: int) -> int:
+    """How many threads should train a student of this input size on the CPU: all, but one core less for small ones.
+
+    Their operations last microseconds and end in a barrier. A neighbour that takes a core (a browser that shows the
+    page is enough) keeps one thread waiting, and with it all: on two cores 843 images/s became 32, while one thread
+    alone went from 675 to 639.
+    """
+    threads = torch.get_num_threads()
+    return max(1, threads - 1) if side <= SMALL_SIDE else threads
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """A context in which a model computes in ``precision``."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")

@@ -1,0 +1,125 @@
+"""Build the students with random weights."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from transformers import (
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    EfficientNetConfig,
+    EfficientNetForImageClassification,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    MobileViTConfig,
+    MobileViTForImageClassification,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
+
+from kd.config import SMALL_SIDE
+
+BIG_SIDE = 224
+
+
+def label_config(classes: list[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+
+
+def _stride(size: int, least: int = 16) -> int:
+    """The largest total stride that leaves a last map of 4 x 4 pixels, but not under ``least``.
+
+    16 leaves 2 x 2 of 28 or 32 pixels: in the same minutes a MobileNetV2 learned more on it than on 4 x 4, which cost
+    twice the time a picture (83% against 79% on the sample, one seed).
+    """
+    return next((stride for stride in (32, 16) if math.ceil(size / stride) >= 4), least)
+
+
+def _mobilenet_v2(width: float) -> Callable[[int, dict], PreTrainedModel]:
+    def build(size: int, names: dict) -> PreTrainedModel:
+        return MobileNetV2ForImageClassification(
+            # TensorFlow's lopsided padding serves its weights only, and costs a copy before every convolution.
+            MobileNetV2Config(
+                depth_multiplier=width, image_size=size, output_stride=_stride(size), tf_padding=False, **names
+            )
+        )
+
+    return build
+
+
+def _mobilevit_xx_small(size: int, names: dict) -> PreTrainedModel:
+    # huggingface.co/apple/mobilevit-xx-small, config.json
+    return MobileViTForImageClassification(
+        MobileViTConfig(
+            hidden_sizes=[64, 80, 96], neck_hidden_sizes=[16, 16, 24, 48, 64, 80, 320], expand_ratio=2.0,
+            hidden_dropout_prob=0.05, image_size=size, output_stride=_stride(size), **names,
+        )
+    )  # fmt: skip
+
+
+def _efficientnet_b0(size: int, names: dict) -> PreTrainedModel:
+    # huggingface.co/google/efficientnet-b0, config.json; the class's own defaults are B7's
+    strides = {32: [1, 2, 2, 2, 1, 2, 1], 16: [1, 2, 2, 2, 1, 1, 1]}
+    return EfficientNetForImageClassification(
+        EfficientNetConfig(
+            width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280, dropout_rate=0.2, image_size=size,
+            strides=strides[_stride(size)], **names,
+        )
+    )  # fmt: skip
+
+
+def _resnet_18(size: int, names: dict) -> PreTrainedModel:
+    # huggingface.co/microsoft/resnet-18, config.json
+    return ResNetForImageClassification(
+        ResNetConfig(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", **names)
+    )
+
+
+def _convnextv2_atto(size: int, names: dict) -> PreTrainedModel:
+    # huggingface.co/facebook/convnextv2-atto-1k-224, config.json; three stages halve after the patches
+    return ConvNextV2ForImageClassification(
+        ConvNextV2Config(
+            hidden_sizes=[40, 80, 160, 320],
+            depths=[2, 2, 6, 2],
+            image_size=size,
+            patch_size=_stride(size, least=8) // 8,
+            **names,
+        )
+    )
+
+
+def _deit_tiny(size: int, names: dict) -> PreTrainedModel:
+    # huggingface.co/facebook/deit-tiny-patch16-224, config.json; at least 7 x 7 patches
+    patch = next((patch for patch in (16, 8) if size // patch >= 7), 4)
+    return DeiTForImageClassification(
+        DeiTConfig(
+            hidden_size=192, num_attention_heads=3, intermediate_size=768, image_size=size, patch_size=patch, **names
+        )
+    )
+
+
+STUDENTS: dict[str, Callable[[int, dict], PreTrainedModel]] = {
+    **{f"mobilenet_v2_{width}": _mobilenet_v2(width) for width in (1.4, 1.0, 0.75, 0.5, 0.35)},
+    "mobilevit_xx_small": _mobilevit_xx_small,
+    "efficientnet_b0": _efficientnet_b0,
+    "resnet_18": _resnet_18,
+    "convnextv2_atto": _convnextv2_atto,
+    "deit_tiny": _deit_tiny,
+}
+"""Students with random weights: name -> builder of (input side in pixels, class names)."""
+
+ENLARGED = {"resnet_18": 112}
+"""Architectures with no setting for strides: their processor enlarges small pictures to this side."""
+
+
+def student_side(name: str, asked: int | None, picture_side: int) -> int:
+    """The side in pixels of a random-weights student's input: what was asked for, else the pictures' own where they
+    are small (up to 64, a multiple of 4), else 224."""
+    if asked is not None:
+        return asked
+    if picture_side > SMALL_SIDE:
+        return BIG_SIDE
+    return max(math.ceil(picture_side / 4) * 4, 28, ENLARGED.get(name, 0))

@@ -1,0 +1,43 @@
+"""Say in words what went wrong in a run, and what a person can do about it."""
+
+import errno
+import os
+import shutil
+
+from kd.errors import UserError
+from kd.runs.run import RESERVE_BYTES, Run, RunDeleted
+from kd.system import memory
+
+DISK = {
+    errno.ENOSPC: "The disk is full ({place}). Free some space",
+    errno.EDQUOT: "Your share of the disk is used up ({place}). Free some space",
+    errno.EFBIG: "A file in {place} became larger than this system lets a file be (`ulimit -f`). Raise that limit",
+    errno.EROFS: "Nothing can be written to {place}: it is read-only. Make it writable",
+}
+"""What the system says of a file that cannot be written, in words. By its text: safetensors hands no number on."""
+
+
+def failure_message(error: BaseException, run: Run) -> str:
+    """What a person can do about an error."""
+    if not run.path.exists():
+        return str(RunDeleted(f"The folder of run {run.id} was deleted while it ran: {run.path}"))
+    again, place = (
+        f", then `python -m kd resume {run.id}`.",
+        (isinstance(error, OSError) and error.filename) or run.path,
+    )
+    if said := [words for number, words in DISK.items() if os.strerror(number) in str(error)]:
+        return said[0].format(place=place) + again
+    if shutil.disk_usage(run.path).free < RESERVE_BYTES:  # torch.save says less
+        return DISK[errno.ENOSPC].format(place=run.path) + again
+    if memory.ran_out(error):
+        return f"Out of memory. Choose a smaller batch size, image size or student; or free some memory{again}"
+    if "can't start new thread" in str(error):
+        return f"The system allows no further thread: memory or processes (`ulimit -u`) are at their limit. Raise it{again}"
+    if any(words in str(error) for words in ("PytorchStreamWriter", "iostream error", "unexpected pos")):
+        return (
+            f"The disk is full, or was when a file in {run.path} was written, or a limit on the size of files is set "
+            f"(`ulimit -f`). Mend it{again}"
+        )
+    if isinstance(error, UserError | ValueError) and not isinstance(error, UnicodeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}. This is our mistake, not yours; the traceback is in stderr.txt."

@@ -1,0 +1,177 @@
+"""Let one run at a time have a device, and say whose turn it is."""
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kd.errors import UserError
+from kd.runs.run import LIFECYCLE, Run, RunDeleted
+from kd.runs.store import list_runs
+from kd.system.files import try_acquire
+
+POLL_SECONDS = 0.25
+
+LOOK_SECONDS = 3
+"""How often a run that waits for a taken device looks who is before it."""
+
+
+class StopAsked(Exception):
+    """The run was asked to stop."""
+
+
+@contextmanager
+def device_slot(run: Run, device: str) -> Iterator[None]:
+    """Wait until it is ``run``'s turn and the device is free, then hold the device.
+
+    The lock dies with the process that holds it. While the run waits, its place is an event (``queued``, ``place`` 1 for
+    the next, and ``wait`` in seconds where it is known). Raises ``StopAsked`` if it is asked to stop before its turn.
+    """
+    lock = FileLock(slot_path(run.path.parent, device))
+    looked, said = -math.inf, None
+    while True:
+        if run.stop_asked():
+            raise StopAsked
+        free = try_acquire(lock)
+        if free:  # only to see: who holds it while it looks around would keep those out whose turn it is
+            lock.release()
+        if free or time.monotonic() - looked > LOOK_SECONDS:
+            looked, (ahead, running) = time.monotonic(), line_before(run, device)
+            if free and not ahead and try_acquire(lock):
+                break
+            now = QueuePlace(time.time(), len(ahead) + 1, expected_wait(running, ahead, time.time()))
+            if said is None or now.differs(said):
+                said = now
+                run.append("queued", place=now.place, device=device, **({} if now.wait is None else {"wait": now.wait}))
+        time.sleep(POLL_SECONDS)
+    (run.path / "turn").touch()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class QueuePlace:
+    """Where a run was in the queue at ``time`` (Unix seconds), and how long it was to wait from then on, if known."""
+
+    time: float
+    place: int
+    wait: int | None
+
+    def differs(self, said: "QueuePlace") -> bool:
+        """Whether this is news to who was told ``said``: another place, or a wait that is off by a fifth and ten seconds."""
+        if self.place != said.place or self.wait is None or said.wait is None:
+            return (self.place, self.wait is None) != (said.place, said.wait is None)
+        return abs(self.wait - (said.wait - (self.time - said.time))) > max(10, 0.2 * self.wait)
+
+
+def device_name(asked: str) -> str:
+    """The device that a run waits for, found without importing torch: a waiting run should be small."""
+    has_gpu = Path("/dev/nvidia0").exists() and "+cpu" not in version("torch")
+    if asked == "cuda" or (asked == "auto" and has_gpu):
+        return "cuda:0"
+    return "cpu" if asked == "auto" else asked
+
+
+def single_gpu_environment(device: str) -> dict[str, str]:
+    """The environment in which a process sees one GPU only, as ``cuda:0``: `Trainer` would spread over all it sees."""
+    if not device.startswith("cuda:"):
+        return {}
+    nth = int(device.removeprefix("cuda:"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return {
+        "CUDA_VISIBLE_DEVICES": visible[nth] if nth < len(visible) and visible[nth] else str(nth),
+        "KD_DEVICE": "cuda:0",
+    }
+
+
+def slot_path(folder: Path, device: str) -> Path:
+    """The lock file of a device: one for the CPU, one for each GPU."""
+    path = Path(folder) / ".slots" / f"{device.replace(':', '-')}.lock"
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+
+def queue_order(waiting: list[tuple[str, str]], turns: dict[str, float]) -> list[str]:
+    """The ids of the runs that wait, given as (id, owner), in their order.
+
+    Each visitor's oldest first, then each one's second, and so on; among those, who has had the device least recently
+    (``turns``: owner -> the time of the last turn), then the oldest. Where one has all runs, that is by age.
+    """
+    before: Counter[str] = Counter()
+    ranks = []
+    for id, owner in sorted(waiting):
+        ranks.append((before[owner], turns.get(owner, 0.0), id))
+        before[owner] += 1
+    return [id for *_, id in sorted(ranks)]
+
+
+def line_before(run: Run, device: str) -> tuple[list[Run], list[Run]]:
+    """The living runs that have the device before ``run``: those that wait with a better place, and those that hold it."""
+    waiting, running, turns = {run.id: run}, [], {}
+    for other in list_runs(run.path.parent):
+        try:
+            if turn := _time_of(other.path / "turn"):
+                turns[other.owner()] = max(turn, turns.get(other.owner(), 0.0))
+            if other == run or not other.is_locked():
+                continue
+            status = LIFECYCLE[other.last(*LIFECYCLE)["event"]]
+            if device_name(other.settings()["config"].get("device", "auto")) == device:
+                waiting |= {other.id: other} if status == "queued" else {}
+                running += [other] if status == "running" else []
+        except UserError:  # deleted between the listing and the look, or damaged
+            continue
+    ids = queue_order([(id, one.owner()) for id, one in waiting.items()], turns)
+    return [waiting[id] for id in ids[: ids.index(run.id)]], running
+
+
+def _time_of(path: Path) -> float | None:
+    """When a file was last touched; ``None`` where there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def expected_wait(running: list[Run], ahead: list[Run], now: float) -> int | None:
+    """Seconds until the device is free of these, from their own progress; ``None`` unless that is known of each."""
+    try:
+        left = [seconds_left(one.events(), now) for one in (*running, *ahead)]
+    except RunDeleted:
+        return None
+    return round(sum(left)) if running and None not in left else None
+
+
+def seconds_left(events: list[dict[str, Any]], now: float) -> float | None:
+    """How long a run will still have the device: as its training goes, or before that as was expected when it was made
+    (``created``'s ``expected``). ``None`` where neither is known. The measuring at the end is not counted."""
+    last = {event["event"]: event for event in events}
+    training, step = last.get("training"), last.get("step")
+    if training and step and step["step"] and step["time"] >= training["time"]:
+        steps = training["steps"] * (training.get("of", 1) - training.get("nth", 1) + 1) - step["step"]
+        return max(0.0, steps * step["seconds"] / step["step"] - (now - step["time"]))
+    expected = last["created"].get("expected") if "created" in last else None
+    if expected is None or training or "resumed" in last:
+        return None
+    return max(0.0, expected - (now - last["started"]["time"] if "started" in last else 0.0))
+
+
+def is_any_run_training(folder: Path, but: Run | None = None) -> bool:
+    """Whether a run in ``folder`` (``but`` this one) trains now: what is timed meanwhile is slower than it would be."""
+    return any(_is_running(run) for run in list_runs(folder)[:20] if run != but)
+
+
+def _is_running(run: Run) -> bool:
+    try:
+        return run.status() == "running"
+    except RunDeleted:
+        return False

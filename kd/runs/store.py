@@ -1,0 +1,197 @@
+"""Create, list, find and delete runs, and resolve the names in a configuration to what they stand for."""
+
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kd.config import NO_TEACHER, RUN_TEACHER, DistillConfig
+from kd.data.library.store import UPLOAD_PREFIX, Upload, find_upload, refuse_archive
+from kd.errors import UserError
+from kd.runs.run import CLOSED, Run
+from kd.system.files import SWEEPS, text_of, write_whole
+from kd.system.ids import GONE, ID, new_id, one_of, owner_hash
+
+
+def with_upload(config: DistillConfig, folder: Path, token: str) -> DistillConfig:
+    """``config`` with the folder of the dataset that ``upload:<id>`` names. Raises ``UserError`` where there is none,
+    ``PermissionError`` where it is not of ``token``."""
+    refuse_archive(config.dataset)
+    if not config.dataset.startswith(UPLOAD_PREFIX):
+        return config
+    upload = find_upload(folder, config.dataset)
+    upload.check_owner(token)
+    return dataclasses.replace(config, dataset=str(upload.path))
+
+
+def create_run(config: DistillConfig, folder: Path, owner: str, **known: Any) -> Run:
+    """Make the folder of a new run, with its settings and its first event, which has what is ``known`` of it beforehand:
+    ``expected``, the seconds that it will take. Raises ``UserError`` where it cannot."""
+    created = time.time()
+    run = Run(Path(folder).resolve() / new_id(created))
+    settings = {
+        "id": run.id,
+        "created": created,
+        "owner": owner_hash(owner),
+        "config": resolve(config, folder).to_dict(),
+    }
+    try:
+        run.path.mkdir(parents=True)
+        (run.path / "events.jsonl").touch()
+        run.append("created", **known)
+        write_whole(run.path / "config.json", json.dumps(settings, indent=2))
+    except OSError as error:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise UserError(
+            f"Runs cannot be kept in {folder}: {error.strerror}. Name another place with --runs-dir."
+        ) from error
+    return run
+
+
+def resolve(config: DistillConfig, folder: Path) -> DistillConfig:
+    """``config`` as a run in ``folder`` keeps it: with absolute paths, also of a teacher that is another run's student.
+
+    Raises ``UserError`` as ``with_run_as_teacher``.
+    """
+    return with_run_as_teacher(config, lambda id: find_run(folder, id)).with_absolute_paths()
+
+
+def with_run_as_teacher(config: DistillConfig, find: Callable[[str], Run]) -> DistillConfig:
+    """``config`` with the student's folder of a run in the place of ``run:ID``; ``find`` gives the run with an id.
+
+    Raises ``UserError`` where there is no such run, or it has no student yet.
+    """
+    if not config.teacher.startswith(RUN_TEACHER):
+        return config
+    id = config.teacher.removeprefix(RUN_TEACHER)
+    try:
+        run = find(id)
+    except UserError as problem:
+        if not ID.fullmatch(id):
+            raise
+        raise UserError(
+            f"The teacher {config.teacher} is gone: there is no such run among yours any more. Choose another teacher, or "
+            "make it again. The students that it has taught stay as they are."
+        ) from problem
+    status = run.status()
+    if status not in CLOSED or not (run.path / "student" / "config.json").exists():
+        raise UserError(f"Run {run.id} ({status}) cannot teach: it has no finished student. Wait until it is done.")
+    return dataclasses.replace(config, teacher=str(run.path / "student"))
+
+
+def run_of_teacher(teacher: str) -> Run | None:
+    """The run whose student this ``teacher`` is, a folder as ``with_run_as_teacher`` gives it."""
+    folder = Path(teacher)
+    is_run = folder.is_absolute() and folder.name == "student" and ID.fullmatch(folder.parent.name)
+    return Run(folder.parent) if is_run else None
+
+
+def lost_teacher(teacher: str) -> str | None:
+    """The id of the run whose student this ``teacher`` was, if its folder is gone; else ``None``."""
+    run = run_of_teacher(teacher)
+    return run.id if run and not Path(teacher).is_dir() else None
+
+
+def existing_teacher(teacher: str) -> str:
+    """Return ``teacher`` as it is. Raises ``UserError`` where it was the student of a run that is gone."""
+    if lost := lost_teacher(teacher):
+        raise UserError(
+            f"The teacher is gone: it was the student of run {lost}, which has been deleted or moved. Choose another "
+            "teacher, or make it again. The students that it has taught stay as they are."
+        )
+    return teacher
+
+
+def check_teacher_exists(run: Run) -> None:
+    """Raises ``UserError`` where a run's student cannot be compared with its teacher: there was none, or it is gone."""
+    teacher = run.config().teacher
+    if teacher == NO_TEACHER:
+        raise UserError(
+            f"Run {run.id} learned from the labels alone: it has no teacher to be compared with. Distil from it with the "
+            f"teacher run:{run.id}, and compare that."
+        )
+    if lost := lost_teacher(teacher):
+        raise UserError(
+            f"The teacher of run {run.id} is gone: it was the student of run {lost}, which has been deleted or moved. So the "
+            "two cannot be compared any more. The student alone still works, and the run keeps its report and where they "
+            "differed on the test pictures. To compare, make the teacher again, then distil from it once more."
+        )
+
+
+def run_using(made: Path, folder: Path) -> str | None:
+    """The id of a run or a sweep in ``folder`` that waits or works, with ``made`` as its dataset or its teacher."""
+    for run in [*list_runs(folder), *list_runs(folder / SWEEPS)]:
+        try:
+            config = run.config()
+            if str(made) in (config.dataset, config.teacher) and run.status() not in CLOSED:
+                return run.id
+        except (UserError, ValueError):  # deleted meanwhile, damaged, or of another version
+            continue
+    return None
+
+
+def delete_run(run: Run) -> None:
+    """Remove a run's folder, or a sweep's. Raises ``UserError`` while a process works on it, or another run learns from
+    its student."""
+    if run.is_locked():
+        raise UserError(f"Run {run.id} is still running. Stop it first, then delete it.")
+    if other := run_using(run.path / "student", run.path.parent):
+        raise UserError(f"Run {other} learns from run {run.id}. Stop that first, or wait until it is done.")
+    gone = run.path.with_name(GONE + run.id)
+    os.replace(run.path, gone)  # at once: nobody finds half of it
+    for left in run.path.parent.glob(GONE + "*"):  # this one, and what a killed deletion has left
+        shutil.rmtree(left, ignore_errors=True)  # another deletion may be at the same
+    shutil.rmtree(gone, ignore_errors=True)
+    if gone.exists():
+        raise UserError(f"Run {run.id} is deleted, but some of its files could not be removed from the disk.")
+
+
+def delete_dataset(dataset: Upload) -> None:
+    """Remove an imported dataset. Raises ``UserError`` while a run needs it, naming the run."""
+    if run := run_using(dataset.path, dataset.path.parent.parent):
+        raise UserError(f"The dataset {dataset.info()['name']!r} is in use by run {run}. Stop that first.")
+    dataset.delete()
+
+
+def find_run(folder: Path, id: str) -> Run:
+    """The run with this id, the start of one, or ``last``. Raises ``UserError`` where there is none, or several.
+
+    An id from outside never becomes a path: it is only compared with the names that are there.
+    """
+    return one_of(list_runs(folder), id, "run", folder, "There are no runs yet.")
+
+
+def list_runs(folder: Path) -> list[Run]:
+    """The runs in a folder, newest first."""
+    if not Path(folder).is_dir():
+        return []
+    names = sorted((path.name for path in Path(folder).iterdir() if ID.fullmatch(path.name)), reverse=True)
+    runs = [Run(Path(folder).resolve() / name) for name in names]
+    return [run for run in runs if (run.path / "config.json").exists()]
+
+
+def local_owner(folder: Path) -> str:
+    """The one token that owns all runs made on this machine by hand; made when first asked for."""
+    path = Path(folder) / ".owner"
+    if token := text_of(path):
+        return token
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"Runs cannot be kept in {folder}: {error.strerror}. Name another place with --runs-dir."
+        ) from error
+    with FileLock(path.with_name(".owner.lock")):
+        if not text_of(path):  # an empty one is from a kill between its making and its filling
+            fresh = path.with_name(f".owner.{secrets.token_hex(4)}")
+            fresh.touch(mode=0o600)
+            fresh.write_text(secrets.token_hex(16))
+            fresh.replace(path)
+        return path.read_text()

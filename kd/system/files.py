@@ -1,0 +1,139 @@
+"""Files and folders: where things are kept, and how a file is written so that no reader sees half of it."""
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
+
+NPY_HEADER = 128
+"""Bytes of the header of an ``.npy`` file of at most four axes."""
+
+
+def cache_folder(runs: Path, dataset: str) -> Path:
+    """Where a dataset's pixels and targets are kept for the next run: ``KD_CACHE_DIR``, or ``.cache`` beside the runs;
+    those of an imported one in its own folder, for they are its owner's, count as such, and go when it goes."""
+    if Path(dataset).parent == Path(runs).resolve() / DATASETS:
+        return Path(dataset) / ".cache"
+    return Path(os.environ.get("KD_CACHE_DIR") or Path(runs) / ".cache")
+
+
+@contextmanager
+def npy_writer(
+    path: Path, shape: tuple[int, ...], dtype: type, rows: int = 0
+) -> Iterator[Callable[["np.ndarray"], None]]:
+    """Write an ``.npy`` file row by row (or rows by rows), the number of rows known at the end only.
+
+    A file that is half written has no valid header: ``mapped`` takes it for missing. ``rows`` of it are kept and
+    written on from, where ``rows_in`` has found as many.
+    """
+
+    import numpy as np
+
+    def header() -> dict[str, Any]:
+        return {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (rows, *shape)}
+
+    def write(values: "np.ndarray") -> None:
+        nonlocal rows
+        values = np.ascontiguousarray(values, dtype=dtype).reshape(-1, *shape)
+        file.write(values.tobytes())
+        rows += len(values)
+
+    with Path(path).open("r+b" if rows else "wb") as file:
+        # The header has a fixed size whatever the count: numpy leaves room for it to grow.
+        file.write(bytes(NPY_HEADER))
+        file.truncate(NPY_HEADER + rows * int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        file.seek(0, os.SEEK_END)
+        yield write
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, header())
+        if file.tell() != NPY_HEADER:
+            raise AssertionError("numpy changed the size of its header")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def rows_in(path: Path, shape: tuple[int, ...], dtype: type) -> int:
+    """How many whole rows an interrupted ``npy_writer`` has left in a file."""
+    import numpy as np
+
+    try:
+        size = Path(path).stat().st_size
+    except FileNotFoundError:
+        return 0
+    return max(0, size - NPY_HEADER) // (int(np.prod(shape)) * np.dtype(dtype).itemsize)
+
+
+def mapped(path: Path) -> "np.ndarray | None":
+    """A memory-mapped ``.npy`` file, or ``None`` if it is missing, truncated or empty (it is deleted then)."""
+    import numpy as np
+
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError):
+        path.unlink()
+        return None
+
+
+def try_acquire(lock: FileLock) -> bool:
+    """Take a lock if it is free now; whether it was."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
+SWEEPS = ".sweeps"
+"""The folder of the sweeps, beside the runs."""
+
+
+def default_runs_folder() -> Path:
+    """Where runs are kept: ``KD_RUNS_DIR``, or ``runs`` in the working folder."""
+    return Path(os.environ.get("KD_RUNS_DIR") or "runs")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it, so that no reader ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def text_of(path: Path) -> str:
+    """A file's text; nothing of one that is not there."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+DATASETS, VISITORS = ".datasets", ".visitors"
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of the files in a folder, and in those in it."""
+    return sum(_size(Path(folder) / name) for folder, _, names in os.walk(path) for name in names)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:  # written beside its place, and renamed since
+        return 0

@@ -1,0 +1,173 @@
+"""A server and a browser for the tests of the page: the real ones, started once."""
+
+import atexit
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Page, expect, sync_playwright
+
+from kd.devtools.page import CHROMIUM, FLAGS
+from kd.experiments.sweep import list_sweeps
+from kd.runs.run import CLOSED
+from kd.runs.store import list_runs
+from tests.support.paths import ROOT
+
+AXE = Path(sys.prefix) / "axe.min.js"
+
+expect.set_options(timeout=60_000)
+
+NOT_OURS = ["#pictures", ".toast-header"]
+"""gradio's own upload box: a file input inside a button, and a name that differs from its words; and the head of its
+messages, a button inside a button."""
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+AS_USER_1000 = [
+    "setpriv",
+    "--reuid=1000",
+    "--regid=1000",
+    "--clear-groups",
+    "--inh-caps=-all,+dac_read_search",
+    "--ambient-caps=-all,+dac_read_search",
+]
+"""Who a Space runs as. It may read everything, for an interpreter that lies in root's home, and write its own only."""
+
+
+class Site:
+    """``app.py`` over a folder of runs, on a port of its own."""
+
+    def __init__(self, folder: Path, prefix: tuple | list = (), flags: tuple = (), **environment: str) -> None:
+        self.folder, self.prefix, self.flags, self.port = folder, list(prefix), flags, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            **os.environ, "KD_RUNS_DIR": str(folder), "GRADIO_SERVER_PORT": str(self.port), **environment,
+        }  # fmt: skip
+        self.process: subprocess.Popen | None = None
+        atexit.register(self.stop)
+
+    def start(self) -> float:
+        """Seconds until the page answers."""
+        started = time.monotonic()
+        self.process = subprocess.Popen(
+            [*self.prefix, sys.executable, str(ROOT / "app.py"), *self.flags],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+        )
+        while True:
+            try:
+                urllib.request.urlopen(self.url, timeout=5).read()
+                return time.monotonic() - started
+            except (urllib.error.URLError, ConnectionError):
+                assert self.process.poll() is None, "app.py ended"
+                assert time.monotonic() - started < 60
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(20)
+            self.process = None
+
+    def memory(self) -> int:
+        """Bytes of the server's own memory now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
+
+    def config(self) -> dict:
+        return json.loads(urllib.request.urlopen(f"{self.url}/config", timeout=10).read())
+
+    def call(self, element: str, function: str, data: dict) -> dict:
+        """A raw POST to a function of the page's script; ``element`` is the id of the component that has it."""
+        component = next(c["id"] for c in self.config()["components"] if c["props"].get("elem_id") == element)
+        body = {"session_hash": "raw", "component_id": component, "fn_name": function, "data": data}
+        request = urllib.request.Request(
+            f"{self.url}/gradio_api/component_server", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        return json.loads(urllib.request.urlopen(request, timeout=20).read())
+
+
+@functools.cache
+def site() -> Site:
+    """One's own machine: a server that all tests share."""
+    made = Site(Path(tempfile.mkdtemp(prefix="kd-page-")))
+    atexit.register(clean_up, made.folder)
+    made.seconds = made.start()
+    return made
+
+
+@functools.cache
+def shared_site() -> Site:
+    """The same runs, served to strangers."""
+    made = Site(site().folder, flags=("--shared",), KD_OPEN_RUNS="2")
+    made.start()
+    return made
+
+
+def clean_up(folder: Path) -> None:
+    """Stop what still runs, and remove the folder."""
+    for run in [*list_sweeps(folder), *list_runs(folder)]:
+        if run.status() not in CLOSED:
+            run.ask_to_stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def browser():
+    playwright = sync_playwright().start()
+    chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    atexit.register(lambda: (chromium.close(), playwright.stop()))
+    return chromium
+
+
+def visit(url: str, width: int = 1280, context=None) -> Page:
+    """A new visitor (or, with a page's ``context``, another tab of the same one) opens the page."""
+    context = context or browser().new_context(viewport={"width": width, "height": 900})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(url)
+    page.get_by_role("tab", name="Runs").wait_for()
+    return page
+
+
+def points(page: Page, figure: str = "losses") -> int:
+    """How many points the first curve of a figure has."""
+    return page.evaluate(f"document.querySelector('#live [data-figure={figure}]').data?.[0].x.length ?? 0")
+
+
+def until(what, seconds: float = 60, every: float = 0.1):
+    """Wait for ``what()`` to be true and return it."""
+    end = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < end, f"waited {seconds} s for nothing"
+        time.sleep(every)
+    return value
+
+
+def serious(page: Page) -> list[str]:
+    """What axe-core finds serious on the open page and is ours to fix; nothing where there is no axe-core."""
+    if not AXE.exists():
+        return []
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("no => axe.run({ exclude: no }, { resultTypes: ['violations'] })", NOT_OURS)["violations"]
+    return [
+        f"{one['id']}: {[node['target'] for node in one['nodes']]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]

@@ -1,0 +1,138 @@
+"""Cached targets: the same answers as the live teacher, made once, safe to share."""
+
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from kd.config import DistillConfig
+from kd.data.pixels import load_pixels
+from kd.data.splits import load_splits
+from kd.data.views import Views
+from kd.models.teacher import load_teacher
+from kd.training.batches import ViewBatches
+from kd.training.targets import _compute, load_targets
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def world(colours, teacher, tmp_path):
+    """Pixels, views, teacher and an empty cache."""
+    splits = load_splits(DistillConfig(dataset=str(colours)))
+    pixels = load_pixels(splits.train, 32, tmp_path)
+    model, _ = load_teacher(str(teacher), splits.classes)
+    return pixels, Views(pixels.fingerprint, len(pixels.labels), 0.5), model, tmp_path
+
+
+def load(world, count: int, precision: str = "fp32", **changes):
+    pixels, views, model, cache = world
+    return load_targets(model, pixels, changes.get("views", views), count, cache, CPU, precision)
+
+
+def test_cached_equals_online_on_the_same_views(world):
+    pixels, views, model, _ = world
+    cached = load(world, 3)
+    batches = ViewBatches(pixels, views, model.pipeline, CPU, None, model.pipeline)
+    for view in range(3):
+        batches.show(view)
+        indices = [5, 0, 77, 30]
+        with torch.inference_mode():
+            online = model(batches.__getitems__(indices)["teacher_pixel_values"]).logits
+        torch.testing.assert_close(torch.from_numpy(cached.logits[view][indices]), online, atol=1e-5, rtol=1e-5)
+    assert np.abs(cached.logits[1] - cached.logits[0]).max() > 0.01
+
+
+def test_the_next_run_finds_them_and_more_views_cost_only_what_is_missing(world):
+    assert load(world, 2).cache == "miss"
+    again = load(world, 2)
+    assert again.cache == "hit" and again.logits[0].dtype == np.float32 and len(again.logits) == 2
+    assert load(world, 3).cache == "partial"
+    assert load(world, 1).cache == "hit"
+
+
+def test_another_crop_teacher_or_precision_has_another_key(world, tmp_path):
+    pixels, _, model, _ = world
+    load(world, 1)
+    assert load(world, 1, views=Views(pixels.fingerprint, len(pixels.labels), 0.9)).cache == "miss"
+    assert load(world, 1, precision="bf16").cache == "miss"
+    with torch.no_grad():
+        next(model.model.parameters())[0] += 0.01
+    assert load(world, 1).cache == "miss"
+
+
+@pytest.mark.parametrize("cut", [1, 400, 10**9])
+def test_a_truncated_file_is_thrown_away_and_made_again(world, cut):
+    before = np.array(load(world, 1).logits[0])
+    file = next(world[3].rglob("view-0.npy"))
+    file.write_bytes(file.read_bytes()[:-cut])
+    again = load(world, 1)
+    assert again.cache == "miss"
+    np.testing.assert_array_equal(again.logits[0], before)
+
+
+def test_two_runs_that_want_the_same_key_at_once_compute_it_once(world, monkeypatch):
+    compute, calls = _compute, multiprocessing.Value("i", 0)
+
+    def slow(*arguments) -> None:
+        with calls.get_lock():
+            calls.value += 1
+        time.sleep(0.5)
+        compute(*arguments)
+
+    monkeypatch.setattr("kd.training.targets._compute", slow)
+    context, found = multiprocessing.get_context("fork"), multiprocessing.Queue()
+    both = [context.Process(target=lambda: found.put(load(world, 1).cache)) for _ in range(2)]
+    for process in both:
+        process.start()
+    assert sorted(found.get(timeout=60) for _ in both) == ["hit", "miss"]
+    for process in both:
+        process.join()
+    assert calls.value == 1
+
+
+def test_an_interrupted_pass_leaves_nothing_that_looks_whole_and_is_gone_on_with(world, monkeypatch):
+    pixels, views, model, cache = world
+    monkeypatch.setattr("kd.training.targets.TARGET_BATCH", 16)
+    size, seen = len(pixels.labels), []
+
+    def stop(done: int, of: int) -> None:
+        seen.append((done, of))
+        if done >= 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_targets(model, pixels, views, 2, cache, CPU, "fp32", stop)
+    assert seen[-1] == (64, 2 * size) and not list(cache.rglob("view-*.npy"))
+    seen.clear()
+    again = load_targets(model, pixels, views, 2, cache, CPU, "fp32", lambda *progress: seen.append(progress))
+    assert seen[0] == (80, 2 * size) and seen[-1] == (2 * size, 2 * size) and again.cache == "miss"
+    afresh = load_targets(model, pixels, views, 2, cache / "other", CPU, "fp32")
+    for ours, theirs in zip(again.logits, afresh.logits, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_pass_that_runs_out_of_memory_goes_on_in_smaller_batches(world, monkeypatch):
+    forward, sizes = type(world[2]).forward, []
+
+    def small_memory(self, pixel_values):
+        sizes.append(len(pixel_values))
+        if len(pixel_values) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, pixel_values)
+
+    expected = np.array(load_targets(world[2], *world[:2], 1, world[3] / "other", CPU, "fp32").logits[0])
+    monkeypatch.setattr(type(world[2]), "forward", small_memory)
+    np.testing.assert_allclose(load(world, 1).logits[0], expected, atol=1e-5)
+    assert sizes[:3] == [64, 32, 16]
+
+
+def test_pictures_that_are_not_kept_have_the_same_targets(world, colours, monkeypatch):
+    _, views, model, cache = world
+    kept = load(world, 2)
+    monkeypatch.setenv("KD_PIXELS_GB", "0.0001")
+    lazy = load_pixels(load_splits(DistillConfig(dataset=str(colours))).train, 32, cache / "lazy")
+    found = load_targets(model, lazy, views, 2, cache / "lazy", CPU, "fp32")
+    np.testing.assert_allclose(found.logits[1], kept.logits[1], atol=1e-5)
