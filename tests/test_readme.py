@@ -13,8 +13,8 @@ from kd import limits
 from kd.cli.main import parser
 from kd.cli.screen import table
 from kd.config import STUDENT_NAMES
-from kd.experiments import study
-from kd.models.teacher import STUDENTS
+from kd.experiments.study import load_study, study_table
+from kd.models.zoo import STUDENTS
 from tests.support.paths import ROOT
 
 MOST_BYTES = 9_500
@@ -177,5 +177,5 @@ def test_the_tables_of_studies_are_those_that_the_command_prints():
 
 def printed(path: Path) -> str:
     """Return the table that ``kd study FILE --show`` prints."""
-    head, *lines = study.table(study.load(path))
+    head, *lines = study_table(load_study(path))
     return table(head, lines)

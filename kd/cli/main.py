@@ -114,7 +114,11 @@ def students(options: argparse.Namespace) -> int:
     for name in STUDENTS:
         student = load_student(name, [str(i) for i in range(10)], None, options.image_size, seed=0)
         rows.append(
-            {"student": name, "input": student.pipeline.size[0], **model_cost(student.model, student.pipeline.size)}
+            {
+                "student": name,
+                "input": student.normalization.size[0],
+                **model_cost(student.model, student.normalization.size),
+            }
         )
     if options.json:
         print(json.dumps(rows))

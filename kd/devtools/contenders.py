@@ -517,7 +517,9 @@ def student_step(plan: Plan, stages: Stages, precision: str, layout: Any, quick:
         if isinstance(module, DepthwiseConv2d) and not quick:
             module.__class__ = nn.Conv2d
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    values = torch.randn(plan.batch_size, 3, *student.pipeline.size, device=device).contiguous(memory_format=layout)
+    values = torch.randn(plan.batch_size, 3, *student.normalization.size, device=device).contiguous(
+        memory_format=layout
+    )
     logits = torch.randn(plan.batch_size, 10, device=device)
     labels = torch.arange(plan.batch_size, device=device) % 10
 

@@ -34,7 +34,7 @@ class ComparedModel:
 
     model: Any
     processor: Any
-    model_cost: dict[str, Any]
+    cost: dict[str, Any]
     unknown: tuple[str, ...] = ()
     """The classes that a teacher does not know."""
 
@@ -61,7 +61,7 @@ def cached_teacher(name: str, classes: list[str], label_map: str | None = None) 
         teacher, _ = load_teacher(name, classes, label_map)
         known = [True] * len(teacher.classes) if teacher.known is None else teacher.known.tolist()
         unknown = tuple(name for name, known in zip(teacher.classes, known, strict=True) if not known)
-        return ComparedModel(teacher, teacher.processor, model_cost(teacher.model, teacher.pipeline.size), unknown)
+        return ComparedModel(teacher, teacher.processor, model_cost(teacher.model, teacher.normalization.size), unknown)
 
     return _cached(("teacher", name, label_map, *classes), Path(os.path.expanduser(name)), load)
 

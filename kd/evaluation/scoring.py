@@ -80,7 +80,7 @@ def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
 
 
 def load_run_student(run: Run) -> tuple[Any, Any, Normalization]:
-    """The student that a run has saved: model, processor, pipeline. Raises ``UserError`` before there is one."""
+    """The student that a run has saved: model, processor, normalization. Raises ``UserError`` before there is one."""
     folder = run.path / "student"
     if not (folder / "config.json").exists():
         raise UserError(f"Run {run.id} ({run.status()}) has no student yet.")
@@ -88,7 +88,7 @@ def load_run_student(run: Run) -> tuple[Any, Any, Normalization]:
 
 
 def load_saved_student(folder: Path) -> tuple[Any, Any, Normalization]:
-    """A student as `save_student` left it, loaded as anyone would: model, processor, pipeline."""
+    """A student as `save_student` left it, loaded as anyone would: model, processor, normalization."""
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
     return model, processor, read_normalization(processor)

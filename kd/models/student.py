@@ -26,7 +26,7 @@ class Student:
 
     model: PreTrainedModel
     processor: Any
-    read_normalization: Normalization
+    normalization: Normalization
     pretrained: bool
     healed: list[str] = field(default_factory=list)
 
@@ -51,7 +51,7 @@ def load_student(
         )
     else:
         student = _pretrained_student(name, classes, asked_size, healing)
-    check_input_size(name, student, student.pipeline.size)
+    check_input_size(name, student, student.normalization.size)
     speed_up_depthwise(student.model)
     return student
 

@@ -44,7 +44,7 @@ class Teacher(nn.Module):
         self.classes = classes or model_classes(model.config)
         known = None if columns is None or None not in columns else torch.tensor([c is not None for c in columns])
         self.register_buffer("known", known, persistent=False)
-        self.pipeline = read_normalization(processor)
+        self.normalization = read_normalization(processor)
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
         """``[B, 3, H, W]`` to ``logits`` ``[B, C]``."""

@@ -56,8 +56,8 @@ class ViewBatches(torch.utils.data.Dataset):
         values = self.values[rows] if on_device else self._to_device(torch.from_numpy(self.values[indices]))
         boxes, mirrored = self.boxes[rows], self.mirrored[rows]
 
-        def seen_by(pipeline: Normalization) -> Tensor:
-            batch = pipeline(crop(values, boxes, mirrored, pipeline.size))
+        def seen_by(normalization: Normalization) -> Tensor:
+            batch = normalization(crop(values, boxes, mirrored, normalization.size))
             return batch.contiguous(memory_format=torch.channels_last)
 
         batch = {"pixel_values": seen_by(self.student), "labels": self.labels[rows]}

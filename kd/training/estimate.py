@@ -61,7 +61,7 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         splits, config = labels_from_teacher(config, splits, teacher)
     student = load_student(config.student, splits.classes, config.image_size, short, config.seed)
     start += time.thread_time() - began
-    size, side = student.pipeline.size, pixel_side(teacher, student, long)
+    size, side = student.normalization.size, pixel_side(teacher, student, long)
     with threads(device, student):
         precision = pick_precision(config.precision, device, student.model, size, cache)
         cost = measure_throughput(student, config, side, device, precision, cache)
@@ -141,9 +141,9 @@ def _targets(
     """Seconds until the teacher has answered for every view that is not kept yet."""
     if config.targets == "online" or teacher is None:
         return 0.0
-    precision = pick_precision(config.precision, device, teacher.model, teacher.pipeline.size, cache)
-    batch = at_once(teacher.pipeline.size)
-    seconds = batch_seconds(teacher, teacher.pipeline.size, device, precision, batch, rounds=3) / batch
+    precision = pick_precision(config.precision, device, teacher.model, teacher.normalization.size, cache)
+    batch = at_once(teacher.normalization.size)
+    seconds = batch_seconds(teacher, teacher.normalization.size, device, precision, batch, rounds=3) / batch
     views = Views(fingerprint(train), len(train), config.crop_area)
     folder = targets_folder(teacher, views, (len(train), 3, side, side), cache, device, precision)
     missing = [view for view in range(views_of(config)) if not (folder / f"view-{view}.npy").exists()]

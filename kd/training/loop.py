@@ -78,11 +78,11 @@ def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallb
     from kd.training.labels import known_rows
     from kd.training.trainer import Diverged, ImageDistilTrainer, training_arguments
 
-    config, arm, student = work.config, work.arm, work.student.pipeline
+    config, arm, student = work.config, work.arm, work.student.normalization
     distilled = arm.name == "distilled" and work.teacher is not None
     online = work.teacher if distilled and work.targets is None else None
     logits = work.targets.logits if distilled and work.targets else None
-    batches = ViewBatches(work.train, work.views, student, work.device, logits, online and online.pipeline)
+    batches = ViewBatches(work.train, work.views, student, work.device, logits, online and online.normalization)
     whole = Views(work.validation.fingerprint, len(work.validation.labels), 1.0)
     theirs = work.validation_logits
     # `Trainer` has as many workers for validation as for training, and none of them may touch a GPU.

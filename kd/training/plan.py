@@ -48,7 +48,7 @@ def trials_of(config: DistillConfig) -> list[Trial]:
 def pixel_side(teacher: "Teacher | None", student: "Student", longest: int) -> int:
     """The side in pixels at which pictures are kept: a little over the larger of the two inputs, so that crops of three
     quarters of a picture need not be enlarged, and never over the pictures' own."""
-    sizes = [model.pipeline.size for model in (teacher, student) if model]
+    sizes = [model.normalization.size for model in (teacher, student) if model]
     return min(longest, round(1.15 * max(map(max, sizes))))
 
 

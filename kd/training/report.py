@@ -181,14 +181,14 @@ def measure_models(run: Run, work: Work, arm: Trial) -> tuple[dict[str, dict[str
     from kd.evaluation.scoring import load_run_student, quality
     from kd.training.labels import accuracy_on_known_classes
 
-    model, processor, pipeline = load_run_student(run)
+    model, processor, normalization = load_run_student(run)
     answers = answers_of(run, arm)
     logits, raced = {"student": answers["logits"]}, {"student": (model, processor)}
-    costs = {"student": model_cost(model, pipeline.size)}
+    costs = {"student": model_cost(model, normalization.size)}
     if teacher := work.teacher:
         logits = {"teacher": score_teacher(run, work, len(answers["labels"])), **logits}
         raced = {"teacher": (teacher, teacher.processor), **raced}
-        costs["teacher"] = model_cost(teacher.model, teacher.pipeline.size)
+        costs["teacher"] = model_cost(teacher.model, teacher.normalization.size)
     picture = next(picture for _, picture in open_images(work.splits.test) if not isinstance(picture, BadPicture))
     timed = measure_latency(raced, picture, work.device)
     sides: dict[str, Any] = {"teacher": None} | {

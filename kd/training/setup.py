@@ -112,10 +112,10 @@ def prepare(run: Run, progress: Progress) -> Work:
             said += check_classes(config.method, int(teacher.known.sum()), "The teacher knows")
     side = pixel_side(teacher, student, long)
     with threads(device, student):
-        precision = pick_precision(config.precision, device, student.model, student.pipeline.size, cache)
+        precision = pick_precision(config.precision, device, student.model, student.normalization.size, cache)
         config = with_epochs(run, config, teacher, student, side, device, precision, splits, progress)
     if config.start_size:
-        check_input_size(config.student, student, sizes_of(config, student.pipeline.size)(0))
+        check_input_size(config.student, student, sizes_of(config, student.normalization.size)(0))
     limits.check_steps(config.epochs, len(splits.train), config.batch_size, len(trials_of(config)))
 
     train, validation = load_both(run, splits, side, cache, progress)
@@ -167,7 +167,7 @@ def fresh_student(work: Work, arm: Trial) -> "Student":
     """The run's student with the weights that an arm begins with."""
     from kd.models.student import load_student
 
-    config, side = work.config, work.student.pipeline.size[0]
+    config, side = work.config, work.student.normalization.size[0]
     asked = config.image_size if work.student.pretrained else side  # a pretrained one's processor stays as it is
     return load_student(config.student, work.splits.classes, asked, side, arm.seed, config.heal == "yes")
 
@@ -180,7 +180,7 @@ def threads(device: "torch.device", student: "Student") -> Iterator[None]:
     from kd.models.device import pick_threads
 
     before = torch.get_num_threads()
-    torch.set_num_threads(pick_threads(max(student.pipeline.size)) if device.type == "cpu" else before)
+    torch.set_num_threads(pick_threads(max(student.normalization.size)) if device.type == "cpu" else before)
     try:
         yield
     finally:
@@ -194,7 +194,7 @@ def online_seconds(config: DistillConfig, teacher: "Teacher | None", device: "to
     from kd.models.device import batch_seconds
 
     return (
-        batch_seconds(teacher, teacher.pipeline.size, device, precision, config.batch_size, rounds=3)
+        batch_seconds(teacher, teacher.normalization.size, device, precision, config.batch_size, rounds=3)
         / config.batch_size
     )
 
@@ -218,7 +218,7 @@ def with_epochs(
     if plan is None:
         from kd.training.throughput import measure_throughput
 
-        full = student.pipeline.size
+        full = student.normalization.size
         seconds = PACE_SHARE * 60 * config.minutes
         cost = measure_throughput(student, config, side, device, precision, run.path, seconds, progress.phase("pace"))
         asking = online_seconds(config, teacher, device, precision)
@@ -244,9 +244,9 @@ def tell_models(
 
     run.append(
         "models",
-        teacher=teacher and {"name": config.teacher, **model_cost(teacher.model, teacher.pipeline.size)},
-        student={"name": config.student, **model_cost(student.model, student.pipeline.size)},
-        image_size=list(student.pipeline.size),
+        teacher=teacher and {"name": config.teacher, **model_cost(teacher.model, teacher.normalization.size)},
+        student={"name": config.student, **model_cost(student.model, student.normalization.size)},
+        image_size=list(student.normalization.size),
         healed=student.healed,
         warnings=warnings,
         device=str(device),
@@ -345,7 +345,7 @@ def ask_teacher(
     from kd.models.device import pick_precision
     from kd.training.targets import load_targets
 
-    precision = pick_precision(config.precision, device, teacher.model, teacher.pipeline.size, cache)
+    precision = pick_precision(config.precision, device, teacher.model, teacher.normalization.size, cache)
     targets = load_targets(teacher, train, views, count, cache, device, precision, progress.phase("targets"))
     run.append("targets", cache=targets.cache, seconds=round(targets.seconds, 2), precision=precision)
     return targets

@@ -127,8 +127,8 @@ def _compute(
             batch = torch.from_numpy(values).to(device)
             rows = slice(start, start + len(batch))
             for view in missing:
-                seen = crop(batch, *(part[rows] for part in boxes[view]), teacher.pipeline.size)
-                seen = teacher.pipeline(seen).contiguous(memory_format=torch.channels_last)
+                seen = crop(batch, *(part[rows] for part in boxes[view]), teacher.normalization.size)
+                seen = teacher.normalization(seen).contiguous(memory_format=torch.channels_last)
                 with autocast(device, precision):
                     write[view](teacher(seen).logits.float().cpu().numpy())
                 done += len(batch)

@@ -107,7 +107,7 @@ def _noise(count: int, side: int, student: Student, crop_area: float, device: to
     values = np.random.default_rng(0).integers(0, 256, (count, 3, side, side), np.uint8)
     labels = np.arange(count) % student.model.config.num_labels
     batches = ViewBatches(
-        Pixels(values, labels, "0", [], cached=True), Views("0", count, crop_area), student.pipeline, device
+        Pixels(values, labels, "0", [], cached=True), Views("0", count, crop_area), student.normalization, device
     )
     batches.show(1)
     return batches

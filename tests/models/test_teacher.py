@@ -51,7 +51,7 @@ def test_a_processor_is_read_off_as_arithmetic(processor):
 @pytest.mark.parametrize("size", [28, 32, 64])
 def test_every_student_takes_small_pictures_and_has_a_sensible_last_map(name, size):
     student = load_student(name, toys.CLASSES, None, size, seed=0)
-    side = student.pipeline.size[0]
+    side = student.normalization.size[0]
     assert side >= size
     maps = []
 

@@ -68,7 +68,7 @@ def test_what_an_earlier_run_has_left_costs_nothing(guess, small, tmp_path):
 
 def test_a_teacher_that_is_asked_in_every_step_is_counted(guess, monkeypatch):
     config, seconds = DistillConfig(targets="online"), []
-    toy = SimpleNamespace(pipeline=SimpleNamespace(size=(32, 32)))
+    toy = SimpleNamespace(normalization=SimpleNamespace(size=(32, 32)))
     with monkeypatch.context() as patched:
         patched.setattr("kd.models.device.batch_seconds", lambda *arguments, **options: seconds.append(1) or 3.2)
         assert online_seconds(config, toy, None, "fp32") == 0.1 and online_seconds(config, None, None, "fp32") == 0

@@ -35,7 +35,7 @@ def load(world, count: int, precision: str = "fp32", **changes):
 def test_cached_equals_online_on_the_same_views(world):
     pixels, views, model, _ = world
     cached = load(world, 3)
-    batches = ViewBatches(pixels, views, model.pipeline, CPU, None, model.pipeline)
+    batches = ViewBatches(pixels, views, model.normalization, CPU, None, model.normalization)
     for view in range(3):
         batches.show(view)
         indices = [5, 0, 77, 30]
