@@ -1,12 +1,10 @@
 """The recipe, top to bottom: the one place to read first.
 
-Nothing heavy is imported until a run has its device: one that waits for its turn should be small.
+torch is imported only once the run has its device, so that queued runs use little memory.
 """
 
-import json
 import os
-import shutil
-import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +12,34 @@ from kd.config import DistillConfig
 from kd.errors import UserError
 from kd.runs.failures import failure_message
 from kd.runs.queue import StopAsked, device_name, device_slot
-from kd.runs.run import LIFECYCLE, Run, RunDeleted, RunTaken, events_by_trial
+from kd.runs.run import LIFECYCLE, Run, RunDeleted, RunTaken
 from kd.runs.store import create_run, local_owner, with_upload
 from kd.system import lazy_imports, memory
-from kd.system.files import default_runs_folder, write_whole
+from kd.system.files import default_runs_folder
 from kd.system.hub import listening
-from kd.training.checkpoints import save_best
-from kd.training.loop import train_within_memory
-from kd.training.plan import trials_of
-from kd.training.report import is_better, keep_students, kept_seed, score_student, scores_of, write_report
-from kd.training.setup import Progress, Work, for_trial, prepare
+from kd.training import setup
+from kd.training.loop import Lesson, train
+from kd.training.report import TestSplit, evaluate_on_test, load_result, write_report
 
+# The modules that import the libraries of a run (torch, transformers, datasets).
 LIBRARIES = (
     "kd.evaluation.compare",
     "kd.data.duplicates",
     "kd.training.labels",
-    "kd.training.trainer",
+    "kd.training.callback",
     "torch.utils.tensorboard",
 )
-"""The modules of a run that bring the libraries along."""
 
 
 def distill(config: DistillConfig | None = None, runs_dir: Path | str | None = None) -> dict[str, Any]:
-    """Distil in this process and return the report (``report.json``; the README explains its fields).
+    """Distil in this process and return the report (``report.json``; assets/guide/numbers.md explains its fields).
 
-    Raises ``UserError`` (or a ``ValueError`` of the configuration) with a message that says what to do.
+    Args:
+        config: the settings; default: those of the preset ``sample``.
+        runs_dir: where runs are kept; default: ``KD_RUNS_DIR``, or ``runs``.
+
+    Raises:
+        UserError: with a message that says what to do; ``ValueError`` for a setting out of range.
     """
     folder = Path(runs_dir) if runs_dir else default_runs_folder()
     config = config or DistillConfig.preset("sample")
@@ -51,8 +52,40 @@ def distill(config: DistillConfig | None = None, runs_dir: Path | str | None = N
     return report
 
 
+def recipe(run: Run) -> None:
+    """Do all that a run does between its events ``started`` and ``done``."""
+    import_libraries()
+    job = setup.start_job(run)
+    with listening(lambda text: job.tell("hub", message=text), run.stop_asked):
+        # --- Data: three splits; no image of validation or test is in train as well
+        splits = setup.load_job_splits(job)
+        # --- Teacher and student: whatever can be refused is refused here, before anything is computed
+        teacher = setup.load_job_teacher(job.config, splits)
+        splits = setup.with_classes(splits, teacher, job.config)
+        student = setup.build_student(job.config, splits, job.config.seed)
+        # --- Plan: each training of the run, the epochs that fit its minutes, views, precision
+        plan = setup.make_plan(job, splits, teacher, student)
+        # --- Pixels: training and validation images, decoded once
+        pixels = setup.decode(job, plan, splits)
+        setup.tell_models(job, plan, teacher, student)
+        # --- Targets: the teacher's logits for every view, asked for once
+        targets = setup.teacher_targets(job, plan, splits, teacher, pixels)
+        pixels = setup.label_pixels(job, splits, pixels, targets)
+    # --- Each seed, with the teacher and without: the loss is in kd/training/losses.py
+    test, results = TestSplit(job, splits, targets), []
+    for trial in plan.trials:
+        if trial.is_done(run):  # what a resumed run has behind it
+            results.append(load_result(run, trial))
+            continue
+        fresh_student = partial(setup.build_student, job.config, splits, trial.seed)
+        trained = train(job, Lesson(plan, trial, fresh_student(), pixels, targets), fresh_student)
+        results.append(evaluate_on_test(job, trained, test, results))
+    # --- Verdict, latency, report
+    write_report(job, plan, test, results)
+
+
 def execute(run: Run, resume: bool = False) -> None:
-    """Work on a run until it is closed, its lock and its device's slot held; every ending is an event.
+    """Work on a run until it is closed, holding its lock and its device; every ending is an event.
 
     Raises what went wrong, after the ``failed`` event has said it in words.
     """
@@ -68,12 +101,13 @@ def execute(run: Run, resume: bool = False) -> None:
         except (RunDeleted, RunTaken):
             raise
         except BaseException as error:
-            run.close("failed", message=failure_message(error, run), error=type(error).__name__)
+            kind = error.kind if isinstance(error, UserError) else ""
+            run.close("failed", message=failure_message(error, run), error=type(error).__name__, kind=kind)
             raise
 
 
 def check_order(run: Run, resume: bool) -> None:
-    """A run is begun once, and resumed only while it is not done. Raises ``UserError``."""
+    """Refuse, with ``UserError``, to begin a run twice or to resume one that is done."""
     last = run.last(*LIFECYCLE)
     if last and last["event"] == "done":
         raise UserError(f"Run {run.id} is done; its student is in {run.path / 'student'}.")
@@ -82,43 +116,10 @@ def check_order(run: Run, resume: bool) -> None:
     run.forget_old_stop()
 
 
-def recipe(run: Run) -> None:
-    """Everything between ``started`` and ``done``."""
+def import_libraries() -> None:
+    """Import torch, transformers and datasets, and keep transformers from printing over the run's own lines."""
     lazy_imports.load(*LIBRARIES)
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    with listening(lambda text: run.append("hub", message=text), run.stop_asked):
-        work = prepare(run, Progress(run))
-    arms = trials_of(work.config)
-    for arm in arms:
-        if not (arm.folder(run) / "scores.json").exists():  # what a resumed run has left to do
-            train_arm(run, for_trial(work, arm))
-    write_report(run, work, arms)
-
-
-def train_arm(run: Run, work: Work) -> None:
-    """Train one student and measure it on the test split; the ``arm`` event. Of several seeds the best on validation is kept."""
-    work, trainer, callback = train_within_memory(run, work)
-    save_best(run, work, trainer)
-    state, events = trainer.state, events_by_trial(run.events())[work.arm.seed, work.arm.name]
-    done = trials_of(work.config)[: work.arm.nth]
-    before, validation = scores_of(run, done[:-1]), round(state.best_metric, 5)
-    scores = {
-        "arm": work.arm.name,
-        "seed": work.arm.seed,
-        **score_student(run, work),
-        "validation": validation,
-        "kept": is_better(before, work.arm, validation),
-        "best_epoch": round(state.best_global_step * work.config.epochs / state.max_steps),
-        "epochs": work.config.epochs,
-        "seconds": round(callback.trained, 2),
-        "images_per_second": round(
-            statistics.median(e["images_per_second"] for e in events if e["event"] == "step"), 1
-        ),
-    }
-    write_whole(work.arm.folder(run) / "scores.json", json.dumps(scores))
-    run.append("arm", **scores)
-    keep_students(run, done, kept_seed([*before, scores]))
-    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)  # the best is kept; the rest only takes space

@@ -1,5 +1,13 @@
-"""What people are told when something cannot be done."""
+"""The error that people are told of when something cannot be done."""
 
 
 class UserError(Exception):
-    """Something the user can act on: what was found, what was expected, what to do next."""
+    """Something that the user can act on: what was found, what was expected, what to do next.
+
+    ``kind`` tells programs what happened (``diverged``, ``unreachable``, ``refused``; empty for all else), ``setting`` is
+    the name of the setting that it speaks of, if there is one: no decision is made by parsing the words.
+    """
+
+    def __init__(self, message: str, kind: str = "", setting: str = "") -> None:
+        super().__init__(message)
+        self.kind, self.setting = kind, setting

@@ -106,13 +106,13 @@ def students(options: argparse.Namespace) -> int:
     quiet()
     from kd.evaluation.latency import model_cost
     from kd.models.student import load_student
-    from kd.models.zoo import STUDENTS
+    from kd.models.zoo import STUDENTS, student_side
 
     if not 16 <= options.image_size <= 1024:
         raise BadUsage(f"image-size is {options.image_size}; expected a whole number from 16 to 1024.")
     rows = []
     for name in STUDENTS:
-        student = load_student(name, [str(i) for i in range(10)], None, options.image_size, seed=0)
+        student = load_student(name, [str(i) for i in range(10)], student_side(name, None, options.image_size), seed=0)
         rows.append(
             {
                 "student": name,

@@ -85,7 +85,10 @@ class Screen:
         self.line(f"targets: {e['cache']} ({e['seconds']:.1f} s)")
 
     def show_plan(self, e: dict) -> None:
-        self.line(f"plan: {e['epochs']} epochs in {e['minutes']:g} minutes, at {e['images_per_second']:,.0f} images/s")
+        if "minutes" in e:
+            self.line(
+                f"plan: {e['epochs']} epochs in {e['minutes']:g} minutes, at {e['images_per_second']:,.0f} images/s"
+            )
 
     def show_training(self, e: dict) -> None:
         self.total = e["steps"]

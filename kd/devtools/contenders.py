@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import threading
 import time
 import warnings
@@ -19,13 +18,15 @@ from kd.config import DistillConfig, checked, setting
 from kd.distill import execute
 from kd.errors import UserError
 from kd.runs.queue import device_name
+from kd.runs.run import Run
 from kd.runs.store import create_run
+from kd.training import setup
 from kd.training.checkpoints import save_best
-from kd.training.loop import build_trainer
+from kd.training.loop import Lesson, build_trainer
+from kd.training.plan import Plan as RunPlan
 from kd.training.plan import Trial
-from kd.training.report import measure_models, score_student
-from kd.training.setup import Progress, for_trial, threads
-from kd.training.setup import prepare as prepare_run
+from kd.training.report import TestSplit, TrialResult, measure_models, score_student
+from kd.training.setup import training_threads
 
 VIT_B = "vit_b_16"
 """The bench's teacher: ViT-B/16 with random weights, which takes the same time as one that was trained."""
@@ -154,7 +155,7 @@ def _save_teacher(name: str, classes: list[str], folder: Path) -> None:
         model = ViTForImageClassification(ViTConfig(**labels))  # its defaults are ViT-B/16 at 224 px
         processor = ViTImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3)
     else:
-        teacher, _ = load_teacher(name, classes)
+        teacher = load_teacher(name, classes)
         model, processor = teacher.model, teacher.processor
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -328,7 +329,7 @@ def guide(plan: Plan, folder: Path, turns: Turns | None, stages: Stages) -> dict
     if plan.student == "mobilenet_v2_1.0":
         student = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=len(splits.classes)))
     else:
-        student = load_student(plan.student, splits.classes, plan.image_size, plan.image_size, 0, healing=False).model
+        student = load_student(plan.student, splits.classes, plan.image_size, 0, healing=False).model
     trainer = ImageDistilTrainer(
         student_model=student,
         teacher_model=AutoModelForImageClassification.from_pretrained(folder / "teacher"),
@@ -400,74 +401,103 @@ def time_epoch_end(trainer: Any) -> tuple[float, float]:
     return evaluated, seconds_of(lambda: trainer._save_checkpoint(trainer.model, trial=None))
 
 
-def ours(
-    plan: Plan, folder: Path, turns: Turns | None, stages: Stages, targets: str = "cached", arm: str = "distilled"
-) -> dict[str, Any]:
-    """A run as ``kd distill`` makes it, or its baseline."""
+def ours(plan: Plan, folder: Path, turns: Turns | None, stages: Stages, row: str = "cached") -> dict[str, Any]:
+    """Run what ``kd distill`` runs, with ``cached`` or ``online`` targets, or its ``baseline``."""
     endless = {} if turns is None else {"epochs": 10**6}
-    run = create_run(plan.config(folder, targets=targets, **endless), folder / f"runs-{targets}-{arm}", "bench")
+    targets, name = ("cached", "baseline") if row == "baseline" else (row, "distilled")
+    run = create_run(plan.config(folder, targets=targets, **endless), folder / f"runs-{row}", "bench")
     if turns is None:
         execute(run)
         return {"precision": run.last("models")["precision"]}
     run.append("started")
-    ruler = Stages()
-    count_ruler(ruler)
-    work = prepare_run(run, Progress(run))
-    work = for_trial(work, Trial(work.config.seed, arm, 1, 1))
-    trainer = trainer_in_stages(run, work, stages)
-    with threads(work.device, work.student):
+    scoring = Stages()
+    count_scoring(scoring)
+    prepared = prepare_run(run)
+    lesson = prepared.lesson(Trial(prepared.plan.config.seed, name, 1, 1))
+    trainer = trainer_in_stages(prepared.job, lesson, stages)
+    with training_threads(prepared.job.device, prepared.plan.input_size):
         train_in_turns(trainer, turns, stages, plan.batch_size)
-        evaluated, saved = time_epoch_end(trainer)
+        epoch_end = time_epoch_end(trainer)
     return {
-        "precision": work.precision,
-        "costs": costs_of_ours(plan, run, work, trainer, ruler, evaluated, saved),
+        "precision": prepared.plan.precision,
+        "costs": costs_of_ours(plan, prepared, trainer, scoring, epoch_end),
     }
 
 
-def trainer_in_stages(run: Any, work: Any, stages: Stages) -> Any:
-    """A run's trainer, its stages counted; it neither evaluates nor saves on its own."""
-    trainer, _ = build_trainer(run, work)
+@dataclass
+class Prepared:
+    """What the recipe (``kd.distill.recipe``) has made before its first training."""
+
+    job: setup.Job
+    plan: RunPlan
+    splits: Any
+    pixels: setup.DecodedSplits
+    targets: Any
+
+    def lesson(self, trial: Trial) -> Lesson:
+        student = setup.build_student(self.plan.config, self.splits, trial.seed)
+        return Lesson(self.plan, trial, student, self.pixels, self.targets)
+
+
+def prepare_run(run: Run) -> Prepared:
+    """Do what the recipe does before its first training."""
+    job = setup.start_job(run)
+    splits = setup.load_job_splits(job)
+    teacher = setup.load_job_teacher(job.config, splits)
+    student = setup.build_student(job.config, splits, job.config.seed)
+    plan = setup.make_plan(job, splits, teacher, student)
+    pixels = setup.decode(job, plan, splits)
+    setup.tell_models(job, plan, teacher, student)
+    return Prepared(job, plan, splits, pixels, setup.teacher_targets(job, plan, splits, teacher, pixels))
+
+
+def trainer_in_stages(job: setup.Job, lesson: Lesson, stages: Stages) -> Any:
+    """Build a run's trainer, its stages counted; it neither evaluates nor saves on its own."""
+    trainer = build_trainer(job, lesson)
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     stages.wrap(trainer.train_dataset, "__getitems__", "crop")
-    if work.arm.name == "distilled":
+    if lesson.trial.is_distilled:
         stages.wrap(trainer, "_teacher_logits", "targets")
     return trainer
 
 
-def count_ruler(stages: Stages) -> None:
-    """Count what is measured by the ruler (``kd.evaluation.compare``), which the run's own functions call."""
+def count_scoring(stages: Stages) -> None:
+    """Count what scoring on original files takes (``kd.evaluation.scoring``), and the timing of both models."""
+    from kd.evaluation import latency, scoring
     from kd.models.teacher import Teacher
 
-    compare = importlib.import_module("kd.evaluation.compare")  # kd.compare is the function
-    score = compare.score
+    score = scoring.score
 
     def counted(model: Any, *arguments: Any, **options: Any) -> Any:
         with stages.time("teacher" if isinstance(model, Teacher) else "student"):
             return score(model, *arguments, **options)
 
-    compare.score = counted
-    stages.wrap(compare, "race", "race")
+    scoring.score = counted
+    stages.wrap(latency, "measure_latency", "latency")
 
 
 def costs_of_ours(
-    plan: Plan, run: Any, work: Any, trainer: Any, ruler: Stages, evaluated: float, saved: float
+    plan: Plan, prepared: Prepared, trainer: Any, scoring: Stages, epoch_end: tuple[float, float]
 ) -> list[Cost]:
-    """What a run costs besides its steps. The ruler asks the teacher twice, the student once."""
-    save_best(run, work, trainer)
-    score_student(run, work)
-    measure_models(run, work, work.arm)
-    data, targets = run.last("data"), run.last("targets")
-    held_out, tested = len(work.validation.labels), len(work.splits.test)
+    """List what a run costs besides its steps. ``epoch_end``: seconds of an evaluation, and of saving a checkpoint."""
+    job, trial, splits = prepared.job, trainer.run_callback.trial, prepared.splits
+    (evaluated, saved), test = epoch_end, TestSplit(prepared.job, splits, prepared.targets)
+    save_best(job.run, trial, trainer, prepared.lesson(trial).student.processor)
+    _, answers = score_student(job, trial, test)
+    measure_models(job, prepared.plan, test, TrialResult(trial, {}, answers))
+    data, targets = job.run.last("data"), job.run.last("targets")
+    held_out, tested = len(prepared.pixels.validation.labels), len(splits.test)
     pictures, views = plan.images + plan.validation, min(plan.views, plan.epochs)
     decode = data["seconds"] / (data["train"] + data["validation"])
-    teacher = ruler.seconds["teacher"] / (held_out + tested)
+    teacher = scoring.seconds["teacher"] / (held_out + tested)
+    asked = targets["seconds"] / len(prepared.pixels.train.labels) / views
     return [
         Cost("decode", "decode", pictures, decode, "decode"),
-        Cost("targets", "targets", plan.images * views, targets["seconds"] / len(work.train.labels) / views, "teacher"),
+        Cost("targets", "targets", plan.images * views, asked, "teacher"),
         Cost("evaluation", "check and test the teacher", 2 * plan.validation, teacher, "teacher"),
         Cost("evaluation", "evaluate each epoch", plan.epochs * plan.validation, evaluated / held_out),
-        Cost("evaluation", "test the student", plan.validation, ruler.seconds["student"] / tested),
-        Cost("evaluation", "latency", 1, ruler.seconds["race"]),
+        Cost("evaluation", "test the student", plan.validation, scoring.seconds["student"] / tested),
+        Cost("evaluation", "latency", 1, scoring.seconds["latency"]),
         Cost("saving", "save each epoch", plan.epochs, saved),
     ]
 
@@ -478,7 +508,6 @@ def ceiling(plan: Plan, folder: Path, turns: Turns, stages: Stages, quick: bool 
     import torch
 
     from kd.models.device import pick_device
-    from kd.models.student import load_student
 
     device = pick_device(plan.device)
     layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -488,8 +517,7 @@ def ceiling(plan: Plan, folder: Path, turns: Turns, stages: Stages, quick: bool 
         for precision in ("fp32", *halves)
         for name, layout in layouts.items()
     }
-    student = load_student(plan.student, ["a", "b"], plan.image_size, plan.image_size, 0)
-    with threads(device, student), suppress(Enough):
+    with training_threads(device, (plan.image_size, plan.image_size)), suppress(Enough):
         times = {name: [seconds_of(step, turns.synchronise) for _ in range(3)] for name, step in ways.items()}
         best = min(times, key=lambda name: min(times[name][1:]))
         step = ways[best]
@@ -506,12 +534,12 @@ def student_step(plan: Plan, stages: Stages, precision: str, layout: Any, quick:
     from torch import nn
 
     from kd.models.depthwise import DepthwiseConv2d
-    from kd.models.device import autocast, pick_device
+    from kd.models.device import Compute, pick_device
     from kd.models.student import load_student
     from kd.training.losses import distillation_loss
 
     device = pick_device(plan.device)
-    student = load_student(plan.student, [str(i) for i in range(10)], plan.image_size, plan.image_size, 0)
+    student = load_student(plan.student, [str(i) for i in range(10)], plan.image_size, 0)
     model = student.model.train().to(device, memory_format=layout)
     for module in model.modules():
         if isinstance(module, DepthwiseConv2d) and not quick:
@@ -525,7 +553,7 @@ def student_step(plan: Plan, stages: Stages, precision: str, layout: Any, quick:
 
     def step() -> None:
         with stages.time("forward/backward"):
-            with autocast(device, precision):
+            with Compute(device, precision).autocast():
                 answers = model(pixel_values=values).logits
             distillation_loss(answers, logits, labels, 5.0, 0.5).total.backward()
         with stages.time("optimiser"):
@@ -544,7 +572,7 @@ def seconds_of(call: Callable[[], Any], synchronise: Callable[[], None] = lambda
 
 def student_only(plan: Plan, folder: Path, turns: Turns, stages: Stages) -> dict[str, Any]:
     """Our training without a teacher, as a run's baseline is."""
-    found = ours(plan, folder, turns, stages, arm="baseline")
+    found = ours(plan, folder, turns, stages, "baseline")
     return {**found, "costs": [cost for cost in found["costs"] if cost.shared != "teacher"]}
 
 
@@ -554,33 +582,40 @@ def scaled(plan: Plan, folder: Path, turns: Turns, stages: Stages, times: int) -
     from kd.data.pixels import Pixels
     from kd.data.views import Views
     from kd.system.files import mapped, npy_writer
-    from kd.training.targets import Targets
 
     run = create_run(plan.config(folder, epochs=10**6, targets="online"), folder / f"runs-{times}", "bench")
     run.append("started")
-    work = prepare_run(run, Progress(run))
-    few, count = work.train, plan.images * times
+    prepared = prepare_run(run)
+    few, count = prepared.pixels.train, plan.images * times
     order = np.random.default_rng(0).integers(0, len(few.labels), count)
     file = folder / f"pixels-{times}.npy"
     with npy_writer(file, few.values.shape[1:], np.uint8) as write:
         for start in range(0, count, 512):
             write(few.values[order[start : start + 512]])
-    with npy_writer(folder / f"logits-{times}.npy", (len(work.splits.classes),), np.float32) as write:
-        write(np.random.default_rng(1).normal(size=(count, len(work.splits.classes))))
-    work.train = Pixels(mapped(file), few.labels[order], few.fingerprint, [], True)
-    work.views = Views(few.fingerprint, count, work.config.crop_area)
-    work.targets = Targets([mapped(folder / f"logits-{times}.npy")] * plan.views, 0.0, "hit")
-    work.config = dataclasses.replace(work.config, targets="cached")
-    trainer = trainer_in_stages(run, work, stages)
-    with threads(work.device, work.student):
+    with npy_writer(folder / f"logits-{times}.npy", (len(prepared.splits.classes),), np.float32) as write:
+        write(np.random.default_rng(1).normal(size=(count, len(prepared.splits.classes))))
+    train = Pixels(mapped(file), few.labels[order], few.fingerprint, [], True)
+    views = Views(few.fingerprint, count, prepared.plan.config.crop_area)
+    prepared.pixels = dataclasses.replace(prepared.pixels, train=train, views=views)
+    logits = [mapped(folder / f"logits-{times}.npy")] * plan.views
+    prepared.targets = dataclasses.replace(prepared.targets, logits=logits, cache="hit")
+    config = dataclasses.replace(prepared.plan.config, targets="cached")
+    prepared.plan = dataclasses.replace(prepared.plan, config=config)
+    trainer = trainer_in_stages(prepared.job, prepared.lesson(prepared.plan.trials[0]), stages)
+    with training_threads(prepared.job.device, prepared.plan.input_size):
         train_in_turns(trainer, turns, stages, plan.batch_size)
-    return {"precision": work.precision, "costs": None, "images": count, "file_gb": round(file.stat().st_size / 1e9, 2)}
+    return {
+        "precision": prepared.plan.precision,
+        "costs": None,
+        "images": count,
+        "file_gb": round(file.stat().st_size / 1e9, 2),
+    }
 
 
 WAYS: dict[str, Callable[..., dict[str, Any]]] = {
     "guide": guide,
-    "online": lambda *a: ours(*a, targets="online"),
-    "cached": lambda *a: ours(*a, targets="cached"),
+    "online": lambda *a: ours(*a, "online"),
+    "cached": lambda *a: ours(*a, "cached"),
     "ceiling": ceiling,
     "plain": lambda *a: ceiling(*a, quick=False),
     "student only": student_only,

@@ -218,7 +218,7 @@ def train_teacher(splits: dict, folder: Path, epochs: int, say=print) -> list[di
 def measure_teacher(assets: Path) -> float:
     """The saved teacher's accuracy on the saved test split, by the ruler that every run uses."""
     splits = load_splits(DistillConfig(dataset=str(assets / "sample")))
-    teacher, _ = load_teacher(str(assets / "sample-teacher"), splits.classes)
+    teacher = load_teacher(str(assets / "sample-teacher"), splits.classes)
     found = score(teacher, teacher.processor, splits.test, torch.device("cpu"))
     return quality(found.logits, np.asarray(splits.test["label"]))["accuracy"]
 

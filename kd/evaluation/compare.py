@@ -58,7 +58,7 @@ def cached_teacher(name: str, classes: list[str], label_map: str | None = None) 
     """A teacher, its outputs in the order of ``classes``, from memory likewise. Raises ``UserError``."""
 
     def load() -> ComparedModel:
-        teacher, _ = load_teacher(name, classes, label_map)
+        teacher = load_teacher(name, classes, label_map)
         known = [True] * len(teacher.classes) if teacher.known is None else teacher.known.tolist()
         unknown = tuple(name for name, known in zip(teacher.classes, known, strict=True) if not known)
         return ComparedModel(teacher, teacher.processor, model_cost(teacher.model, teacher.normalization.size), unknown)

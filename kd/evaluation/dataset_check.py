@@ -213,7 +213,8 @@ def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> di
         if classes:
             match = match_classes(teacher_classes(existing_teacher(config.teacher)), classes, config.label_map)
             matched = label_table(match, class_counts(seen.splits.train, classes).tolist())
-        teacher, said = load_teacher(existing_teacher(config.teacher), classes or None, config.label_map)
+        teacher = load_teacher(existing_teacher(config.teacher), classes or None, config.label_map)
+        said = teacher.warnings
         if not classes:
             return {"name": name, "problem": None, "said": said, "accuracy": None, "confused": [], "labels": matched}
         keep = np.setdiff1d(np.arange(len(part)), list(looks(part, cache).unreadable))

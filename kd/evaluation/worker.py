@@ -167,7 +167,7 @@ def teacher_says(name: str, path: Path) -> tuple[list[str], list[float]]:
     from kd.models.processor import run_processor
     from kd.models.teacher import load_teacher
 
-    teacher, _ = load_teacher(existing_teacher(name), None)
+    teacher = load_teacher(existing_teacher(name), None)
     id2label = teacher.model.config.id2label
     names = [str(id2label[index]) for index in sorted(id2label)]
     if len(names) < 2:

@@ -406,4 +406,4 @@ def train_point(sweep: Sweep, changes: dict[str, Any]) -> Run:
 
 def has_diverged(run: Run) -> bool:
     last = run.last(*LIFECYCLE)
-    return last["event"] == "failed" and last["message"].startswith("Training diverged")
+    return last["event"] == "failed" and last["kind"] == "diverged"

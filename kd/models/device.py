@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,25 @@ CLEAR_GAIN = 1.5
 """One look is enough where a precision is this many times faster."""
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which arithmetic a model computes: ``device``, and ``precision`` of the forward pass (``fp32``, ``bf16``
+    or ``fp16``)."""
+
+    device: torch.device
+    precision: str = "fp32"
+
+    def autocast(self) -> Any:
+        """Return a context in which a model computes in this precision."""
+        return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+
+
 def pick_device(asked: str) -> torch.device:
     """``auto`` is a GPU where there is one, else the CPU. Raises ``UserError`` for a device that is not there."""
-    asked = os.environ.get("KD_DEVICE", asked)  # see launch.gpu_of_its_own
+    asked = os.environ.get("KD_DEVICE", asked)  # see kd.runs.queue.single_gpu_environment
     if asked == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda:0")
@@ -75,9 +92,9 @@ def _time_precisions(model: nn.Module, size: tuple[int, int], rounds: int = 3) -
     """The best time in seconds of a batch in each precision, taking turns, after one to warm up; the first is enough
     where it is clear."""
     batch = int(np.clip(4 * 224 * 224 / (size[0] * size[1]), 4, 64))
-    trial, best = _batch_timer(model, size, torch.device("cpu"), batch), {"fp32": math.inf, "bf16": math.inf}
+    timed, best = _batch_timer(model, size, torch.device("cpu"), batch), {"fp32": math.inf, "bf16": math.inf}
     for nth in range(rounds + 1):
-        times = {precision: trial(precision) for precision in best}
+        times = {precision: timed(precision) for precision in best}
         if nth:
             best = {precision: min(best[precision], times[precision]) for precision in best}
         if nth and not 1 / CLEAR_GAIN < best["fp32"] / best["bf16"] < CLEAR_GAIN:
@@ -85,14 +102,12 @@ def _time_precisions(model: nn.Module, size: tuple[int, int], rounds: int = 3) -
     return best
 
 
-def batch_seconds(
-    model: nn.Module, size: tuple[int, int], device: torch.device, precision: str, batch: int, rounds: int = 5
-) -> float:
-    """The median time in seconds of a batch: a training step of a model with parameters that learn, without its
-    optimiser, the forward pass of a frozen one."""
-    trial = _batch_timer(model, size, device, batch)
-    trial(precision)
-    return float(np.median([trial(precision) for _ in range(rounds)]))
+def batch_seconds(model: nn.Module, size: tuple[int, int], compute: Compute, batch: int, rounds: int = 5) -> float:
+    """Return the median time in seconds of a batch of ``size`` (height, width): a training step of a model with parameters
+    that learn, without its optimiser; the forward pass of a frozen one."""
+    timed = _batch_timer(model, size, compute.device, batch)
+    timed(compute.precision)
+    return float(np.median([timed(compute.precision) for _ in range(rounds)]))
 
 
 def _batch_timer(model: nn.Module, size: tuple[int, int], device: torch.device, batch: int) -> Callable[[str], float]:
@@ -105,7 +120,7 @@ def _batch_timer(model: nn.Module, size: tuple[int, int], device: torch.device, 
     def seconds(precision: str) -> float:
         started = time.perf_counter()
         with torch.random.fork_rng():  # dropout must not shift the run's own random numbers
-            with autocast(device, precision), torch.set_grad_enabled(learns):
+            with Compute(device, precision).autocast(), torch.set_grad_enabled(learns):
                 logits = twin(pixel_values=values).logits
             if learns:
                 logits.sum().backward()
@@ -125,11 +140,3 @@ def pick_threads(side: int) -> int:
     """
     threads = torch.get_num_threads()
     return max(1, threads - 1) if side <= SMALL_SIDE else threads
-
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast(device: torch.device, precision: str) -> Any:
-    """A context in which a model computes in ``precision``."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")

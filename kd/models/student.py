@@ -15,7 +15,7 @@ from kd.models.depthwise import speed_up_depthwise
 from kd.models.pretrained import check_is_classifier, is_local, load_config, load_weights, model_classes
 from kd.models.processor import Normalization, load_processor, read_normalization, resized_processor
 from kd.models.repair import heal
-from kd.models.zoo import STUDENTS, label_config, student_side
+from kd.models.zoo import BIG_SIDE, STUDENTS, label_config
 from kd.system import memory
 from kd.system.hub import from_hub
 
@@ -31,17 +31,21 @@ class Student:
     healed: list[str] = field(default_factory=list)
 
 
-def load_student(
-    name: str, classes: list[str], asked_size: int | None, picture_side: int, seed: int, healing: bool = True
-) -> Student:
-    """A student with random weights (a name in ``STUDENTS``), or with pretrained ones (id or folder), which have a new
-    head where they know other classes than these, in this order.
+def load_student(name: str, classes: list[str], side: int | None, seed: int, healing: bool = True) -> Student:
+    """Load a student with random weights (a name in ``STUDENTS``), or with pretrained ones (a Hub id or a folder).
+
+    Args:
+        name: what to load.
+        classes: what it is to tell apart, in this order; pretrained weights get a new head unless they know these.
+        side: side of its input in pixels; ``None`` for 224, or for what a pretrained student's processor says.
+        seed: of the random weights.
+        healing: whether to repair what transformers carries over from TensorFlow (``kd.models.repair``).
 
     Raises ``UserError`` if it is not there, cannot be reached or does not take this input size.
     """
     torch.manual_seed(seed)
     if name in STUDENTS:
-        side = student_side(name, asked_size, picture_side)
+        side = side or BIG_SIDE
         model = STUDENTS[name](side, label_config(classes))
         processor = ViTImageProcessorPil(
             size={"height": side, "width": side}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
@@ -50,13 +54,13 @@ def load_student(
             model, processor, read_normalization(processor), pretrained=False, healed=heal(model) if healing else []
         )
     else:
-        student = _pretrained_student(name, classes, asked_size, healing)
+        student = _pretrained_student(name, classes, side, healing)
     check_input_size(name, student, student.normalization.size)
     speed_up_depthwise(student.model)
     return student
 
 
-def _pretrained_student(name: str, classes: list[str], asked_size: int | None, healing: bool) -> Student:
+def _pretrained_student(name: str, classes: list[str], side: int | None, healing: bool) -> Student:
     if "/" not in name and not Path(os.path.expanduser(name)).is_dir():
         raise UserError(
             f"There is no student {name!r}. The students are {', '.join(STUDENTS)}; or give a Hub id or a folder."
@@ -69,8 +73,8 @@ def _pretrained_student(name: str, classes: list[str], asked_size: int | None, h
         return model if has_classes(config, classes) else renew_head(model), load_processor(name, "student", name)
 
     model, processor = from_hub("student", name, load, is_local(name))
-    if asked_size is not None:
-        processor = resized_processor(processor, asked_size)
+    if side is not None:
+        processor = resized_processor(processor, side)
     healed = heal(model, random=False) if healing else []
     return Student(model, processor, read_normalization(processor), pretrained=True, healed=healed)
 

@@ -28,6 +28,7 @@ class Teacher(nn.Module):
     """A frozen classifier whose logits come in the order of ``classes``: the dataset's, or its own where that has none.
 
     ``known`` is bool ``[C]``, which of the classes it knows, or ``None`` for all; the logit of another is ``NEVER``.
+    ``warnings`` are what the user should know about how its classes were matched (``kd.models.class_map``).
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Teacher(nn.Module):
         known = None if columns is None or None not in columns else torch.tensor([c is not None for c in columns])
         self.register_buffer("known", known, persistent=False)
         self.normalization = read_normalization(processor)
+        self.warnings: list[str] = []
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
         """``[B, 3, H, W]`` to ``logits`` ``[B, C]``."""
@@ -73,9 +75,10 @@ class Teacher(nn.Module):
 
 def load_teacher(
     name: str, classes: list[str] | None, label_map: str | None = None, counts: list[int] | None = None
-) -> tuple[Teacher, list[str]]:
-    """The teacher, its outputs in the order of ``classes`` (none: in its own), and what the user should know about
-    the match (``kd.models.class_map``). ``counts``: the training pictures of each class, to be named there.
+) -> Teacher:
+    """Load a teacher, its outputs in the order of ``classes``, or in its own where none are given.
+
+    ``counts``: the training images of each class, to be named in its ``warnings``.
 
     Raises ``UserError`` if it is not there, cannot be reached, has an untrained head, or other classes.
     """
@@ -95,11 +98,13 @@ def load_teacher(
             "as the teacher."
         )
     if not classes:
-        return Teacher(model, processor), []
+        return Teacher(model, processor)
     match = match_classes(model_classes(model.config), classes, label_map)
     match.check()
     in_order = match.columns == list(range(len(match.theirs)))
-    return Teacher(model, processor, None if in_order else match.columns, classes), match.in_words(counts)
+    teacher = Teacher(model, processor, None if in_order else match.columns, classes)
+    teacher.warnings = match.in_words(counts)
+    return teacher
 
 
 def teacher_classes(name: str) -> list[str]:

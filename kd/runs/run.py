@@ -271,7 +271,8 @@ class Run:
 
     def lambda_(self) -> float:
         """The teacher's weight as it is used: without labels 1, whatever was asked for."""
-        return 1.0 if self.labels() == "teacher" else self.config().lambda_
+        plan = self.last("plan")
+        return plan.get("lambda", self.config().lambda_) if plan else self.config().lambda_
 
     def report(self) -> dict[str, Any] | None:
         """``report.json``, or ``None`` until the run is done."""

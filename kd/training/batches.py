@@ -15,8 +15,16 @@ class ViewBatches(torch.utils.data.Dataset):
     """Batches of one view, cut for all pictures at once on the device; ``view`` is changed between epochs.
 
     `Trainer` hands a whole batch of indices to ``__getitems__``, which answers with the batch itself (``collate``).
-    Decoded pictures that leave a GPU three quarters of its free memory live there. On the CPU nothing is fetched ahead:
+    Decoded images that leave a GPU three quarters of its free memory live there. On the CPU nothing is fetched ahead:
     no core is idle while the student computes.
+
+    Args:
+        pixels: the decoded images and their labels.
+        views: the crops of these images.
+        student: the student's normalization and input size.
+        device: where the batches are made.
+        teacher: the teacher's kept logits, for each view ``[N, C]``, which go with the batch as ``teacher_logits``; or,
+            for a teacher that is asked in every step, its normalization, by which ``teacher_pixel_values`` are made.
     """
 
     def __init__(
@@ -25,13 +33,12 @@ class ViewBatches(torch.utils.data.Dataset):
         views: Views,
         student: Normalization,
         device: torch.device,
-        logits: list[np.ndarray] | None = None,
-        teacher: Normalization | None = None,
+        teacher: list[np.ndarray] | Normalization | None = None,
     ) -> None:
+        # Where images are decoded by worker processes, batches stay on the CPU and `Trainer` moves them.
         self.undecoded = isinstance(pixels.values, Undecoded)
-        """Worker processes ask for the batches, so these stay on the CPU and `Trainer` moves them."""
         self.device = torch.device("cpu") if self.undecoded else device
-        self.views, self.student, self.teacher, self.logits = views, student, teacher, logits
+        self.views, self.student, self.teacher = views, student, teacher
         self.values = pixels.values
         if self.device.type == "cuda" and self.values.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
             self.values = torch.from_numpy(np.array(self.values)).to(device)
@@ -61,10 +68,10 @@ class ViewBatches(torch.utils.data.Dataset):
             return batch.contiguous(memory_format=torch.channels_last)
 
         batch = {"pixel_values": seen_by(self.student), "labels": self.labels[rows]}
-        if self.logits is not None:
-            batch["teacher_logits"] = self._to_device(torch.from_numpy(self.logits[self.view][indices]))
-        elif self.teacher is not None:
+        if isinstance(self.teacher, Normalization):
             batch["teacher_pixel_values"] = seen_by(self.teacher)
+        elif self.teacher is not None:
+            batch["teacher_logits"] = self._to_device(torch.from_numpy(self.teacher[self.view][indices]))
         return batch
 
     def _to_device(self, values: Tensor) -> Tensor:

@@ -2,33 +2,24 @@
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any
 
 from transformers import TrainerCallback
 
 from kd.runs.run import Run
 from kd.training.batches import ViewBatches
+from kd.training.plan import Plan, Trial
 from kd.training.trainer import Diverged, ImageDistilTrainer
 
+# At most one ``step`` event in this time.
 EVENT_SECONDS = 0.5
-"""At most one ``step`` event in this time."""
 
 
 class RunCallback(TrainerCallback):
     """Writes a run's ``step`` and ``eval`` events, changes the view each epoch, obeys ``STOP`` and stops on NaN."""
 
-    def __init__(
-        self,
-        run: Run,
-        batches: ViewBatches,
-        views: int,
-        sizes: Callable[[int], tuple[int, int] | None] = lambda epoch: None,
-        seconds_before: float = 0.0,
-        arm: dict[str, Any] | None = None,
-    ) -> None:
-        """``sizes``: epoch, from 0 on -> the size of the student's input in it."""
-        self.run, self.batches, self.views, self.sizes, self.arm = run, batches, views, sizes, arm or {}
+    def __init__(self, run: Run, batches: ViewBatches, plan: Plan, trial: Trial, seconds_before: float = 0.0) -> None:
+        """``seconds_before``: seconds that the trial was trained before the run was resumed."""
+        self.run, self.batches, self.plan, self.trial = run, batches, plan, trial
         self.seconds_before = seconds_before
         self.trainer: ImageDistilTrainer | None = None
 
@@ -38,20 +29,22 @@ class RunCallback(TrainerCallback):
         return self.seconds_before + time.perf_counter() - self.started
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.started = self.looked = time.perf_counter()
+        self.started = self.told = time.perf_counter()
+        trial = self.trial
         self.run.append(
-            "training", epochs=int(args.num_train_epochs), steps=state.max_steps, step=state.global_step, **self.arm
-        )
+            "training", epochs=int(args.num_train_epochs), steps=state.max_steps, step=state.global_step, arm=trial.name,
+            seed=trial.seed, nth=trial.nth, of=trial.of,
+        )  # fmt: skip
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         epoch = int(round(state.epoch, 6))  # a resume may begin in the middle of one
-        self.batches.show(epoch % self.views, self.sizes(epoch))
-        self.looked = time.perf_counter()
+        self.batches.show(epoch % self.plan.views, self.plan.size_in(epoch))
+        self.told = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.run.stop_asked():  # end as an epoch does: what was learned is evaluated and saved
             control.should_training_stop = True
-        if time.perf_counter() - self.looked >= EVENT_SECONDS or state.global_step == 1:
+        if time.perf_counter() - self.told >= EVENT_SECONDS or state.global_step == 1:
             self._tell(state)
 
     def on_epoch_end(self, args, state, control, **kwargs) -> None:
@@ -68,7 +61,7 @@ class RunCallback(TrainerCallback):
         if not all(map(math.isfinite, means)):
             raise Diverged(f"the loss became {means.total} in epoch {math.ceil(state.epoch)}, step {state.global_step}")
         now = time.perf_counter()
-        seconds, self.looked = now - self.looked, now
+        seconds, self.told = now - self.told, now
         self.run.append(
             "step",
             step=state.global_step,
@@ -92,4 +85,4 @@ class RunCallback(TrainerCallback):
             loss=round(metrics["eval_loss"], 5) if math.isfinite(metrics["eval_loss"]) else None,
             seconds=round(self.seconds, 2),
         )
-        self.looked = time.perf_counter()
+        self.told = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a user takes home."""
+"""Save and find checkpoints, and save the student as a folder that transformers loads with nothing of ours."""
 
 import json
 import os
@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from kd.runs.run import Run
 from kd.training.plan import Trial
-from kd.training.setup import Work
 
 if TYPE_CHECKING:
     from kd.training.trainer import ImageDistilTrainer
 
 
-def checkpoints_folder(run: Run, arm: Trial) -> Path:
-    return run.path / "checkpoints" / arm.folder(run).name
+def checkpoints_folder(run: Run, trial: Trial) -> Path:
+    """Return the folder of a trial's checkpoints."""
+    return run.path / "checkpoints" / trial.folder(run).name
 
 
 def last_checkpoint(folder: Path, averaged: bool = False) -> str | None:
-    """The newest checkpoint that is whole: `Trainer` writes ``trainer_state.json`` last. The others are looked at too,
-    for a power cut may take any of the files that were written last. ``averaged``: with an average of the weights (``kd.training.ema``)."""
+    """Return the newest checkpoint that is whole. `Trainer` writes ``trainer_state.json`` last, but a power cut may take
+    any of the files that were written last. ``averaged``: with an average of the weights (``kd.training.ema``)."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return next((str(path) for path in reversed(found) if is_whole(path, averaged)), None)
 
 
 def is_whole(checkpoint: Path, averaged: bool = False) -> bool:
-    """Whether all files of a checkpoint are there to their ends."""
+    """Tell whether all files of a checkpoint are there to their ends."""
     import zipfile
 
     from safetensors import SafetensorError, safe_open
@@ -44,22 +44,22 @@ def is_whole(checkpoint: Path, averaged: bool = False) -> bool:
         return False
 
 
-def student_folder(run: Run, arm: Trial) -> Path:
-    """Where an arm's student is kept as it is made: the first's is the run's own, until a better one takes its place."""
-    return run.path / "student" if arm.nth == 1 else arm.folder(run) / "student"
+def student_folder(run: Run, trial: Trial) -> Path:
+    """Return where a trial's student is saved: the first one's is the run's own, until a better one takes its place."""
+    return run.path / "student" if trial.nth == 1 else trial.folder(run) / "student"
 
 
-def save_best(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
-    """The trainer's model and the student's processor into the arm's folder; the ``exported`` event."""
-    folder = student_folder(run, work.arm)
-    work.arm.folder(run).mkdir(parents=True, exist_ok=True)
-    save_student(trainer.model.cpu(), work.student.processor, folder)
+def save_best(run: Run, trial: Trial, trainer: "ImageDistilTrainer", processor: Any) -> None:
+    """Save the trainer's model and the student's processor into the trial's folder; the ``exported`` event."""
+    folder = student_folder(run, trial)
+    trial.folder(run).mkdir(parents=True, exist_ok=True)
+    save_student(trainer.model.cpu(), processor, folder)
     run.append("exported", folder=str(folder.relative_to(run.path)))
 
 
 def save_student(model: Any, processor: Any, folder: Path) -> None:
-    """The student as a folder that ``AutoModelForImageClassification`` and ``AutoImageProcessor`` load with nothing
-    of ours installed. Written beside its place and then moved there."""
+    """Save a student as a folder that ``AutoModelForImageClassification`` and ``AutoImageProcessor`` load with nothing
+    of ours installed. It is written beside its place and then moved there."""
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)

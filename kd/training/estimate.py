@@ -8,22 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from kd.config import NO_TEACHER, DistillConfig
+from kd.config import DistillConfig
 from kd.data.duplicates import without_duplicates
 from kd.data.images import typical_size
 from kd.data.pixels import Squeezed, decoding_processes, fingerprint, pixels_folder
 from kd.data.splits import load_splits
 from kd.data.views import Views
 from kd.evaluation.scoring import SCORING_BATCH, score, scores_file
-from kd.models.device import batch_seconds, pick_device, pick_precision
+from kd.models.device import Compute, batch_seconds, pick_device, pick_precision
 from kd.models.processor import read_normalization
-from kd.models.student import load_student
-from kd.models.teacher import load_teacher
-from kd.runs.store import existing_teacher
-from kd.training.labels import labels_from_teacher
 from kd.training.plan import fitting_epochs, mean_area, pixel_side, trials_of, views_of
-from kd.training.setup import online_seconds, threads
-from kd.training.targets import targets_folder
+from kd.training.setup import build_student, load_job_teacher, online_seconds, training_threads, with_classes
+from kd.training.targets import TargetCache
 from kd.training.throughput import measure_throughput
 
 FEW = 8
@@ -51,45 +47,45 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     start = time.thread_time() - began
     splits = without_duplicates(splits, config, cache)  # kept
     began = time.thread_time()
-    short, long = typical_size(splits.train)
-    teacher = (
-        None
-        if config.teacher == NO_TEACHER
-        else load_teacher(existing_teacher(config.teacher), splits.classes, config.label_map)[0]
-    )
-    if not splits.labelled:
-        splits, config = labels_from_teacher(config, splits, teacher)
-    student = load_student(config.student, splits.classes, config.image_size, short, config.seed)
+    teacher = load_job_teacher(config, splits)
+    splits = with_classes(splits, teacher, config)
+    student = build_student(config, splits, config.seed)
     start += time.thread_time() - began
-    size, side = student.normalization.size, pixel_side(teacher, student, long)
-    with threads(device, student):
-        precision = pick_precision(config.precision, device, student.model, size, cache)
-        cost = measure_throughput(student, config, side, device, precision, cache)
-    pictures, validation = len(splits.train), len(splits.validation)
-    asking = online_seconds(config, teacher, device, precision)
+    size = student.normalization.size
+    sizes = [model.normalization.size for model in (teacher, student) if model]
+    side = pixel_side(sizes, typical_size(splits.train)[1])
+    with training_threads(device, size):
+        compute = Compute(device, pick_precision(config.precision, device, student.model, size, cache))
+        cost = measure_throughput(student, config, side, compute)
+    cost = dataclasses.replace(
+        cost,
+        images=len(splits.train),
+        validation=len(splits.validation),
+        teacher=online_seconds(config, teacher, compute),
+    )
     if config.minutes is not None:
-        epochs = fitting_epochs(config, size, cost, pictures, validation, asking)
-        config = dataclasses.replace(config, epochs=epochs)
+        config = dataclasses.replace(config, epochs=fitting_epochs(config, size, cost))
     area, epochs = mean_area(config, size), config.epochs
-    arms, taught = len(trials_of(config)), config.trials
-    ruler = {"teacher": 0.0, "student": _per_picture((student.model, student.processor), splits.validation, device)}
+    trainings, taught = len(trials_of(config)), config.trials
+    alone = dataclasses.replace(cost, teacher=0.0)
+    scoring = {"teacher": 0.0, "student": _per_image((student.model, student.processor), splits.validation, device)}
     unasked = [part for part in (splits.validation, splits.test) if teacher and not _is_scored(teacher, part, cache)]
     if teacher:
-        ruler["teacher"] = _per_picture((teacher, teacher.processor), splits.validation, device)
+        scoring["teacher"] = _per_image((teacher, teacher.processor), splits.validation, device)
 
     stages = {
         "start": start,
         "pictures": sum(_decoding(part, side, cache) for part in (splits.train, splits.validation)),
-        "teacher": sum(map(len, unasked)) * ruler["teacher"],
-        "targets": _targets(config, splits.train, teacher, side, cache, device, precision),
-        "training": epochs * (arms * cost.seconds(pictures, validation, area) + taught * pictures * asking),
-        "test": len(splits.test) * arms * ruler["student"] + LATENCY_TRIALS * max(ruler.values()),
+        "teacher": sum(map(len, unasked)) * scoring["teacher"],
+        "targets": 0.0 if teacher is None else _targets(config, teacher, splits.train, side, (device, cache)),
+        "training": epochs * (trainings * alone.seconds(area) + taught * cost.images * cost.teacher),
+        "test": len(splits.test) * trainings * scoring["student"] + LATENCY_TRIALS * max(scoring.values()),
     }
     return {
         "seconds": float(sum(stages.values())),
         "stages": {name: float(seconds) for name, seconds in stages.items()},
         "epochs": epochs,
-        "images_per_second": round(1 / (area * cost.picture + asking), 1),
+        "images_per_second": round(cost.images_per_second(area), 1),
     }
 
 
@@ -111,7 +107,7 @@ def at_once(size: tuple[int, int]) -> int:
     return int(np.clip(FEW * 224 * 224 / np.prod(size), FEW, SCORING_BATCH))
 
 
-def _per_picture(model: tuple[Any, Any], dataset: Any, device: Any) -> float:
+def _per_image(model: tuple[Any, Any], dataset: Any, device: Any) -> float:
     """Seconds of the ruler for a picture: decoding, the processor, the model in float32."""
     few = dataset.select(range(min(at_once(read_normalization(model[1]).size), len(dataset))))
     return steady(lambda: score(*model, few, device)) / len(few)
@@ -135,16 +131,19 @@ def _decoding(dataset: Any, side: int, cache: Path) -> float:
     )
 
 
-def _targets(
-    config: DistillConfig, train: Any, teacher: Any, side: int, cache: Path, device: Any, precision: str
-) -> float:
-    """Seconds until the teacher has answered for every view that is not kept yet."""
-    if config.targets == "online" or teacher is None:
+def _targets(config: DistillConfig, teacher: Any, train: Any, side: int, where: tuple[Any, Path]) -> float:
+    """Return the seconds until the teacher has been asked about every view that is not kept yet.
+
+    ``where``: the device, and the folder of the caches.
+    """
+    device, folder = where
+    if config.targets == "online":
         return 0.0
-    precision = pick_precision(config.precision, device, teacher.model, teacher.normalization.size, cache)
-    batch = at_once(teacher.normalization.size)
-    seconds = batch_seconds(teacher, teacher.normalization.size, device, precision, batch, rounds=3) / batch
+    size = teacher.normalization.size
+    compute = Compute(device, pick_precision(config.precision, device, teacher.model, size, folder))
+    batch = at_once(size)
+    seconds = batch_seconds(teacher, size, compute, batch, rounds=3) / batch
     views = Views(fingerprint(train), len(train), config.crop_area)
-    folder = targets_folder(teacher, views, (len(train), 3, side, side), cache, device, precision)
-    missing = [view for view in range(views_of(config)) if not (folder / f"view-{view}.npy").exists()]
+    kept = TargetCache(teacher, views, folder, compute).place((len(train), 3, side, side))
+    missing = [view for view in range(views_of(config)) if not (kept / f"view-{view}.npy").exists()]
     return len(missing) * len(train) * seconds

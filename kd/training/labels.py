@@ -16,9 +16,11 @@ NEARLY_ALL = 0.95
 """Answers to so large a share of the pictures are nearly all."""
 
 
-def labels_from_teacher(config: DistillConfig, splits: Splits, teacher: Teacher | None) -> tuple[Splits, DistillConfig]:
-    """Splits and settings of pictures without labels: the classes are the teacher's, and its answers take the labels'
-    place. Raises ``UserError`` for a run that needs labels."""
+def with_teacher_classes(splits: Splits, teacher: Teacher | None, config: DistillConfig) -> Splits:
+    """Return splits of images without labels with the teacher's classes, in whose place its answers will stand.
+
+    Raises ``UserError`` for a run that needs labels.
+    """
     if teacher is None:
         raise UserError(
             "The pictures have no labels and there is no teacher, so there is nothing to learn. Put each class's pictures "
@@ -41,8 +43,7 @@ def labels_from_teacher(config: DistillConfig, splits: Splits, teacher: Teacher 
     )
     if config.lambda_ < 1:
         said += f" Lambda is 1, not {config.lambda_:g}."
-    splits = dataclasses.replace(splits, classes=teacher.classes, warnings=[said, *splits.warnings])
-    return splits, dataclasses.replace(config, lambda_=1.0)
+    return dataclasses.replace(splits, classes=teacher.classes, warnings=[said, *splits.warnings])
 
 
 def check_known(splits: Splits, teacher: Teacher, compared: bool) -> None:
@@ -62,8 +63,8 @@ def known_rows(teacher: Teacher, labels: np.ndarray | list[int]) -> np.ndarray:
     return np.ones(len(labels), bool) if teacher.known is None else teacher.known.cpu().numpy()[np.asarray(labels)]
 
 
-def with_teacher_labels(logits: np.ndarray, pixels: Pixels) -> Pixels:
-    """The same pictures, each with the first choice of the teacher, whose ``logits`` ``[N, C]`` these are, as its label."""
+def label_by_teacher(pixels: Pixels, logits: np.ndarray) -> Pixels:
+    """Return the same images, each labelled with the first choice of the teacher's ``logits`` ``[N, C]``."""
     return dataclasses.replace(pixels, labels=np.asarray(logits).argmax(-1))
 
 

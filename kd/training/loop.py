@@ -1,8 +1,12 @@
-"""The training of one student: `Trainer` with our batches, loss and events, its checkpoints, and a GPU too small."""
+"""Train one student: `Trainer` with our batches, loss and events; from its last checkpoint, and on a GPU that is too small."""
 
 import dataclasses
+import shutil
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kd.config import DistillConfig
 from kd.errors import UserError
@@ -10,40 +14,85 @@ from kd.runs.queue import StopAsked
 from kd.runs.run import Run, events_by_trial
 from kd.system import memory
 from kd.training.checkpoints import checkpoints_folder, last_checkpoint, save_best, student_folder
-from kd.training.plan import sizes_of, views_of
-from kd.training.setup import Work, fresh_student, threads
+from kd.training.plan import Plan, Trial
+from kd.training.setup import DecodedSplits, Job, training_threads
 
 if TYPE_CHECKING:
-    from kd.training.callback import RunCallback
+    import numpy as np
+
+    from kd.models.student import Student
+    from kd.training.batches import ViewBatches
     from kd.training.losses import Method
+    from kd.training.targets import Targets
     from kd.training.trainer import ImageDistilTrainer
 
 
-def train_within_memory(run: Run, work: Work) -> tuple[Work, "ImageDistilTrainer", "RunCallback"]:
-    """Train; where a GPU's memory runs out, on from the last checkpoint with batches in smaller parts, whose gradients are
-    summed. (`Trainer`'s ``auto_find_batch_size`` would begin again, with other batches and another schedule.)"""
+@dataclass(frozen=True)
+class Lesson:
+    """What one training is made of: its plan and trial, the student it begins with, the images and the targets."""
+
+    plan: Plan
+    trial: Trial
+    student: "Student"
+    pixels: DecodedSplits
+    targets: "Targets"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to: the best accuracy on ``validation`` and in which of its ``epochs``, seconds, throughput."""
+
+    trial: Trial
+    validation: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+    images_per_second: float
+
+
+def train(job: Job, lesson: Lesson, fresh_student: Callable[[], "Student"]) -> Trained:
+    """Train a student, keep the best by validation accuracy in the trial's folder, and say what came of it.
+
+    Where a GPU's memory runs out, training goes on from the last checkpoint with batches in smaller parts, whose
+    gradients are summed, and with a ``fresh_student``. (`Trainer`'s ``auto_find_batch_size`` would begin again, with other
+    batches and another schedule.)
+    """
     while True:
-        trainer, callback = build_trainer(run, work)
+        trainer = build_trainer(job, lesson)
         try:
-            with threads(work.device, work.student):
-                train_student(run, work, trainer)
-            return work, trainer, callback
+            with training_threads(job.device, lesson.plan.input_size):
+                run_trainer(job, lesson, trainer)
+            save_best(job.run, lesson.trial, trainer, lesson.student.processor)
+            return what_came(job.run, lesson, trainer)
         except RuntimeError as error:
             if not memory.ran_out_on_gpu(error):
                 raise
-        # Outside of the handler: the error holds on to all that was computed when it came.
-        use_smaller_parts(run, work)
-        work.student.model.cpu()
-        del trainer, callback
+        # Outside of the handler: the error refers to everything that was on the GPU when it was raised.
+        use_smaller_parts(job.run, lesson.plan.config.batch_size)
+        lesson.student.model.cpu()
+        del trainer
         memory.free()
-        work = dataclasses.replace(work, student=fresh_student(work, work.arm))
+        lesson = dataclasses.replace(lesson, student=fresh_student())
 
 
-def use_smaller_parts(run: Run, work: Work) -> None:
-    """Cut batches into twice as many parts from now on, or the next number that leaves them equal; the ``memory`` event.
-    Raises ``UserError`` where a part is one picture already."""
-    size = work.config.batch_size
-    now = parts(run)
+def what_came(run: Run, lesson: Lesson, trainer: "ImageDistilTrainer") -> Trained:
+    """Read what a training came to off its trainer and its events."""
+    state, trial = trainer.state, lesson.trial
+    steps = [e for e in events_by_trial(run.events())[trial.seed, trial.name] if e["event"] == "step"]
+    return Trained(
+        trial,
+        validation=round(state.best_metric, 5),
+        epochs=lesson.plan.config.epochs,
+        best_epoch=round(state.best_global_step * lesson.plan.config.epochs / state.max_steps),
+        seconds=round(trainer.run_callback.trained, 2),
+        images_per_second=round(statistics.median(e["images_per_second"] for e in steps), 1),
+    )
+
+
+def use_smaller_parts(run: Run, size: int) -> None:
+    """Cut batches of ``size`` into twice as many parts from now on, or the next number that leaves them equal; the
+    ``memory`` event. Raises ``UserError`` where a part is one image already."""
+    now = parts_of_batches(run)
     if now == size:
         raise UserError(
             "Out of the GPU's memory, even with one picture at a time. Choose a smaller image size or student."
@@ -56,87 +105,106 @@ def use_smaller_parts(run: Run, work: Work) -> None:
     run.append("memory", parts=wanted, batch_size=size, warnings=[said])
 
 
-def parts(run: Run) -> int:
-    """Into how many parts each batch of this run is cut: one, until memory ran out. All its trainings are alike."""
+def parts_of_batches(run: Run) -> int:
+    """Return into how many parts each batch of this run is cut: one, until memory ran out. All its trainings are alike."""
     event = run.last("memory")
     return event["parts"] if event else 1
 
 
-def build_trainer(run: Run, work: Work) -> tuple["ImageDistilTrainer", "RunCallback"]:
-    """`Trainer` with our batches, our loss and our events."""
-    import numpy as np
+def build_trainer(job: Job, lesson: Lesson) -> "ImageDistilTrainer":
+    """Build `Trainer` with our batches, our loss and our events; its ``run_callback`` writes them."""
     import torch
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from kd.data.pixels import decoding_processes
-    from kd.data.views import Views
-    from kd.evaluation.scoring import agreement, quality
     from kd.training.batches import ViewBatches
     from kd.training.callback import RunCallback
-    from kd.training.labels import known_rows
-    from kd.training.trainer import Diverged, ImageDistilTrainer, training_arguments
+    from kd.training.trainer import ImageDistilTrainer
 
-    config, arm, student = work.config, work.arm, work.student.normalization
-    distilled = arm.name == "distilled" and work.teacher is not None
-    online = work.teacher if distilled and work.targets is None else None
-    logits = work.targets.logits if distilled and work.targets else None
-    batches = ViewBatches(work.train, work.views, student, work.device, logits, online and online.normalization)
-    whole = Views(work.validation.fingerprint, len(work.validation.labels), 1.0)
-    theirs = work.validation_logits
+    run, plan, trial, targets = job.run, lesson.plan, lesson.trial, lesson.targets
+    config, taught = plan.config, trial.is_distilled and targets.teacher is not None
+    train, held_out = build_batches(job, lesson)
+    before = [e for e in events_by_trial(run.events()).get((trial.seed, trial.name), []) if e["event"] == "eval"]
+    callback = RunCallback(run, train, plan, trial, before[-1]["seconds"] if before else 0.0)
+    trainer = ImageDistilTrainer(
+        teacher_model=targets.teacher if taught and targets.online else None,
+        student_model=lesson.student.model.to(memory_format=torch.channels_last),
+        temperature=config.temperature,
+        lambda_param=config.lambda_ if trial.is_distilled else 0.0,
+        method=method_of(config),
+        warmup_epochs=min(config.dkd_warmup, config.epochs / 12) if config.method.startswith("dkd") else 0.0,
+        mixup=config.mixup,
+        ema=config.ema,
+        known=targets.teacher.known if taught else None,
+        args=arguments_of(job, lesson, train),
+        train_dataset=train,
+        eval_dataset=held_out,
+        data_collator=ViewBatches.collate,
+        compute_metrics=metrics_against(targets, lesson.pixels.validation.labels),
+        callbacks=[callback, TensorBoardCallback(SummaryWriter(run.path / "logs" / trial.folder(run).name))],
+    )
+    trainer.remove_callback(PrinterCallback)
+    callback.trainer, trainer.run_callback = trainer, callback
+    return trainer
+
+
+def build_batches(job: Job, lesson: Lesson) -> tuple["ViewBatches", "ViewBatches"]:
+    """Build the batches of the training images, in their views, and of the validation images, each whole."""
+    import torch
+
+    from kd.data.views import Views
+    from kd.training.batches import ViewBatches
+
+    pixels, targets, student = lesson.pixels, lesson.targets, lesson.student.normalization
+    teaches = None
+    if lesson.trial.is_distilled and targets.teacher is not None:
+        teaches = targets.teacher.normalization if targets.online else targets.logits
+    train = ViewBatches(pixels.train, pixels.views, student, job.device, teaches)
+    whole = Views(pixels.validation.fingerprint, len(pixels.validation.labels), 1.0)
     # `Trainer` has as many workers for validation as for training, and none of them may touch a GPU.
-    device = torch.device("cpu") if batches.undecoded else work.device
-    held_out = ViewBatches(work.validation, whole, student, device, None if theirs is None else [theirs])
+    device = torch.device("cpu") if train.undecoded else job.device
+    theirs = None if targets.validation is None else [targets.validation]
+    return train, ViewBatches(pixels.validation, whole, student, device, theirs)
+
+
+def arguments_of(job: Job, lesson: Lesson, train: "ViewBatches") -> Any:
+    """Return `Trainer`'s settings for one training."""
+    from kd.data.pixels import decoding_processes
+    from kd.models.device import Compute
+    from kd.training.trainer import training_arguments
+
+    config = dataclasses.replace(lesson.plan.config, seed=lesson.trial.seed)
+    compute = Compute(job.device, lesson.plan.precision)
+    folder = checkpoints_folder(job.run, lesson.trial)
+    settings = training_arguments(config, len(train), compute, folder, parts_of_batches(job.run))
+    settings.dataloader_num_workers = decoding_processes() if train.undecoded else 0
+    return settings
+
+
+def metrics_against(targets: "Targets", labels: "np.ndarray") -> Callable[[Any], dict[str, float]]:
+    """Return what `Trainer` measures after each epoch: accuracy and F1, and agreement with the teacher on the classes
+    that it knows. ``labels`` ``[N]`` are those of the validation images."""
+    import numpy as np
+
+    from kd.evaluation.scoring import agreement, quality
+    from kd.training.labels import known_rows
+    from kd.training.trainer import Diverged
 
     def metrics(answers) -> dict[str, float]:
         if not np.isfinite(answers.predictions).all():
             raise Diverged("the student's answers are not finite numbers")
         agreed = {}
-        if work.teacher:
-            rows = known_rows(work.teacher, work.validation.labels)
-            agreed = {"agreement": agreement(answers.predictions[rows], theirs[rows])}
+        if targets.teacher:
+            rows = known_rows(targets.teacher, labels)
+            agreed = {"agreement": agreement(answers.predictions[rows], targets.validation[rows])}
         return {**quality(answers.predictions, answers.label_ids), **agreed}
 
-    before = [e for e in events_by_trial(run.events()).get((arm.seed, arm.name), []) if e["event"] == "eval"]
-    callback = RunCallback(
-        run, batches, views_of(config), sizes_of(config, student.size),
-        before[-1]["seconds"] if before else 0.0,
-        {"arm": arm.name, "seed": arm.seed, "nth": arm.nth, "of": arm.of},
-    )  # fmt: skip
-    trainer = ImageDistilTrainer(
-        teacher_model=online,
-        student_model=work.student.model.to(memory_format=torch.channels_last),
-        temperature=config.temperature,
-        lambda_param=config.lambda_ if distilled else 0.0,
-        method=method_of(config),
-        warmup_epochs=min(config.dkd_warmup, config.epochs / 12) if config.method.startswith("dkd") else 0.0,
-        mixup=config.mixup,
-        ema=config.ema,
-        known=work.teacher.known if distilled else None,
-        args=training_arguments(
-            config,
-            len(batches),
-            checkpoints_folder(run, arm),
-            arm.seed,
-            work.device,
-            work.precision,
-            parts(run),
-            decoding_processes() if batches.undecoded else 0,
-        ),
-        train_dataset=batches,
-        eval_dataset=held_out,
-        data_collator=ViewBatches.collate,
-        compute_metrics=metrics,
-        callbacks=[callback, TensorBoardCallback(SummaryWriter(run.path / "logs" / arm.folder(run).name))],
-    )
-    trainer.remove_callback(PrinterCallback)
-    callback.trainer = trainer
-    return trainer, callback
+    return metrics
 
 
 def method_of(config: DistillConfig) -> "Method":
-    """The loss that a configuration asks for."""
+    """Return the loss that a configuration asks for."""
     from kd.training.losses import Method
 
     return Method(
@@ -145,25 +213,34 @@ def method_of(config: DistillConfig) -> "Method":
     )  # fmt: skip
 
 
-def train_student(run: Run, work: Work, trainer: "ImageDistilTrainer") -> None:
+def run_trainer(job: Job, lesson: Lesson, trainer: "ImageDistilTrainer") -> None:
     """Train, from the last checkpoint if there is one; the trainer's model is then the best by validation accuracy.
 
-    Raises ``StopAsked`` when stopped and ``UserError`` when the loss diverges, the best so far kept in ``student/``.
+    Raises ``StopAsked`` when stopped and ``UserError`` when the loss diverges, after the best so far has been saved.
     """
     from kd.training.trainer import Diverged
 
+    run, trial, processor = job.run, lesson.trial, lesson.student.processor
     try:
         trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir), bool(trainer.average)))
     except Diverged as error:
         best, kept = trainer.state.best_model_checkpoint, "No epoch had ended before, so there is no student."
         if best:
             trainer.model = type(trainer.model).from_pretrained(best)
-            save_best(run, work, trainer)
+            save_best(run, trial, trainer, processor)
             kept = (
                 f"The best student so far ({trainer.state.best_metric:.1%} on validation) is in "
-                f"{student_folder(run, work.arm)}."
+                f"{student_folder(run, trial)}."
             )
-        raise UserError(f"Training diverged: {error}. Try a learning rate ten times lower. {kept}") from error
+        raise UserError(
+            f"Training diverged: {error}. Try a learning rate ten times lower. {kept}",
+            kind="diverged", setting="learning_rate",
+        ) from error  # fmt: skip
     if run.stop_asked():
-        save_best(run, work, trainer)
+        save_best(run, trial, trainer, processor)
         raise StopAsked
+
+
+def forget_checkpoints(run: Run, trial: Trial) -> None:
+    """Remove a trial's checkpoints: its best student is kept, and the rest only takes space."""
+    shutil.rmtree(checkpoints_folder(run, trial), ignore_errors=True)

@@ -11,56 +11,93 @@ from kd.config import DistillConfig
 from kd.runs.run import Run
 
 if TYPE_CHECKING:
-    from kd.models.student import Student
-    from kd.models.teacher import Teacher
     from kd.training.throughput import EpochCost
 
+# An input that grows does so in steps of so many pixels.
 GROWTH = 16
-"""An input that grows does so in steps of so many pixels."""
-
+# The mean area of an input that grows is worked out over at most so many epochs: with more it is the same.
 MANY_EPOCHS = 300
-"""With more such an input is, on the average, as large."""
+# Decoded images are this much larger than the larger input, so that a crop of three quarters need not be enlarged.
+PIXEL_MARGIN = 1.15
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a run: a seed, with the teacher (``distilled``) or without (``baseline``), all else the same. It
-    is the ``nth`` ``of`` so many."""
+    """One training of a run: a seed, with the teacher (``distilled``) or without (``baseline``), all else the same.
+
+    It is number ``nth``, from 1, ``of`` the run's trainings.
+    """
 
     seed: int
     name: str
     nth: int
     of: int
 
+    @property
+    def is_distilled(self) -> bool:
+        return self.name == "distilled"
+
     def folder(self, run: Run) -> Path:
-        """Where the arm's student, its test logits (``test.npy``) and its ``scores.json`` are kept."""
+        """Return where the trial's student, its test logits (``test.npz``) and its ``scores.json`` are kept."""
         return run.path / "arms" / f"{self.name}-{self.seed}"
+
+    def is_done(self, run: Run) -> bool:
+        """Tell whether it was trained and measured on the test split already, before the run was resumed."""
+        return (self.folder(run) / "scores.json").exists()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, decided before the first step.
+
+    ``config`` is the effective configuration: its epochs fit the minutes, its lambda is 1 where images have no labels.
+    ``input_size`` is the student's (height, width), ``pixel_side`` the side at which images are kept decoded, both in
+    pixels. ``warnings`` are what the user should know beforehand.
+    """
+
+    config: DistillConfig
+    trials: tuple[Trial, ...]
+    classes: list[str]
+    input_size: tuple[int, int]
+    pixel_side: int
+    precision: str
+    warnings: list[str]
+
+    @property
+    def views(self) -> int:
+        return views_of(self.config)
+
+    def size_in(self, epoch: int) -> tuple[int, int]:
+        """Return the student's input size in an epoch, counted from 0."""
+        return sizes_of(self.config, self.input_size)(epoch)
 
 
 def trials_of(config: DistillConfig) -> list[Trial]:
-    """What a run trains, in order. The run's own student is the first arm's, until a later seed's is
-    better on validation."""
+    """List what a run trains, in order. The first trial's student is the run's own, until a later seed's is better on
+    validation."""
     names = ("distilled", "baseline") if config.baseline == "yes" else ("distilled",)
-    pairs = [(config.seed + trial, name) for trial in range(config.trials) for name in names]
+    pairs = [(config.seed + nth, name) for nth in range(config.trials) for name in names]
     return [Trial(*pair, nth, len(pairs)) for nth, pair in enumerate(pairs, start=1)]
 
 
-def pixel_side(teacher: "Teacher | None", student: "Student", longest: int) -> int:
-    """The side in pixels at which pictures are kept: a little over the larger of the two inputs, so that crops of three
-    quarters of a picture need not be enlarged, and never over the pictures' own."""
-    sizes = [model.normalization.size for model in (teacher, student) if model]
-    return min(longest, round(1.15 * max(map(max, sizes))))
+def pixel_side(sizes: list[tuple[int, int]], longest: int) -> int:
+    """Return the side in pixels at which images are kept decoded: a little over the larger of the models' input
+    ``sizes``, and never over the ``longest`` side of the images themselves."""
+    return min(longest, round(PIXEL_MARGIN * max(map(max, sizes))))
 
 
 def views_of(config: DistillConfig) -> int:
-    """How many views of each picture are trained on, in turn. With no answers to keep each epoch has its own; one view is
-    the whole picture in any case."""
+    """Return how many views of each image are trained on, in turn. Where the teacher is asked in every step, each epoch
+    has a view of its own; one view is the whole image in any case."""
     return config.epochs if config.targets == "online" and config.views > 1 else min(config.views, config.epochs)
 
 
 def sizes_of(config: DistillConfig, full: tuple[int, int]) -> Callable[[int], tuple[int, int]]:
-    """The epoch, from 0 on -> the student's input: it grows evenly from ``start_size`` in steps of ``GROWTH`` pixels over
-    the first two thirds (progressive resizing; Tan and Le 2021, arXiv:2104.00298, section 4). The last is always full."""
+    """Return a function from the epoch, counted from 0, to the student's input size.
+
+    It grows evenly from ``start_size`` in steps of ``GROWTH`` pixels over the first two thirds of the epochs
+    (progressive resizing; Tan and Le 2021, arXiv:2104.00298, section 4). The last epoch is always at ``full`` size.
+    """
 
     def size(epoch: int) -> tuple[int, int]:
         grown = 1.5 * epoch / config.epochs
@@ -73,16 +110,13 @@ def sizes_of(config: DistillConfig, full: tuple[int, int]) -> Callable[[int], tu
 
 
 def mean_area(config: DistillConfig, full: tuple[int, int]) -> float:
-    """The pixels of the student's input, on the average over the epochs, as a share of the ``full`` one's."""
+    """Return the pixels of the student's input, averaged over the epochs, as a share of those of the ``full`` input."""
     config = dataclasses.replace(config, epochs=min(config.epochs, MANY_EPOCHS))
     size = sizes_of(config, full)
     return sum(math.prod(size(epoch)) for epoch in range(config.epochs)) / config.epochs / math.prod(full)
 
 
-def fitting_epochs(
-    config: DistillConfig, full: tuple[int, int], cost: "EpochCost", pictures: int, validation: int, asking: float = 0.0
-) -> int:
-    """The epochs that fit into ``config.minutes``. ``asking``: the seconds a picture of a teacher that is asked in every
-    step."""
+def fitting_epochs(config: DistillConfig, full: tuple[int, int], cost: "EpochCost") -> int:
+    """Return the epochs that fit into ``config.minutes``, at least one, for a student whose full input size is ``full``."""
     area = mean_area(dataclasses.replace(config, epochs=MANY_EPOCHS), full)
-    return max(1, round(config.minutes * 60 / cost.seconds(pictures, validation, area, asking)))
+    return max(1, round(config.minutes * 60 / cost.seconds(area)))

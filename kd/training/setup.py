@@ -1,22 +1,23 @@
-"""What a run trains with: its pictures, both models and the teacher's answers, all made before the first step.
+"""Prepare what a run trains with: its images, both models and the teacher's logits, all made before the first step.
 
-Nothing heavy is imported until a run has its device: one that waits for its turn should be small.
+torch is imported only once the run has its device, so that queued runs use little memory.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kd import limits
-from kd.config import NO_TEACHER, DistillConfig
+from kd.config import NO_TEACHER, STUDENT_NAMES, DistillConfig
 from kd.runs.queue import StopAsked
 from kd.runs.run import Run
 from kd.runs.store import existing_teacher, run_of_teacher
-from kd.training.plan import Trial, fitting_epochs, mean_area, pixel_side, sizes_of, trials_of, views_of
+from kd.training.plan import Plan, fitting_epochs, mean_area, pixel_side, sizes_of, trials_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,121 +26,147 @@ if TYPE_CHECKING:
     from kd.data.pixels import Pixels
     from kd.data.splits import Splits
     from kd.data.views import Views
+    from kd.models.device import Compute
     from kd.models.student import Student
     from kd.models.teacher import Teacher
     from kd.training.targets import Targets
 
+# At most one ``progress`` event in this time.
 PROGRESS_SECONDS = 0.5
+# Of a run's minutes, this share goes to measuring how many epochs fit into them.
+MEASURING_SHARE = 0.02
 
-PACE_SHARE = 0.02
-"""About so much of a run's minutes goes to finding how many epochs fit into them, before they begin."""
 
+@dataclass(frozen=True)
+class Job:
+    """A run at work: its folder, what was asked, the device it computes on, where pixels and targets are kept."""
 
-class Progress:
-    """Turns calls with (done, of) into ``progress`` events, twice a second at most, and obeys ``STOP``."""
+    run: Run
+    config: DistillConfig
+    device: "torch.device"
+    cache: Path
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.told = run, 0.0
+    def tell(self, event: str, **data: Any) -> None:
+        """Write an event."""
+        self.run.append(event, **data)
 
-    def phase(self, name: str) -> Callable[[int, int], None]:
+    def progress(self, phase: str) -> Callable[[int, int], None]:
+        """Return a function of (done, of) that writes ``progress`` events, two a second at most, and obeys ``STOP``."""
+        told = -math.inf
+
         def tell(done: int, of: int) -> None:
-            if time.perf_counter() - self.told < PROGRESS_SECONDS:
+            nonlocal told
+            if time.perf_counter() - told < PROGRESS_SECONDS:
                 return
-            self.told = time.perf_counter()
+            told = time.perf_counter()
             if self.run.stop_asked():
                 raise StopAsked
-            self.run.append("progress", phase=name, done=done, of=of)
+            self.tell("progress", phase=phase, done=done, of=of)
 
         return tell
 
 
-@dataclass
-class Work:
-    """What a run trains with: all that is known before the first step."""
+@dataclass(frozen=True)
+class DecodedSplits:
+    """The training and validation images, decoded, and the views of the training images."""
 
-    config: DistillConfig
-    arm: Trial
-    device: "torch.device"
-    precision: str
-    cache: Path
-    progress: Progress
-    splits: "Splits"
-    teacher: "Teacher | None"
-    """``None``: the labels alone."""
-    student: "Student"
     train: "Pixels"
     validation: "Pixels"
-    validation_logits: "np.ndarray | None"
-    """The teacher's, ``[N, C]``."""
     views: "Views"
-    targets: "Targets | None"
-    """``None``: the teacher, if there is one, answers in every step."""
 
 
-def prepare(run: Run, progress: Progress) -> Work:
-    """Pictures, models (their labels checked before a second is spent) and targets; an event for each."""
-    from kd.data.duplicates import without_duplicates
-    from kd.data.images import typical_size
-    from kd.data.splits import load_splits
-    from kd.data.views import Views
-    from kd.models.device import pick_device, pick_precision
-    from kd.models.student import check_input_size, load_student
-    from kd.models.teacher import load_teacher
+def start_job(run: Run) -> Job:
+    """Return the job of a run whose turn it is. Raises ``UserError`` where its device is not there."""
+    from kd.models.device import pick_device
     from kd.system.files import cache_folder
-    from kd.training.labels import check_known, labels_from_teacher, with_teacher_labels
-    from kd.training.losses import check_classes
 
     config = run.config()
-    device = pick_device(config.device)
-    cache = cache_folder(run.path.parent, config.dataset)
-    splits = without_duplicates(load_splits(config), config, cache, progress.phase)
-    short, long = typical_size(splits.train)
-    teacher, said = None, []
-    if config.teacher != NO_TEACHER:
-        counts = splits.counts("train")
-        teacher, said = load_teacher(existing_teacher(config.teacher), splits.classes, config.label_map, counts)
-        check_known(splits, teacher, config.baseline == "yes")
-        said += seen_before(config, splits)
-    if not splits.labelled:
-        splits, config = labels_from_teacher(config, splits, teacher)
-    healing = config.heal == "yes"
-    student = load_student(config.student, splits.classes, config.image_size, short, config.seed, healing)
-    limits.check_pictures(sum(splits.sizes().values()), len(splits.classes))
-    if teacher:
-        if teacher.known is None:
-            said += check_classes(config.method, len(splits.classes))
-        else:
-            said += check_classes(config.method, int(teacher.known.sum()), "The teacher knows")
-    side = pixel_side(teacher, student, long)
-    with threads(device, student):
-        precision = pick_precision(config.precision, device, student.model, student.normalization.size, cache)
-        config = with_epochs(run, config, teacher, student, side, device, precision, splits, progress)
-    if config.start_size:
-        check_input_size(config.student, student, sizes_of(config, student.normalization.size)(0))
-    limits.check_steps(config.epochs, len(splits.train), config.batch_size, len(trials_of(config)))
+    return Job(run, config, pick_device(config.device), cache_folder(run.path.parent, config.dataset))
 
-    train, validation = load_both(run, splits, side, cache, progress)
-    tell_models(run, config, teacher, student, device, precision, said)
-    views = Views(train.fingerprint, len(train.labels), config.crop_area)
-    validation_logits = targets = None
-    if teacher:
-        validation_logits = check_teacher(run, teacher, splits, validation, cache, device, progress)
-        targets = load_all_targets(run, config, teacher, train, views, cache, device, progress)
+
+def load_job_splits(job: Job) -> "Splits":
+    """Load the three splits, without training images that are in validation or test as well."""
+    from kd.data.duplicates import without_duplicates
+    from kd.data.splits import load_splits
+
+    return without_duplicates(load_splits(job.config), job.config, job.cache, job.progress)
+
+
+def load_job_teacher(config: DistillConfig, splits: "Splits") -> "Teacher | None":
+    """Load the teacher, its outputs in the order of the dataset's classes; ``None`` where the labels alone teach."""
+    from kd.models.teacher import load_teacher
+    from kd.training.labels import check_known
+
+    if config.teacher == NO_TEACHER:
+        return None
+    counts = splits.counts("train")
+    teacher = load_teacher(existing_teacher(config.teacher), splits.classes, config.label_map, counts)
+    check_known(splits, teacher, config.baseline == "yes")
+    return teacher
+
+
+def with_classes(splits: "Splits", teacher: "Teacher | None", config: DistillConfig) -> "Splits":
+    """Return splits whose images have no labels with the teacher's classes; others as they are."""
+    from kd.training.labels import with_teacher_classes
+
+    return splits if splits.labelled else with_teacher_classes(splits, teacher, config)
+
+
+def build_student(config: DistillConfig, splits: "Splits", seed: int) -> "Student":
+    """Build the student with the weights that a training with this seed begins with."""
+    from kd.data.images import typical_size
+    from kd.models.student import load_student
+    from kd.models.zoo import student_side
+
+    side = config.image_size
+    if config.student in STUDENT_NAMES:  # a pretrained student's own processor says its size
+        side = student_side(config.student, side, typical_size(splits.train)[0])
+    return load_student(config.student, splits.classes, side, seed, config.heal == "yes")
+
+
+def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "Student") -> Plan:
+    """Decide what the run will do and write it as the ``plan`` event; a resumed run keeps to its plan.
+
+    Raises ``UserError`` for what exceeds the limits, and for a method or an input size that does not fit.
+    """
+    from kd.data.images import typical_size
+    from kd.models.device import pick_precision
+    from kd.models.student import check_input_size
+
+    config, size = job.config, student.normalization.size
+    limits.check_pictures(sum(splits.sizes().values()), len(splits.classes))
     if not splits.labelled:
-        whole = targets or ask_teacher(run, config, 1, teacher, train, views, cache, device, progress)
-        train, validation = (
-            with_teacher_labels(whole.logits[0], train),
-            with_teacher_labels(validation_logits, validation),
-        )
-    arm = trials_of(config)[0]
-    return Work(
-        config, arm, device, precision, cache, progress, splits, teacher, student, train, validation, validation_logits, views,
-        targets,
-    )  # fmt: skip
+        config = dataclasses.replace(config, lambda_=1.0)
+    warnings = plan_warnings(config, splits, teacher)
+    sizes = [model.normalization.size for model in (teacher, student) if model]
+    side = pixel_side(sizes, typical_size(splits.train)[1])
+    with training_threads(job.device, size):
+        precision = pick_precision(config.precision, job.device, student.model, size, job.cache)
+        plan = Plan(config, tuple(trials_of(config)), splits.classes, size, side, precision, warnings)
+        config = with_epochs(job, plan, splits, teacher, student)
+    if config.start_size:
+        check_input_size(config.student, student, sizes_of(config, size)(0))
+    limits.check_steps(config.epochs, len(splits.train), config.batch_size, len(plan.trials))
+    return dataclasses.replace(plan, config=config)
+
+
+def plan_warnings(config: DistillConfig, splits: "Splits", teacher: "Teacher | None") -> list[str]:
+    """List what the user should know of this teacher with these images and this method."""
+    from kd.training.losses import check_classes
+
+    if teacher is None:
+        return []
+    known = None if teacher.known is None else int(teacher.known.sum())
+    few = (
+        check_classes(config.method, len(splits.classes))
+        if known is None
+        else check_classes(config.method, known, "The teacher knows")
+    )
+    return [*teacher.warnings, *seen_before(config, splits), *few]
 
 
 def seen_before(config: DistillConfig, splits: "Splits") -> list[str]:
-    """A warning where the teacher is another run's student, from the same dataset cut in another way."""
+    """Warn where the teacher is another run's student, from the same dataset cut in another way."""
     from kd.data.pixels import fingerprint
 
     made = run_of_teacher(config.teacher)
@@ -156,112 +183,69 @@ def seen_before(config: DistillConfig, splits: "Splits") -> list[str]:
     ]
 
 
-def for_trial(work: Work, arm: Trial) -> Work:
-    """The same work for another arm: a student with the arm's weights."""
-    if arm == work.arm:
-        return work
-    return dataclasses.replace(work, arm=arm, student=fresh_student(work, arm))
+def with_epochs(job: Job, plan: Plan, splits: "Splits", teacher: "Teacher | None", student: "Student") -> DistillConfig:
+    """Return the effective configuration: that of ``plan`` with the epochs that fit into its minutes, if it has any.
+
+    It is decided once, and kept in the ``plan`` event.
+    """
+    from kd.models.device import Compute
+
+    config, made = plan.config, job.run.last("plan")
+    if made is None:
+        speed = {}
+        if config.minutes is not None:
+            from kd.training.throughput import Clock, measure_throughput
+
+            compute = Compute(job.device, plan.precision)
+            clock = Clock(MEASURING_SHARE * 60 * config.minutes, job.progress("throughput"))
+            cost = dataclasses.replace(
+                measure_throughput(student, config, plan.pixel_side, compute, clock),
+                images=len(splits.train),
+                validation=len(splits.validation),
+                teacher=online_seconds(config, teacher, compute),
+            )
+            config = dataclasses.replace(config, epochs=fitting_epochs(config, plan.input_size, cost))
+            throughput = cost.images_per_second(mean_area(config, plan.input_size))
+            speed = {"minutes": config.minutes, "images_per_second": round(throughput, 1)}
+        job.tell("plan", epochs=config.epochs, **{"lambda": config.lambda_}, **speed)
+        made = job.run.last("plan")
+    return dataclasses.replace(config, epochs=made["epochs"])
 
 
-def fresh_student(work: Work, arm: Trial) -> "Student":
-    """The run's student with the weights that an arm begins with."""
-    from kd.models.student import load_student
+def online_seconds(config: DistillConfig, teacher: "Teacher | None", compute: "Compute") -> float:
+    """Return the seconds an image of a teacher that is asked in every step; 0 of one whose logits are kept."""
+    if config.targets != "online" or teacher is None:
+        return 0.0
+    from kd.models.device import batch_seconds
 
-    config, side = work.config, work.student.normalization.size[0]
-    asked = config.image_size if work.student.pretrained else side  # a pretrained one's processor stays as it is
-    return load_student(config.student, work.splits.classes, asked, side, arm.seed, config.heal == "yes")
+    size, batch = teacher.normalization.size, config.batch_size
+    return batch_seconds(teacher, size, compute, batch, rounds=3) / batch
 
 
 @contextmanager
-def threads(device: "torch.device", student: "Student") -> Iterator[None]:
-    """The number of threads that suits the student, while it trains."""
+def training_threads(device: "torch.device", size: tuple[int, int]) -> Iterator[None]:
+    """Use the number of threads that suits a student of this input size, while it trains."""
     import torch
 
     from kd.models.device import pick_threads
 
     before = torch.get_num_threads()
-    torch.set_num_threads(pick_threads(max(student.normalization.size)) if device.type == "cpu" else before)
+    torch.set_num_threads(pick_threads(max(size)) if device.type == "cpu" else before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def online_seconds(config: DistillConfig, teacher: "Teacher | None", device: "torch.device", precision: str) -> float:
-    """Seconds a picture of a teacher that is asked in every step; none of one whose answers are kept."""
-    if config.targets != "online" or teacher is None:
-        return 0.0
-    from kd.models.device import batch_seconds
-
-    return (
-        batch_seconds(teacher, teacher.normalization.size, device, precision, config.batch_size, rounds=3)
-        / config.batch_size
-    )
-
-
-def with_epochs(
-    run: Run,
-    config: DistillConfig,
-    teacher: "Teacher | None",
-    student: "Student",
-    side: int,
-    device: "torch.device",
-    precision: str,
-    splits: "Splits",
-    progress: Progress,
-) -> DistillConfig:
-    """``config`` with the epochs that fit into its ``minutes``, if it has any, on pictures of ``side`` pixels; the ``plan``
-    event. A resumed run keeps to its plan."""
-    if config.minutes is None:
-        return config
-    plan = run.last("plan")
-    if plan is None:
-        from kd.training.throughput import measure_throughput
-
-        full = student.normalization.size
-        seconds = PACE_SHARE * 60 * config.minutes
-        cost = measure_throughput(student, config, side, device, precision, run.path, seconds, progress.phase("pace"))
-        asking = online_seconds(config, teacher, device, precision)
-        epochs = fitting_epochs(config, full, cost, len(splits.train), len(splits.validation), asking)
-        area = mean_area(dataclasses.replace(config, epochs=epochs), full)
-        speed = 1 / (area * cost.picture + asking)
-        run.append("plan", minutes=config.minutes, images_per_second=round(speed, 1), epochs=epochs)
-        plan = run.last("plan")
-    return dataclasses.replace(config, epochs=plan["epochs"])
-
-
-def tell_models(
-    run: Run,
-    config: DistillConfig,
-    teacher: "Teacher | None",
-    student: "Student",
-    device: "torch.device",
-    precision: str,
-    warnings: list[str],
-) -> None:
-    """The ``models`` event: what each costs, what was healed in the student, on what and how it will train."""
-    from kd.evaluation.latency import model_cost
-
-    run.append(
-        "models",
-        teacher=teacher and {"name": config.teacher, **model_cost(teacher.model, teacher.normalization.size)},
-        student={"name": config.student, **model_cost(student.model, student.normalization.size)},
-        image_size=list(student.normalization.size),
-        healed=student.healed,
-        warnings=warnings,
-        device=str(device),
-        precision=precision,
-    )
-
-
-def load_both(run: Run, splits: "Splits", side: int, cache: Path, progress: Progress) -> tuple["Pixels", "Pixels"]:
-    """Training and validation pictures, decoded; the ``data`` event."""
+def decode(job: Job, plan: Plan, splits: "Splits") -> DecodedSplits:
+    """Decode the training and validation images, or map what an earlier run decoded; the ``data`` event."""
     from kd.data.pixels import fingerprint, load_pixels
+    from kd.data.views import Views
 
     started = time.perf_counter()
-    train = load_pixels(splits.train, side, cache, progress.phase("train pixels"))
-    validation = load_pixels(splits.validation, side, cache, progress.phase("validation pixels"))
-    run.append(
+    train = load_pixels(splits.train, plan.pixel_side, job.cache, job.progress("train pixels"))
+    validation = load_pixels(splits.validation, plan.pixel_side, job.cache, job.progress("validation pixels"))
+    job.tell(
         "data",
         **splits.sizes(),
         classes=splits.classes,
@@ -272,20 +256,46 @@ def load_both(run: Run, splits: "Splits", side: int, cache: Path, progress: Prog
         seconds=round(time.perf_counter() - started, 2),
         cache="hit" if train.cached and validation.cached else "miss",
     )
-    return train, validation
+    return DecodedSplits(train, validation, Views(train.fingerprint, len(train.labels), plan.config.crop_area))
 
 
-def check_teacher(
-    run: Run,
-    teacher: "Teacher",
-    splits: "Splits",
-    validation: "Pixels",
-    cache: Path,
-    device: "torch.device",
-    progress: Progress,
-) -> "np.ndarray":
-    """Measure the teacher on the validation pictures before training and say it (``teacher``); return its logits
-    ``[N, C]`` on those that can be read."""
+def tell_models(job: Job, plan: Plan, teacher: "Teacher | None", student: "Student") -> None:
+    """Write the ``models`` event: what each costs, what was repaired in the student, on what and how it will train."""
+    from kd.evaluation.latency import model_cost
+
+    config = plan.config
+    job.tell(
+        "models",
+        teacher=teacher and {"name": config.teacher, **model_cost(teacher.model, teacher.normalization.size)},
+        student={"name": config.student, **model_cost(student.model, plan.input_size)},
+        image_size=list(plan.input_size),
+        healed=student.healed,
+        warnings=plan.warnings,
+        device=str(job.device),
+        precision=plan.precision,
+    )
+
+
+def teacher_targets(
+    job: Job, plan: Plan, splits: "Splits", teacher: "Teacher | None", pixels: DecodedSplits
+) -> "Targets":
+    """Measure the teacher on the validation images, then ask it for the logits of every view that will be trained on;
+    the ``teacher`` and ``targets`` events."""
+    from kd.training.targets import Targets
+
+    if teacher is None:
+        return Targets()
+    validation = check_teacher(job, splits, teacher, pixels.validation)
+    teacher.to(job.device)
+    if plan.config.targets == "online":
+        job.tell("targets", cache="online", seconds=0)
+        return Targets(cache="online", teacher=teacher, validation=validation)
+    return dataclasses.replace(ask_teacher(job, teacher, pixels, plan.views), validation=validation)
+
+
+def check_teacher(job: Job, splits: "Splits", teacher: "Teacher", validation: "Pixels") -> "np.ndarray":
+    """Measure the teacher on the validation images before training, write it as the ``teacher`` event, and return its
+    logits ``[N, C]`` on those that can be read."""
     import numpy as np
 
     from kd.evaluation.metrics import guessing
@@ -293,11 +303,12 @@ def check_teacher(
     from kd.training.labels import check_variety, known_rows
 
     def ask() -> np.ndarray:
-        return score(teacher, teacher.processor, splits.validation, device, progress.phase("teacher check")).logits
+        told = job.progress("teacher check")
+        return score(teacher, teacher.processor, splits.validation, job.device, told).logits
 
-    logits = load_scores(f"{teacher.key()}-{validation.fingerprint}", cache, len(validation.labels), ask)
+    logits = load_scores(f"{teacher.key()}-{validation.fingerprint}", job.cache, len(validation.labels), ask)
     if not splits.labelled:
-        run.append("teacher", warnings=check_variety(logits, splits.classes))
+        job.tell("teacher", warnings=check_variety(logits, splits.classes))
         return logits
     rows = known_rows(teacher, validation.labels)
     labels, right = validation.labels[rows], quality(logits[rows], validation.labels[rows])["accuracy"]
@@ -308,48 +319,37 @@ def check_teacher(
             f"The teacher is right on {right:.1%} of the validation pictures, no better than always saying "
             f"the commonest class ({chance:.1%}). Are these its classes, in its order?"
         )
-    run.append("teacher", **rounded(quality(logits, validation.labels)), warnings=warnings)
+    job.tell("teacher", **rounded(quality(logits, validation.labels)), warnings=warnings)
     return logits
 
 
-def load_all_targets(
-    run: Run,
-    config: DistillConfig,
-    teacher: "Teacher",
-    train: "Pixels",
-    views: "Views",
-    cache: Path,
-    device: "torch.device",
-    progress: Progress,
-) -> "Targets | None":
-    """The teacher's answers to every view that will be trained on; the ``targets`` event."""
-    teacher.to(device)
-    if config.targets == "online":
-        run.append("targets", cache="online", seconds=0)
-        return None
-    return ask_teacher(run, config, views_of(config), teacher, train, views, cache, device, progress)
+def ask_teacher(job: Job, teacher: "Teacher", pixels: DecodedSplits, count: int) -> "Targets":
+    """Load or compute the teacher's logits of the first ``count`` views; the ``targets`` event."""
+    from kd.models.device import Compute, pick_precision
+    from kd.training.targets import TargetCache, load_targets
 
-
-def ask_teacher(
-    run: Run,
-    config: DistillConfig,
-    count: int,
-    teacher: "Teacher",
-    train: "Pixels",
-    views: "Views",
-    cache: Path,
-    device: "torch.device",
-    progress: Progress,
-) -> "Targets":
-    """The teacher's answers to the first ``count`` views, kept or computed; the ``targets`` event."""
-    from kd.models.device import pick_precision
-    from kd.training.targets import load_targets
-
-    precision = pick_precision(config.precision, device, teacher.model, teacher.normalization.size, cache)
-    targets = load_targets(teacher, train, views, count, cache, device, precision, progress.phase("targets"))
-    run.append("targets", cache=targets.cache, seconds=round(targets.seconds, 2), precision=precision)
+    size = teacher.normalization.size
+    precision = pick_precision(job.config.precision, job.device, teacher.model, size, job.cache)
+    cache = TargetCache(teacher, pixels.views, job.cache, Compute(job.device, precision))
+    targets = load_targets(cache, pixels.train, count, job.progress("targets"))
+    job.tell("targets", cache=targets.cache, seconds=round(targets.seconds, 2), precision=precision)
     return targets
 
 
+def label_pixels(job: Job, splits: "Splits", pixels: DecodedSplits, targets: "Targets") -> DecodedSplits:
+    """Label images that have no labels with the teacher's first choices for the whole image; others stay as they are."""
+    from kd.training.labels import label_by_teacher
+
+    if splits.labelled:
+        return pixels
+    whole = ask_teacher(job, targets.teacher, pixels, 1) if targets.online else targets
+    return dataclasses.replace(
+        pixels,
+        train=label_by_teacher(pixels.train, whole.logits[0]),
+        validation=label_by_teacher(pixels.validation, targets.validation),
+    )
+
+
 def rounded(metrics: dict[str, float]) -> dict[str, float]:
+    """Round metrics as events and reports have them, to five digits."""
     return {name: round(value, 5) for name, value in metrics.items()}

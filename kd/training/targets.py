@@ -1,7 +1,7 @@
-"""The teacher's logits for every (picture, view): computed once, kept on disk, memory-mapped.
+"""Ask the teacher for the logits of every (image, view) once, and keep them on disk, memory-mapped.
 
-The key is a hash of all that the answers depend on, so a file is either right or not found. Runs that want the same
-key at once take turns: the second finds it made.
+The key is a hash of all that the logits depend on, so a file is either right or not found. Runs that want the same key
+at once take turns: the second finds it made.
 """
 
 import hashlib
@@ -9,9 +9,8 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,81 +19,88 @@ from filelock import FileLock
 from kd.data.pixels import Pixels, in_order
 from kd.data.views import Views, crop
 from kd.evaluation.scoring import whole_array
-from kd.models.device import autocast
+from kd.models.device import Compute
 from kd.models.teacher import Teacher
 from kd.system import memory
 from kd.system.files import mapped, npy_writer, rows_in
 
+# Images that a teacher is asked about at once, on the CPU and on a GPU.
 TARGET_BATCH = 64
-
 GPU_BATCH = 256
-
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Targets:
-    """``logits[v]`` is float32 ``[N, C]``, the teacher's answers to view ``v`` in the order of the dataset's classes.
+    """What a run's students learn from the teacher.
 
-    ``cache`` is ``hit`` if all was there, ``partial`` if some views were, else ``miss``.
+    Args:
+        logits: for each view float32 ``[N, C]``, in the order of the dataset's classes; empty where the teacher is asked
+            in every step, or where there is none.
+        seconds: how long it took to load or compute them.
+        cache: ``hit`` if all was there, ``partial`` if some views were, else ``miss``; ``online``, or ``none`` without a
+            teacher.
+        teacher: the teacher, if there is one.
+        validation: its logits ``[N, C]`` on the validation images.
     """
 
-    logits: list[np.ndarray]
-    seconds: float
-    cache: str
+    logits: list[np.ndarray] = field(default_factory=list)
+    seconds: float = 0.0
+    cache: str = "none"
+    teacher: Teacher | None = None
+    validation: np.ndarray | None = None
+
+    @property
+    def online(self) -> bool:
+        """Whether the teacher is asked in every step."""
+        return self.teacher is not None and not self.logits
 
 
-def targets_folder(
-    teacher: Teacher, views: Views, shape: tuple[int, ...], cache: Path, device: torch.device, precision: str
-) -> Path:
-    """Where the answers to decoded pictures of ``shape`` are kept, in ``view-V.npy``."""
-    recipe = (views.fingerprint, views.count, views.crop_area, views.seed, tuple(shape), precision, device.type)
-    key = hashlib.blake2b(repr((teacher.key(), recipe)).encode(), digest_size=16).hexdigest()
-    return Path(cache) / "targets" / key
+@dataclass(frozen=True)
+class TargetCache:
+    """Where a teacher's logits of a split's views are kept, in ``folder`` with all other caches."""
+
+    teacher: Teacher
+    views: Views
+    folder: Path
+    compute: Compute
+
+    def place(self, shape: tuple[int, ...]) -> Path:
+        """Return the folder of the logits of decoded images of ``shape`` ``[N, 3, S, S]``, kept in ``view-V.npy``."""
+        views = self.views
+        recipe = (
+            views.fingerprint, views.count, views.crop_area, views.seed, tuple(shape), self.compute.precision,
+            self.compute.device.type,
+        )  # fmt: skip
+        key = hashlib.blake2b(repr((self.teacher.key(), recipe)).encode(), digest_size=16).hexdigest()
+        return Path(self.folder) / "targets" / key
 
 
-def load_targets(
-    teacher: Teacher,
-    pixels: Pixels,
-    views: Views,
-    count: int,
-    cache: Path,
-    device: torch.device,
-    precision: str,
-    progress: Progress = lambda done, of: None,
-) -> Targets:
-    """The first ``count`` views' targets from the cache; what is missing is computed and kept.
+def load_targets(cache: TargetCache, pixels: Pixels, count: int, progress: Progress = lambda done, of: None) -> Targets:
+    """Load the first ``count`` views' logits from the cache; compute and keep what is missing.
 
-    ``progress`` is called with (pictures done, of all that are to do).
+    ``progress`` is called with (logits done, of all that are to do).
     """
     started = time.perf_counter()
-    folder = targets_folder(teacher, views, pixels.values.shape, cache, device, precision)
+    folder = cache.place(pixels.values.shape)
     folder.mkdir(parents=True, exist_ok=True)
     size = len(pixels.labels)
-    paths = [folder / f"view-{view}.npy" for view in range(count)]
+    paths = {view: folder / f"view-{view}.npy" for view in range(count)}
     with FileLock(folder / "lock"):
-        missing = [view for view, path in enumerate(paths) if whole_array(path, size) is None]
+        missing = {view: path for view, path in paths.items() if whole_array(path, size) is None}
         if missing:
-            _compute_within_memory(teacher, pixels, views, missing, paths, device, precision, progress)
-        logits = [mapped(path) for path in paths]
+            _compute_within_memory(cache, pixels, missing, progress)
+        logits = [mapped(path) for path in paths.values()]
     state = "hit" if not missing else "partial" if len(missing) < count else "miss"
-    return Targets(logits, time.perf_counter() - started, state)
+    return Targets(logits, time.perf_counter() - started, state, cache.teacher)
 
 
-def _compute_within_memory(
-    teacher: Teacher,
-    pixels: Pixels,
-    views: Views,
-    missing: list[int],
-    paths: list[Path],
-    device: torch.device,
-    *rest: Any,
-) -> None:
-    """``_compute``, in batches of half the size each time that a GPU's memory runs out."""
-    size = GPU_BATCH if device.type == "cuda" else TARGET_BATCH
+def _compute_within_memory(cache: TargetCache, pixels: Pixels, missing: dict[int, Path], progress: Progress) -> None:
+    """Compute, in batches of half the size each time that a GPU's memory runs out."""
+    size = GPU_BATCH if cache.compute.device.type == "cuda" else TARGET_BATCH
     while True:
         try:
-            return _compute(teacher, pixels, views, missing, paths, device, *rest, size)
+            return _compute(cache, pixels, missing, progress, size)
         except RuntimeError as error:
             if size == 1 or not memory.ran_out_on_gpu(error):
                 raise
@@ -103,22 +109,13 @@ def _compute_within_memory(
 
 
 @torch.inference_mode()
-def _compute(
-    teacher: Teacher,
-    pixels: Pixels,
-    views: Views,
-    missing: list[int],
-    paths: list[Path],
-    device: torch.device,
-    precision: str,
-    progress: Progress,
-    size: int,
-) -> None:
-    """One pass over the pixels in batches of ``size``, every missing view of each batch, from where an interrupted pass
-    has stopped; each view's file is written beside its place and renamed."""
+def _compute(cache: TargetCache, pixels: Pixels, missing: dict[int, Path], progress: Progress, size: int) -> None:
+    """Pass over the pixels once in batches of ``size``, every missing view of each batch, from where an interrupted pass
+    stopped. Each view's file is written beside its place and renamed."""
+    teacher, device = cache.teacher, cache.compute.device
     shape, of = (len(teacher.classes),), len(pixels.labels)
-    parts = {view: paths[view].with_suffix(".part") for view in missing}
-    boxes = {view: [torch.from_numpy(values).to(device) for values in views.boxes(view)] for view in missing}
+    parts = {view: path.with_suffix(".part") for view, path in missing.items()}
+    boxes = {view: [torch.from_numpy(values).to(device) for values in cache.views.boxes(view)] for view in missing}
     begun = min(min(rows_in(part, shape, np.float32) for part in parts.values()), of)
     done = begun * len(missing)
     with ExitStack() as stack:
@@ -129,9 +126,9 @@ def _compute(
             for view in missing:
                 seen = crop(batch, *(part[rows] for part in boxes[view]), teacher.normalization.size)
                 seen = teacher.normalization(seen).contiguous(memory_format=torch.channels_last)
-                with autocast(device, precision):
+                with cache.compute.autocast():
                     write[view](teacher(seen).logits.float().cpu().numpy())
                 done += len(batch)
                 progress(done, of * len(missing))
     for view, part in parts.items():
-        os.replace(part, paths[view])
+        os.replace(part, missing[view])

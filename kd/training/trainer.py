@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from kd.config import DistillConfig
+from kd.models.device import Compute
 from kd.training.ema import Average
 from kd.training.losses import DistillationLoss, Method, distillation_loss
 
@@ -170,33 +171,29 @@ class ImageDistilTrainer(Trainer):
 
 
 def training_arguments(
-    config: DistillConfig,
-    pictures: int,
-    folder: Path,
-    seed: int,
-    device: torch.device,
-    precision: str,
-    count: int = 1,
-    workers: int = 0,
+    config: DistillConfig, images: int, compute: Compute, folder: Path, parts: int = 1
 ) -> TrainingArguments:
-    """`Trainer`'s own settings: AdamW, one cycle of the learning rate, a checkpoint in ``folder`` and a look at validation
-    an epoch, the best by accuracy loaded at the end. Each batch is cut into ``count`` parts; ``workers`` processes decode."""
-    steps = math.ceil(pictures / config.batch_size)
+    """Return `Trainer`'s own settings: AdamW, one cycle of the learning rate, an evaluation and a checkpoint in ``folder``
+    after each epoch, the best by accuracy loaded at the end.
+
+    ``images`` is the size of the training split. Each batch is cut into ``parts``, whose gradients are summed.
+    """
+    steps = math.ceil(images / config.batch_size)
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size // count,
-        gradient_accumulation_steps=count,
-        per_device_eval_batch_size=max(1, 128 // count),
+        per_device_train_batch_size=config.batch_size // parts,
+        gradient_accumulation_steps=parts,
+        per_device_eval_batch_size=max(1, 128 // parts),
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=round(config.warmup * steps * config.epochs),
         lr_scheduler_type=config.schedule,
         optim="adamw_torch_fused",
-        seed=seed,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        bf16=compute.precision == "bf16",
+        fp16=compute.precision == "fp16",
+        use_cpu=compute.device.type == "cpu",
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=2,
@@ -206,7 +203,6 @@ def training_arguments(
         logging_nan_inf_filter=False,  # it would hide a loss that is no number, and wait for the device every step
         remove_unused_columns=False,
         dataloader_pin_memory=False,  # batches are on the device already
-        dataloader_num_workers=workers,
         disable_tqdm=True,
         report_to="none",
     )

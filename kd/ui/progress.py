@@ -18,7 +18,7 @@ STAGE_OF = {"created": 0, "queued": 0, "started": 1, "resumed": 1, "data": 2, "t
 DOING = {
     "looking for duplicates": "Looking for duplicates",
     "comparing pictures": "Comparing the pictures with each other",
-    "pace": "Measuring how many epochs fit into the minutes",
+    "throughput": "Measuring how many epochs fit into the minutes",
     "train pixels": "Reading the training pictures",
     "validation pixels": "Reading the validation pictures",
     "teacher check": "Checking the teacher on validation",
@@ -114,8 +114,8 @@ class Summary:
             return f"Waiting for the {self._where()}: {self.in_queue()}" if self.place else "Starting", ""
         if self.stage == STAGE_OF["targets"] and self.epochs:
             return f"{self._training()}, epoch {self._epoch()} of {self.epochs}", self._pace()
-        if self.phase == "pace":
-            return DOING["pace"], f"{self.share():.0%}"
+        if self.phase == "throughput":
+            return DOING["throughput"], f"{self.share():.0%}"
         if self.phase:
             return DOING.get(self.phase, self.phase), f"{self.done:,} of {self.of:,}" if self.of else ""
         return AT_STAGE[self.stage], ""
