@@ -32,9 +32,9 @@ from kd.experiments.sweep import Sweep, find_sweep, list_sweeps
 from kd.runs import visitors
 from kd.runs.run import START_SECONDS, Run
 from kd.runs.store import find_run, list_runs, local_owner, with_run_as_teacher
+from kd.runs.summary import status_of, summarize
 from kd.system.files import default_runs_folder
 from kd.system.ids import ID, owner_hash
-from kd.ui.progress import status_of, summarize
 from kd.ui.settings import on_page
 
 TOKEN = re.compile(r"[0-9a-f]{32}")

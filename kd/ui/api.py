@@ -5,10 +5,11 @@ from typing import Any
 import gradio as gr
 
 from kd.config import DistillConfig
+from kd.runs.summary import status_of, summarize
 from kd.ui import distill
 from kd.ui.access import kind_errors, new_token, place, readable, uploaded
 from kd.ui.compare import side_by_side
-from kd.ui.progress import status_of, summarize
+from kd.ui.progress import progress_line
 
 MOST_EVENTS = 5000
 
@@ -50,7 +51,7 @@ def get_run(run: str, token: str = "", cursor: int = 0) -> dict[str, Any]:
         summary = summarize(found)
         status = status_of(found, summary)
         events, cursor = found.read(place(cursor))
-        line = ", ".join(filter(None, summary.line(status)))
+        line = ", ".join(filter(None, progress_line(summary, status)))
         return {
             "run": found.id, "status": status, "line": line, "events": events[-MOST_EVENTS:], "cursor": cursor,
             "report": found.report(),

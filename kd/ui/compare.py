@@ -20,9 +20,9 @@ from kd.errors import UserError
 from kd.evaluation import worker
 from kd.runs.run import Run
 from kd.runs.store import check_teacher_exists
+from kd.runs.summary import status_of, summarize
 from kd.ui import theme
 from kd.ui.access import kind_errors, own_runs, readable, token_of
-from kd.ui.progress import status_of, summarize
 from kd.ui.result import costs, how_timed, table, times
 
 MOST_PICTURES = 64

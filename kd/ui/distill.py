@@ -14,6 +14,7 @@ from kd.runs.process import start_run
 from kd.runs.queue import device_name
 from kd.runs.run import CLOSED, Run
 from kd.runs.store import create_run
+from kd.runs.summary import status_of, summarize
 from kd.system.files import default_runs_folder
 from kd.ui import dark_knowledge, dataset_check, settings, time_estimate
 from kd.ui.access import (
@@ -34,7 +35,7 @@ from kd.ui.access import (
 )
 from kd.ui.disagreement import analysis
 from kd.ui.figures import points, training_figures
-from kd.ui.progress import STAGES, status_of, summarize
+from kd.ui.progress import STAGES, progress_line
 from kd.ui.result import result
 
 FILES = Path(__file__).parent / "templates"
@@ -96,7 +97,7 @@ def _news(run: Run, since: int, token: str) -> dict[str, Any]:
     status = status_of(run, summary)  # before the events are read: a closed run has no more of them
     events, cursor = run.read(since)
     closed = status in CLOSED
-    head, figures = summary.line(status)
+    head, figures = progress_line(summary, status)
     if not closed and run.stop_asked():
         head, figures = "Stopping: the student so far is kept", ""
     news = {

@@ -13,10 +13,11 @@ from kd.data.library.store import short_name
 from kd.errors import UserError
 from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import delete_run
+from kd.runs.summary import status_of, summarize
 from kd.ui import figures
 from kd.ui.access import outcome, own, own_runs, served
 from kd.ui.distill import stop
-from kd.ui.progress import status_of, summarize
+from kd.ui.progress import queue_place
 from kd.ui.result import is_labelled, times
 
 FILES = Path(__file__).parent / "templates"
@@ -80,7 +81,7 @@ def _row(run: Run) -> str:
 def status_words(status: str, summary: Any) -> str:
     """The status, and how far it is."""
     if status == "queued" and summary.place:
-        return f"queued, {summary.in_queue()}".replace(" in the queue", "")
+        return f"queued, {queue_place(summary)}".replace(" in the queue", "")
     if status == "running" and summary.epochs:
         return f"running, {summary.share():.0%}"
     return status

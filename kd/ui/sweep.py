@@ -19,6 +19,7 @@ from kd.experiments.sweep import Sweep, check_sweep, create_sweep, start_sweep
 from kd.experiments.table import MEASURED
 from kd.runs.run import CLOSED, Run
 from kd.runs.store import delete_run
+from kd.runs.summary import summarize
 from kd.system.files import default_runs_folder
 from kd.ui import settings, time_estimate
 from kd.ui.access import (
@@ -34,7 +35,7 @@ from kd.ui.access import (
     token_of,
     with_own,
 )
-from kd.ui.progress import roughly, summarize
+from kd.ui.progress import progress_line, roughly
 from kd.ui.result import MARKS
 
 FILES = Path(__file__).parent / "templates"
@@ -252,7 +253,7 @@ def line(sweep: Sweep, status: str, events: list[dict[str, Any]]) -> list[str]:
         return ["Starting", ""]
     plan, changes = sweep.plan(), last["changes"]
     run = Run(sweep.runs_folder / last["run"])
-    doing = summarize(run).line("running")[0] if run.path.exists() else ""
+    doing = progress_line(summarize(run), "running")[0] if run.path.exists() else ""
     left = left_seconds(sweep, events, time.time())
     figures = [f"{doing[:1].lower()}{doing[1:]}", *([f"about {roughly(left)} left"] if left is not None else [])]
     if plan is None:

@@ -21,11 +21,12 @@ from kd.experiments.sweep import list_sweeps
 from kd.runs.process import NICE
 from kd.runs.run import Run
 from kd.runs.store import list_runs
+from kd.runs.summary import status_of, summarize
 from kd.system.files import default_runs_folder
 from kd.training.plan import views_of
 from kd.ui import background, settings
 from kd.ui.access import check_names, served, with_own
-from kd.ui.progress import roughly, status_of, summarize
+from kd.ui.progress import roughly
 
 SECONDS = 180
 """A measurement may take so long; it takes about ten, and more where others share the machine."""
