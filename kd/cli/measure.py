@@ -25,7 +25,8 @@ from kd.cli.options import (
 )
 from kd.cli.screen import table
 from kd.config import DistillConfig
-from kd.devtools.contenders import SCALES, Plan
+from kd.devtools.contenders import SCALES
+from kd.devtools.workload import Plan
 from kd.experiments.grid import SWEPT, Grid
 from kd.experiments.sweep import Sweep, check_labels, create_sweep, find_sweep, work_on_sweep
 from kd.experiments.table import heat_maps, legend
@@ -185,10 +186,11 @@ def _bench_page(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
 
 def _bench_rows(plan: Plan, options: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
     from kd.devtools import speed
+    from kd.distill import execute
 
     kinds = {"full": speed.FULL_ROWS, "scale": speed.SCALE_ROWS, "sweep": speed.SWEEP_ROWS}
     rows = next((rows for kind, rows in kinds.items() if getattr(options, kind)), speed.ROWS)
-    found = speed.bench(plan, rows, tell)
+    found = speed.bench(plan, rows, tell, execute)
     head, *lines = speed.table(found)
     print(table(head, lines))
     print(*speed.notes(plan, found), sep="\n")
