@@ -27,11 +27,12 @@ from kd.cli.screen import table
 from kd.config import DistillConfig
 from kd.devtools.contenders import SCALES
 from kd.devtools.workload import Plan
-from kd.experiments.grid import SWEPT, Grid
-from kd.experiments.sweep import Sweep, check_labels, create_sweep, find_sweep, work_on_sweep
+from kd.experiments.grid import SWEPT, Grid, check_labels
+from kd.experiments.sweep import Sweep, create_sweep, find_sweep, work_on_sweep
 from kd.experiments.table import heat_maps, legend
 from kd.runs.run import CLOSED
 from kd.runs.store import local_owner
+from kd.text import count_of
 
 FIGURES = "print the figures as the last line of standard output"
 
@@ -81,7 +82,7 @@ def add(command: Command) -> None:
 
 def study(options: argparse.Namespace) -> int:
     """Train what a study still needs, then print its table."""
-    from kd.experiments.study import kept, load_study, rows_of, study_table, work_on_study
+    from kd.experiments.study import current_results, load_study, read_results, study_table, work_on_study
 
     asked = load_study(options.file)
     try:
@@ -90,11 +91,9 @@ def study(options: argparse.Namespace) -> int:
     finally:
         head, *lines = study_table(asked)
         print(table(head, lines))
-        if others := len(kept(asked)) - len(rows_of(asked)):
-            print(
-                f"{asked.results}: {others} of other labels, seeds or settings, or of an older version, left out.",
-                file=sys.stderr,
-            )
+        if others := len(read_results(asked)) - len(current_results(asked)):
+            words = f"{count_of(others, 'result')} of other labels, seeds or settings, left out"
+            print(f"{asked.results}: {words}.", file=sys.stderr)
     return 0
 
 
