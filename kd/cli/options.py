@@ -57,7 +57,7 @@ def config_from(options: argparse.Namespace) -> DistillConfig:
 
 
 def with_dataset(config: DistillConfig, folder: Path) -> DistillConfig:
-    """Return ``config`` with the folder of its dataset, if that is an imported one, or an archive, which is imported now."""
+    """Return ``config`` with the folder of an imported dataset that it names; an archive is imported first."""
     path = Path(config.dataset).expanduser()
     if config.dataset != SAMPLE and path.is_file() and path.suffix != ".parquet":
         upload = import_pictures(path, "", folder)

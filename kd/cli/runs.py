@@ -228,7 +228,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    """Return the row of a run in the list, also of one that cannot be read: damaged, just deleted, of another version."""
+    """Return the row of a run in the list; also of one that cannot be read, such as a damaged or deleted one."""
     try:
         config, report, last = run.config(), run.report(), run.last("eval")
     except (UserError, ValueError):
@@ -254,7 +254,8 @@ def _row(run: Run) -> dict[str, Any]:
 def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> int:
     """Show a run until it is closed, then its result.
 
-    If it was started here (as ``process``), Ctrl-C asks it to stop, and a second Ctrl-C leaves without waiting for that.
+    If it was started here (as ``process``), Ctrl-C asks it to stop, and a second Ctrl-C leaves without waiting for
+    that.
     """
     screen = Screen(run)
 

@@ -85,7 +85,7 @@ MOMENT = 0.03
 
 @dataclass
 class Scene:
-    """A run at work in a folder of its own (in ``runs``); ``notes`` are the problems seen while the fault was injected."""
+    """A run at work in a folder of its own; ``notes`` are the problems seen while the fault was injected."""
 
     folder: Path
     run: Run
@@ -311,7 +311,7 @@ def left_behind(run: Run) -> Iterator[str]:
 
 
 def half_written(run: Run, reference: Run) -> Iterator[str]:
-    """Tell which files of the run are taken for whole and are not, and which of its cache differ from ``reference``'s."""
+    """Tell which files of the run pass for whole and are not, and which of its cache differ from ``reference``'s."""
     import torch
     from safetensors.torch import load_file
 

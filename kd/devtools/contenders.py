@@ -40,8 +40,8 @@ Execute = Callable[[Run], None]
 class Row:
     """What the process of a row works with.
 
-    ``folder`` is the one that ``kd.devtools.workload.prepare`` has filled. Where whole recipes are measured (``plan.full``)
-    there are no ``turns``, and ``execute`` works on a whole run in this process.
+    ``folder`` is the one that ``kd.devtools.workload.prepare`` has filled. Where whole recipes are measured
+    (``plan.full``) there are no ``turns``, and ``execute`` works on a whole run in this process.
     """
 
     name: str
@@ -204,7 +204,7 @@ def time_scoring(stages: Stages) -> None:
 def costs_of_ours(
     plan: Plan, prepared: Prepared, trainer: Any, scoring: Stages, epoch_end: tuple[float, float]
 ) -> list[Cost]:
-    """List what a run costs besides its steps. ``epoch_end``: the seconds of an evaluation, and of saving a checkpoint."""
+    """List what a run costs besides its steps. ``epoch_end``: seconds of an evaluation, and of saving a checkpoint."""
     job, trial, splits = prepared.job, trainer.run_callback.trial, prepared.splits
     (evaluated, saved), test = epoch_end, TestSplit(prepared.job, splits, prepared.targets)
     save_best(job.run, trial, trainer, prepared.lesson(trial).student.processor)

@@ -48,7 +48,7 @@ POLL_P95, COMPARE_SHARE, GROWTH_MB = 250.0, 0.8, 20.0
 
 @dataclass
 class Tally:
-    """What became of the requests of each kind: milliseconds of those answered, how many were refused as busy, errors."""
+    """The results of the requests of each kind: milliseconds of those answered, the number of busy refusals, errors."""
 
     answered: dict[str, list[float]] = field(default_factory=dict)
     busy: Counter[str] = field(default_factory=Counter)
@@ -123,7 +123,7 @@ class Client:
 
 
 def outcome(lines: list[str]) -> Any:
-    """Return the answer in the lines of an event stream. Raises ``Refused``, with the server's message, for an error."""
+    """Return the answer in the lines of an event stream. Raises ``Refused`` with the server's message for an error."""
     event = ""
     for line in lines:
         kind, _, text = line.partition(": ")
@@ -287,7 +287,7 @@ def live_component(config: dict[str, Any]) -> int:
 
 
 def own_memory(pid: int) -> float | None:
-    """Return a process's resident memory without mapped files, in MB (Linux: ``RssAnon``); ``None`` if it is not known."""
+    """Return a process's resident memory without mapped files in MB (``RssAnon``); ``None`` if it is not known."""
     try:
         found = psutil.Process(pid).memory_info()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -312,7 +312,7 @@ def page_memory(pid: int | None) -> float | None:
 
 
 def listener(port: int) -> int | None:
-    """Return the process that listens on a port of this machine; ``None`` where the system does not say, or there is none."""
+    """Return the process that listens on a port of this machine; ``None`` if there is none, or it is not known."""
     try:
         connections = psutil.net_connections("tcp")
     except psutil.AccessDenied:
@@ -322,7 +322,7 @@ def listener(port: int) -> int | None:
 
 
 def summary(tally: Tally, seconds: float) -> dict[str, dict[str, Any]]:
-    """Return for each kind of request: ``n`` answered, ``rate`` a second, percentiles in milliseconds, ``busy``, ``errors``."""
+    """Return ``n``, ``rate`` a second, percentiles in milliseconds, ``busy`` and ``errors`` of each kind of request."""
     found = {}
     for kind, times in tally.answered.items():
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).round(1).tolist() if times else [None] * 3
@@ -360,7 +360,10 @@ def goals(found: dict[str, Any]) -> list[tuple[str, bool | None]]:
     return [
         (f"errors that are not a clear busy: {most}", not errors),
         (f"poll p95: {_figure(p95)} ms, below {POLL_P95:g}", None if p95 is None else p95 < POLL_P95),
-        (f"compare throughput, all by one alone: {_figure(share)}, {COMPARE_SHARE} or more", None if share is None else share >= COMPARE_SHARE),
+        (
+            f"compare throughput, all by one alone: {_figure(share)}, {COMPARE_SHARE} or more",
+            None if share is None else share >= COMPARE_SHARE,
+        ),
         (
             f"memory (RssAnon): {_figure(before)} MB before, {_figure(minute)} half-way, {_figure(after)} after; "
             f"it may grow by {GROWTH_MB:g} MB",

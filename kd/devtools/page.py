@@ -38,7 +38,7 @@ FLAGS = [
 # What the page's process should not import.
 HEAVY = ("torch", "transformers")
 
-# What happens between the click and the first point: the events of a run, ``loaded`` (when decoding begins) and ``page``.
+# What happens between the click and the first point: events of a run, ``loaded`` (when decoding begins) and ``page``.
 STAGES = {
     "created": "the click reaches the server, the run's folder is made",
     "started": "the run's process begins and takes the device",
@@ -73,14 +73,12 @@ def measure_page(rounds: int = ROUNDS, tell: Callable[[str], None] = lambda text
     """Measure everything, in about two minutes on two cores. ``tell`` is called with each step as it begins.
 
     Returns:
-        ``start_seconds``: from process start to the first answer (median of ``rounds``).
-        ``imports``: whether the page's process imported torch and transformers, up to the end of the measurement.
-        ``first_point_seconds``: ``cold`` (no pixels or targets in the cache) and ``warm``; ``stages``: the same times in
-        parts, by the names in ``STAGES``.
-        ``poll``: medians of ``asked_bytes`` and ``answered_bytes`` (bodies), ``header_bytes`` (both ways) and
-        ``milliseconds`` as the browser sees them, over ``n`` polls of a run that trains.
-        ``watching``: see ``throughput``.
-        ``machine``: ``system``, ``cores``, ``python``, ``chromium``.
+        ``start_seconds``: from process start to the first answer (median of ``rounds``). ``imports``: whether the
+        page's process imported torch and transformers, up to the end of the measurement. ``first_point_seconds``:
+        ``cold`` (no pixels or targets in the cache) and ``warm``; ``stages``: the same times in parts, by the names
+        in ``STAGES``. ``poll``: medians of ``asked_bytes`` and ``answered_bytes`` (bodies), ``header_bytes`` (both
+        ways) and ``milliseconds`` as the browser sees them, over ``n`` polls of a run that trains. ``watching``: see
+        ``throughput``. ``machine``: ``system``, ``cores``, ``python``, ``chromium``.
 
     Raises:
         UserError: where Playwright, a Chromium or ``app.py`` is missing, or the page or a run fails.
@@ -202,8 +200,8 @@ def first_point(
     """Open the page as a new visitor and click on Distill; return the page, the run and the seconds of each stage until
     the first point is drawn.
 
-    If ``epochs`` are given they are set first, which changes nothing before the first step. Raises ``UserError`` where the
-    run ends too early.
+    If ``epochs`` are given they are set first, which changes nothing before the first step. Raises ``UserError``
+    where the run ends too early.
     """
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(ANSWER_SECONDS * 1000)
@@ -223,7 +221,7 @@ def first_point(
 
 
 def stages(events: list[dict[str, Any]], clicked: float, drawn: float) -> dict[str, float]:
-    """Return the seconds of each of ``STAGES``, from the click to the drawing of the first point (both Unix seconds)."""
+    """Return the seconds of each of ``STAGES``, from the click until the first point is drawn (both Unix seconds)."""
     first = {event["event"]: event for event in reversed(events)}
     moments = {name: first[name]["time"] for name in STAGES if name in first}
     moments |= {"loaded": first["data"]["time"] - first["data"]["seconds"], "page": drawn}

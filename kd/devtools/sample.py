@@ -133,7 +133,7 @@ def write_examples(splits: dict, folder: Path) -> None:
 
 
 def teacher_model():
-    """Build a ResNet of 1.6 M parameters for 56 px: at 28 px the stem, with a stride of four, would leave 7 x 7 pixels."""
+    """Build a ResNet of 1.6 M parameters for 56 px: at 28 px its stem, of stride four, would leave 7 x 7 pixels."""
     return ResNetForImageClassification(
         ResNetConfig(
             embedding_size=64, hidden_sizes=[64, 128, 256], depths=[2, 2, 1], layer_type="basic",
@@ -143,7 +143,7 @@ def teacher_model():
 
 
 def teacher_processor(pixels: np.ndarray):
-    """Return the teacher's processor: 56 px, bilinear, mean and standard deviation of ``pixels`` (``[N, 28, 28]`` uint8)."""
+    """Return the processor: 56 px, bilinear, mean and standard deviation of ``pixels`` (``[N, 28, 28]`` uint8)."""
     mean, std = round(float(pixels.mean()) / 255, 4), round(float(pixels.std()) / 255, 4)
     return ViTImageProcessorPil(
         size={"height": 56, "width": 56}, resample=2, image_mean=[mean] * 3, image_std=[std] * 3
@@ -151,7 +151,7 @@ def teacher_processor(pixels: np.ndarray):
 
 
 def jitter(batch, generator):
-    """Shift images ``[B, 1, 28, 28]`` by up to two pixels, mirror half of them, blank an 8 px square of half of them."""
+    """Shift images ``[B, 1, 28, 28]`` by up to two pixels, mirror half of them, blank an 8 px square in half."""
     b, _, h, w = batch.shape
     dy, dx = torch.randint(0, 5, (2, b, 1), generator=generator)
     rows, cols = dy + torch.arange(h), dx + torch.arange(w)

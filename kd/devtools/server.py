@@ -37,8 +37,8 @@ def temporary_folder() -> Iterator[Path]:
 def serve(folder: Path, *flags: str, **variables: str) -> Iterator[tuple[str, float]]:
     """Run ``python [flags] app.py`` over ``folder``, with these environment variables.
 
-    Yields its address and the seconds until it answered; its output goes to ``page.txt``. In the end its runs are stopped,
-    then the page itself. Raises ``UserError`` where it does not start.
+    Yields its address and the seconds until it answered; its output goes to ``page.txt``. In the end its runs are
+    stopped, then the page itself. Raises ``UserError`` where it does not start.
     """
     if not APP.exists():
         raise UserError(f"There is no {APP}. The page is measured from a checkout of the project.")
@@ -63,13 +63,18 @@ def start_page(folder: Path, variables: dict[str, str], flags: tuple[str, ...] =
     """
     with (folder / "page.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, *flags, str(APP)], cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            [sys.executable, *flags, str(APP)],
+            cwd=folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
 
 def environment(folder: Path, port: int) -> dict[str, str]:
-    """Return the environment of a page that touches nothing of the user's: its runs, cache and uploads are in ``folder``."""
+    """Return the environment of a page whose runs, cache and uploads are in ``folder``, apart from the user's own."""
     kept = {name: value for name, value in os.environ.items() if name not in ("KD_SHARED", "SPACE_ID")}
     return {
         **kept,

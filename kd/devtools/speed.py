@@ -1,8 +1,8 @@
 """The benchmark: the throughput of the Transformers guide's code, of ours, and of the student alone, on this machine.
 
-Each of these (a *row*, see ``kd.devtools.contenders``) trains in a process with memory and an allocator of its own. They
-take turns of a few steps, so that a noisy moment hits all of them, and the medians of the rounds are compared. No run
-imports this.
+Each of these (a *row*, see ``kd.devtools.contenders``) trains in a process with memory and an allocator of its own.
+They take turns of a few steps, so that a noisy moment hits all of them, and the medians of the rounds are compared.
+No run imports this.
 """
 
 import multiprocessing
@@ -152,8 +152,8 @@ def bench(
 ) -> dict[str, Any]:
     """Measure ``rows`` and return their figures (``rows``, by name), ``ratios``, ``machine`` and the ``plan``.
 
-    ``execute`` (``kd.distill.execute``) is needed where the plan is ``full``. Raises ``UserError`` where the teacher, the
-    images or the student cannot be loaded.
+    ``execute`` (``kd.distill.execute``) is needed where the plan is ``full``. Raises ``UserError`` where the teacher,
+    the images or the student cannot be loaded.
     """
     with tempfile.TemporaryDirectory(prefix="kd-bench-") as name:
         folder = Path(name)

@@ -22,10 +22,10 @@ MIN_HELD_OUT_IMAGES = 32
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: the recipe of ``epochs`` on ``images`` images, all of it (``full``) or a part that is scaled up.
+    """What is measured: a recipe of ``epochs`` on ``images`` images, all of it (``full``) or a part that is scaled up.
 
-    Raises ``ValueError``, with a message for the user, on a value out of range. A row's turn lasts ``turn_seconds``, and
-    at least one step.
+    Raises ``ValueError``, with a message for the user, on a value out of range. A row's turn lasts ``turn_seconds``,
+    and at least one step.
     """
 
     teacher: str = setting(VIT_B, "teacher: a Hub id, a folder, 'sample', or 'vit_b_16' with random weights")
@@ -60,7 +60,7 @@ class Plan:
         return self.images if self.full else min(enough, self.images)
 
     def config(self, folder: Path, **changes: Any) -> DistillConfig:
-        """Return the settings of our own runs, with the teacher and images that ``prepare`` has written to ``folder``."""
+        """Return the settings of our own runs on the teacher and images that ``prepare`` has written to ``folder``."""
         settings = {
             "teacher": str(folder / "teacher"), "dataset": str(folder / "pictures"), "student": self.student,
             "image_size": self.image_size, "batch_size": self.batch_size, "epochs": self.epochs, "views": self.views,

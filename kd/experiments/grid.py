@@ -66,7 +66,7 @@ class Grid:
             raise ValueError(f"These are {count} points, and a sweep has {MOST_POINTS} at most. Shorten a list.")
 
     def point(self, temperature: float, lambda_: float, method: str) -> Point:
-        """Return the point for these values. Without the teacher (lambda 0) there is one point: the other two do nothing."""
+        """Return the point for these values; at lambda 0, without the teacher, it is the same for all the others."""
         return Point(temperature, lambda_, method) if lambda_ else Point(self.temperatures[0], 0.0, self.methods[0])
 
     def points(self) -> list[Point]:

@@ -15,9 +15,9 @@ MOST_EPOCHS = 1000
 def rungs(points: int, epochs: int) -> list[tuple[int, int]]:
     """Return the rungs of successive halving: (how many points, for how many epochs); the last is ``epochs`` long.
 
-    Jamieson and Talwalkar (2016, arXiv:1502.07943); Li et al., *Hyperband* (2018, arXiv:1603.06560), with eta = 2 and a
-    quarter of ``epochs`` to begin with. Unlike theirs, each training has a whole schedule of the learning rate: the first
-    quarter of a cosine does not show where it ends. Three points or fewer, and few epochs, have fewer rungs.
+    Jamieson and Talwalkar (2016, arXiv:1502.07943); Li et al., *Hyperband* (2018, arXiv:1603.06560), with eta = 2 and
+    a quarter of ``epochs`` to begin with. Unlike theirs, each training has a whole schedule of the learning rate: the
+    first quarter of a cosine does not show where it ends. Three points or fewer, and few epochs, have fewer rungs.
     """
     halvings = min(2, points.bit_length() - 1)
     lengths = sorted({max(1, round(epochs / 2**halving)) for halving in range(halvings + 1)})
@@ -29,7 +29,7 @@ def rungs(points: int, epochs: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class RunCost:
-    """The seconds of an ``epoch``, of a ``run`` without its epochs, and of the teacher for one ``view`` of all images."""
+    """Seconds of an ``epoch``, of a ``run`` without its epochs, and of the teacher for one ``view`` of all images."""
 
     epoch: float
     run: float
@@ -102,7 +102,8 @@ def longest_training(point: Point, events: list[dict[str, Any]], plan: list[tupl
 def ranking(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort rows of ``Sweep.points``, or ``point`` events, the best first, without those that diverged.
 
-    First counts the length of the training, then accuracy on validation, then agreement with the teacher, then the order.
+    First counts the length of the training, then accuracy on validation, then agreement with the teacher, then the
+    order.
     """
     measured = [row for row in rows if row["accuracy"] is not None]
     return sorted(measured, key=lambda row: (-row["epochs"], -row["accuracy"], -row["agreement"]))

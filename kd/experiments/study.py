@@ -1,8 +1,8 @@
 """A study: variants of the same settings, trained with several seeds and compared on the same test images.
 
-``python -m kd study FILE`` reads the study from a JSON file and adds the result of each training to ``FILE.results``; when
-it is started again, it goes on from there. Its table is computed from that file alone. A result has its settings and the
-fingerprint of its test split: those of other settings or another split are not counted.
+``python -m kd study FILE`` reads the study from a JSON file and adds the result of each training to ``FILE.results``;
+when it is started again, it goes on from there. Its table is computed from that file alone. A result has its settings
+and the fingerprint of its test split: those of other settings or another split are not counted.
 """
 
 import base64
@@ -276,8 +276,8 @@ def right_of(row: dict[str, Any]) -> np.ndarray:
 def study_table(study: Study) -> list[list[str]]:
     """Return the results so far as a table, the head first.
 
-    It has means over seeds, standard deviations, minutes, and the comparison over those seeds that both sides have on the
-    same test images.
+    It has means over seeds, standard deviations, minutes, and the comparison over those seeds that both sides have on
+    the same test images.
     """
     compared = f"against {study.against}" if study.against else ""
     head = ["", "seeds", "test accuracy", "validation", "epochs", "minutes", compared]

@@ -1,13 +1,13 @@
 """A sweep over temperatures, lambdas and methods.
 
-All points are trained for a short time, the best ones for longer. The winner is then trained again with fresh seeds, with
-and without the teacher, before anything is claimed.
+All points are trained for a short time, the best ones for longer. The winner is then trained again with fresh seeds,
+with and without the teacher, before anything is claimed.
 
-The folder of a sweep, in ``.sweeps`` in the folder of the runs, is like that of a run: ``config.json`` (the settings that
-all points share, and the hash of the owner), ``sweep.json`` (the grid), ``events.jsonl`` (``created started plan run point
-| done failed stopped``), ``lock``, ``STOP``, ``report.json``. What a sweep trains are ordinary runs: an event ``run`` tells
-which run was made with which settings, an event ``point`` what it scored. So a sweep that was killed at any moment goes on
-from there.
+The folder of a sweep, in ``.sweeps`` in the folder of the runs, is like that of a run: ``config.json`` (the settings
+that all points share, and the hash of the owner), ``sweep.json`` (the grid), ``events.jsonl`` (``created started plan
+run point | done failed stopped``), ``lock``, ``STOP``, ``report.json``. What a sweep trains are ordinary runs: an
+event ``run`` tells which run was made with which settings, an event ``point`` what it scored. So a sweep that was
+killed at any moment goes on from there.
 """
 
 import json
@@ -97,7 +97,7 @@ class Sweep(Run):
         return found[-1] if found else None
 
     def make_run(self, changes: dict[str, Any]) -> Run:
-        """Make a run with these changes of the settings. It has the owner of the sweep, whose id is in its ``config.json``."""
+        """Make a run with these changes of the settings, of the owner of the sweep, which it names."""
         config = DistillConfig.from_dict({**self.config().to_dict(), **changes})
         run = create_run(config, self.runs_folder, secrets.token_hex(16))
         settings = {**run.settings(), "owner": self.settings()["owner"], "sweep": self.id}
@@ -121,8 +121,8 @@ class Sweep(Run):
 def create_sweep(config: DistillConfig, grid: Grid, folder: Path, owner: str) -> Sweep:
     """Make the folder of a new sweep in the ``folder`` of the runs; ``start_sweep`` works on it.
 
-    ``config`` has the settings that all points share; its ``trials`` are those of the winner, whose seeds follow ``seed``.
-    Raises ``ValueError`` as ``check_sweep`` does.
+    ``config`` has the settings that all points share; its ``trials`` are those of the winner, whose seeds follow
+    ``seed``. Raises ``ValueError`` as ``check_sweep`` does.
     """
     config = resolve(config, folder)
     check_sweep(config, grid)
@@ -282,7 +282,7 @@ def measure_point(sweep: Sweep, point: Point, epochs: int, tell: Tell) -> dict[s
 
 
 def train_fresh_seeds(sweep: Sweep, row: dict[str, Any], epochs: int, tell: Tell) -> Run:
-    """Train the best point with the teacher again, ``trials`` times with seeds that chose nothing, and as often without."""
+    """Train the best point with the teacher again, with ``trials`` seeds that chose nothing, and as often without."""
     config, point = sweep.config(), Point.of(row)
     paired = bool(point.lambda_) and sweep.labels() == "dataset"
     changes = {
@@ -307,8 +307,8 @@ def conclusion(sweep: Sweep, best: dict[str, Any], with_teacher: dict[str, Any],
         run: the run with fresh seeds.
 
     Returns:
-        ``winner`` (``best``), ``final`` (the id of ``run``), ``student`` (the winner's folder in the folder of the runs),
-        ``verdict`` (that of ``run``, on the test split), and all of it as a ``sentence``.
+        ``winner`` (``best``), ``final`` (the id of ``run``), ``student`` (the winner's folder in the folder of the
+        runs), ``verdict`` (that of ``run``, on the test split), and all of it as a ``sentence``.
     """
     report = run.report()
     verdict, student = report["verdict"], f"{run.id}/student"
