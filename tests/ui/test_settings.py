@@ -19,7 +19,7 @@ from kd.ui import access, compare, dark_knowledge, settings, theme
 from kd.ui.disagreement import analysis, picture
 from kd.ui.distill import on_make, on_method, on_preset, on_recipe, on_student
 from kd.ui.page import blocked_paths, to_dataset
-from kd.ui.progress import Summary
+from kd.runs.summary import Summary
 from kd.ui.result import result, seeds_table
 
 EVIL = "<img src=x onerror=alert(1)>"
