@@ -24,7 +24,7 @@ from tests.support.command import flags, kd
 def guess(small, tmp_path, monkeypatch):
     """An estimate of a small run. It measures for a moment only."""
     monkeypatch.setattr("kd.training.estimate.SECONDS", 0.05)
-    monkeypatch.setattr("kd.training.estimate.measure", partial(measure_throughput, seconds=0.1))
+    monkeypatch.setattr("kd.training.estimate.measure_throughput", partial(measure_throughput, seconds=0.1))
     return lambda **changes: estimate(DistillConfig.from_dict({**small, **changes}), cache_folder(tmp_path, "sample"))
 
 
@@ -48,7 +48,7 @@ def test_waiting_for_the_disk_is_no_part_of_the_start(guess, monkeypatch):
         slept.append(time.sleep(1.5))
         return load(config)
 
-    monkeypatch.setattr("kd.data.splits.load_splits", slowly)
+    monkeypatch.setattr("kd.training.estimate.load_splits", slowly)
     assert guess()["stages"]["start"] < 1.5 and slept
 
 
