@@ -24,7 +24,7 @@ from kd.runs.run import Run, RunDeleted
 from kd.runs.store import create_run, delete_run, list_runs, local_owner, resolve
 from kd.training.batches import ViewBatches
 from kd.training.callback import RunCallback
-from kd.training.setup import Progress, prepare
+from kd.training.setup import load_job_splits, load_job_teacher, plan_warnings, start_job
 from kd.ui import figures
 from kd.ui.compare import choices
 from kd.ui.disagreement import analysis, kept, shown_analysis
@@ -308,8 +308,9 @@ def test_a_teacher_that_has_seen_the_test_pictures_of_another_cut_is_told(made, 
             **changes,
         )
         run = create_run(asked, made.path.parent, "t")
-        prepare(run, Progress(run))
-        return " ".join(run.last("models")["warnings"])
+        job = start_job(run)
+        splits = load_job_splits(job)
+        return " ".join(plan_warnings(job.config, splits, load_job_teacher(job.config, splits)))
 
     assert "cut in another way" not in warnings()
     assert "cut in another way" in warnings(validation_fraction=0.3)

@@ -17,7 +17,6 @@ from kd.experiments.study import (
     rows_of,
     settings_of,
     study_table,
-    test_pictures,
     trained,
     work_on_study,
 )
@@ -39,7 +38,7 @@ def small_study(small, tmp_path, monkeypatch):
 
 def test_a_study_trains_each_once_compares_and_goes_on_where_it_was(small_study, tmp_path, monkeypatch, capsys):
     # in this process, which has torch: that a run begins in one of its own is told by the sweep's test
-    monkeypatch.setattr(study.launch, "finish", lambda run, tell, new: execute(run) or run.status())
+    monkeypatch.setattr(study, "finish_run", lambda run, tell, new: execute(run) or run.status())
     command = ["study", str(small_study), "--runs-dir", str(tmp_path / "runs")]
     assert main.main(command) == 0
     done = capsys.readouterr().out
@@ -59,7 +58,7 @@ def test_a_study_trains_each_once_compares_and_goes_on_where_it_was(small_study,
     config = load_study(small_study).config("labels", 7)
     assert trained(config, tmp_path / "runs", print).last("data")["test_pictures"] == first["test"]
     monkeypatch.setattr("kd.experiments.study.test_pictures", lambda config: "others")
-    monkeypatch.setattr(study.runs, "create", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(study, "create_run", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trained(config, tmp_path / "runs", print)
 
@@ -71,7 +70,7 @@ def kept(file, **changes) -> None:
     row = {
         "label": "labels", "seed": 7, "accuracy": 1.0, "validation": 1.0, "epochs": 1, "seconds": 1.0, "pictures": 4,
         "right": study.base64.b64encode(np.packbits(right)).decode(),
-        "test": test_pictures(one.config("labels", 7)), "settings": settings_of(one.asked("labels", 7)),
+        "test": study.test_pictures(one.config("labels", 7)), "settings": settings_of(one.asked("labels", 7)),
     }  # fmt: skip
     keep(one, {**row, **changes})
 
