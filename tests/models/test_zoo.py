@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kd.models.student import load_student
-from kd.models.zoo import STUDENTS
+from kd.models.zoo import STUDENTS, student_side
 from tests.support import toys
 
 
