@@ -269,7 +269,7 @@ def tell_models(job: Job, plan: Plan, teacher: "Teacher | None", student: "Stude
         teacher=teacher and {"name": config.teacher, **model_cost(teacher.model, teacher.normalization.size)},
         student={"name": config.student, **model_cost(student.model, plan.input_size)},
         image_size=list(plan.input_size),
-        healed=student.healed,
+        healed=student.repairs,
         warnings=plan.warnings,
         device=str(job.device),
         precision=plan.precision,

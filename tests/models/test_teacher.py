@@ -21,7 +21,7 @@ from kd.errors import UserError
 from kd.evaluation.latency import count_flops, latency_summary, timed_trials
 from kd.models.device import _time_precisions, pick_device, pick_precision
 from kd.models.processor import read_normalization, resized_processor, run_processor
-from kd.models.repair import StochasticDepth, heal
+from kd.models.repair import StochasticDepth, repair_training_settings
 from kd.models.student import load_student
 from kd.models.teacher import Teacher, load_teacher
 from kd.models.zoo import STUDENTS
@@ -93,7 +93,7 @@ def test_healing_makes_running_statistics_those_of_many_batches(name):
     raw = STUDENTS[name](32, {"num_labels": 3})
     healed = STUDENTS[name](32, {"num_labels": 3})
     healed.load_state_dict(raw.state_dict())
-    assert "BatchNorm momentum" in heal(healed)[0] and heal(healed) == []
+    assert "BatchNorm momentum" in repair_training_settings(healed)[0] and repair_training_settings(healed) == []
     assert error_of_running_means(healed) < 0.5 * error_of_running_means(raw)
 
 
@@ -101,7 +101,7 @@ def test_healing_makes_running_statistics_those_of_many_batches(name):
 def test_healing_lifts_every_signal_above_the_epsilon_of_its_norm(name):
     def least_signal(healing: bool) -> float:
         """The smallest variance that comes into a norm, in epsilons."""
-        model = load_student(name, toys.CLASSES, 64, 64, seed=0, healing=healing).model.train()
+        model = load_student(name, toys.CLASSES, 64, 64, seed=0, repair=healing).model.train()
         least = []
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -121,7 +121,7 @@ def test_healing_turns_a_keep_probability_into_a_dropout():
 
 def test_a_healed_efficientnet_drops_whole_blocks_of_a_picture_or_none_of_it():
     student = load_student("efficientnet_b0", toys.CLASSES, 32, 32, seed=0)
-    assert any("whole blocks in 9 layers" in said for said in student.healed)
+    assert any("whole blocks in 9 layers" in said for said in student.repairs)
     drop = [m for m in student.model.modules() if isinstance(m, StochasticDepth)][-1]
     assert drop.p == pytest.approx(0.2 * 14 / 16)
     torch.manual_seed(0)
@@ -174,12 +174,12 @@ def test_pretrained_weights_stay_and_their_momentum_and_dropout_are_healed(tmp_p
     toys.processor(32).save_pretrained(tmp_path)
     student = load_student(str(tmp_path), toys.CLASSES, None, 32, seed=0)
     assert student.pretrained and student.model.config.num_labels == 3
-    assert [said.split(" in ")[0] for said in student.healed] == [
+    assert [said.split(" in ")[0] for said in student.repairs] == [
         "BatchNorm momentum 0.997 -> 0.1", "classifier dropout 0.8 -> 0.2"
     ]  # fmt: skip
     assert next(m for m in student.model.modules() if isinstance(m, nn.BatchNorm2d)).momentum == 0.1
-    unhealed = load_student(str(tmp_path), toys.CLASSES, None, 32, seed=0, healing=False)
-    assert not unhealed.healed and unhealed.model.config.classifier_dropout_prob == 0.8
+    unhealed = load_student(str(tmp_path), toys.CLASSES, None, 32, seed=0, repair=False)
+    assert not unhealed.repairs and unhealed.model.config.classifier_dropout_prob == 0.8
     first = next(iter(raw.state_dict()))
     assert torch.equal(student.model.state_dict()[first], raw.state_dict()[first])
 
