@@ -84,7 +84,7 @@ def label_table(options: argparse.Namespace) -> int:
         cells = [[row["class"], f"{row['pictures']:,}", row["teacher"] or "-", row["found"]] for row in rows]
         print(table(["class", "pictures", "teacher", "found by"], cells))
     match.check()
-    for said in match.in_words(splits.counts("train")):
+    for said in match.warnings(splits.counts("train")):
         print(said, file=sys.stderr)
     return 0
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, ViTImageProcessorPil
 
 from kd.errors import UserError
-from kd.models.class_map import nameless, plain_name
+from kd.models.class_map import has_no_names, plain_name
 from kd.models.depthwise import speed_up_depthwise
 from kd.models.pretrained import check_is_classifier, is_local, load_config, load_weights, model_classes
 from kd.models.processor import Normalization, load_processor, read_normalization, resized_processor
@@ -82,7 +82,7 @@ def _pretrained_student(name: str, classes: list[str], side: int | None, repair:
 def has_classes(config: Any, classes: list[str]) -> bool:
     """Return whether a model's outputs have the names of these classes, in this order."""
     names = model_classes(config)
-    return not nameless(names) and list(map(plain_name, names)) == list(map(plain_name, classes))
+    return not has_no_names(names) and list(map(plain_name, names)) == list(map(plain_name, classes))
 
 
 def reset_head(model: PreTrainedModel) -> PreTrainedModel:

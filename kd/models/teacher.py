@@ -103,9 +103,9 @@ def load_teacher(
         return Teacher(model, processor)
     match = match_classes(model_classes(model.config), classes, label_map)
     match.check()
-    in_order = match.columns == list(range(len(match.theirs)))
+    in_order = match.columns == list(range(len(match.teacher_classes)))
     teacher = Teacher(model, processor, None if in_order else match.columns, classes)
-    teacher.warnings = match.in_words(counts)
+    teacher.warnings = match.warnings(counts)
     return teacher
 
 
