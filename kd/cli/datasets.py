@@ -98,7 +98,7 @@ def check(options: argparse.Namespace) -> int:
     config, asked = config_from(options), given_settings(options)
     quiet()
     from kd.evaluation import dataset_report
-    from kd.evaluation.dataset_check import check as look
+    from kd.evaluation.dataset_check import check_dataset as look
     from kd.system.files import cache_folder
 
     try:

@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd.models.processor import run_processor
 
-
 # Calls before the timed ones, the least number of timed calls, and the least time in seconds that they take together.
 WARM_UP, TRIALS, SECONDS = 5, 30, 0.25
 

@@ -29,7 +29,7 @@ from kd.data.duplicates import (
 from kd.data.splits import load_splits
 from kd.errors import UserError
 from kd.evaluation import dataset_report
-from kd.evaluation.dataset_check import check
+from kd.evaluation.dataset_check import check_dataset as check
 from kd.ui import dataset_check, settings
 
 
