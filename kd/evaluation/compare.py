@@ -98,8 +98,8 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
     rows, first, inputs = _read_images(images, both)
     predictions = {name: _top(one.model, inputs[name], classes, torch_device) for name, one in both.items()}
     readable = [row for row in rows if "error" not in row]
-    for row, ours, theirs in zip(readable, predictions["teacher"], predictions["student"], strict=True):
-        row |= {"teacher": ours, "student": theirs, "agree": ours[0]["label"] == theirs[0]["label"]}
+    for row, ours, other in zip(readable, predictions["student"], predictions["teacher"], strict=True):
+        row |= {"teacher": other, "student": ours, "agree": ours[0]["label"] == other[0]["label"]}
 
     was_busy = is_any_run_training(run.path.parent)
     latency = measure_latency({name: (one.model, one.processor) for name, one in both.items()}, first, torch_device)

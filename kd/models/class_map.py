@@ -16,8 +16,8 @@ from kd.text import some
 # The WordNet number before the names of ImageNet's classes in some checkpoints.
 WORDNET_ID = re.compile(r"^n\d{8}[\s_]+")
 
-# How a class was matched: by the user's label map, or by its position. The other ways are the names in ``GUESSES``.
-BY_LABEL_MAP, BY_POSITION = "as told", "by its place"
+# How a class was matched, in words for users; the other ways are those of ``GUESSES``.
+BY_LABEL_MAP, BY_POSITION = "label map", "position"
 
 
 def plain_name(name: str) -> str:
@@ -112,10 +112,10 @@ class Match:
         names = [self.classes[index] + (f": {self.how[index]}" if self.how[index] else "") for index in unknown]
         share = f" {sum(counts[index] for index in unknown):,} of {sum(counts):,}" if counts else ""
         return (
-            f"The teacher does not know {len(unknown)} of {len(self.classes)} classes ({some(names)}). On their{share} "
-            "training pictures the student learns from the labels alone. On the others it copies the teacher's answers among "
-            f"the {len(self.known())} classes that both know, and agreement is measured on those. A label map (--label-map) "
-            "can match more."
+            f"The teacher does not know {len(unknown)} of {len(self.classes)} classes ({some(names)}). Their{share} "
+            "training pictures are learned from the labels alone. On the others the student copies the teacher's answers "
+            f"among the {len(self.known())} classes that both know, and agreement is measured on those. A label map "
+            "(--label-map) can match more."
         )
 
 
@@ -176,7 +176,7 @@ def _mapped(pairs: dict[str, str], theirs: list[str], classes: list[str]) -> dic
 def _index_of(name: str, names: list[str], owner: str) -> int:
     """Return the index of a class given by its name, a synonym, or its number from 0; ``owner`` is for error messages."""
     for forms in (lambda n: {plain_name(n)}, synonyms):
-        found = [nth for nth, other in enumerate(names) if forms(other) & forms(name)]
+        found = [index for index, other in enumerate(names) if forms(other) & forms(name)]
         if len(found) == 1:
             return found[0]
         if found:

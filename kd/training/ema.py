@@ -78,7 +78,7 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 @torch.no_grad()
 def _swap(one: nn.Module, other: nn.Module) -> None:
     """Exchange the parameters and buffers of two models, tensor by tensor: a third model may not fit into a GPU."""
-    for mine, theirs in zip(_tensors(one), _tensors(other), strict=True):
-        kept = mine.clone()
-        mine.copy_(theirs)
-        theirs.copy_(kept)
+    for first, second in zip(_tensors(one), _tensors(other), strict=True):
+        copied = first.clone()
+        first.copy_(second)
+        second.copy_(copied)

@@ -147,8 +147,8 @@ class ImageDistilTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the parameters with weight decay: matrices and filters, but no norms, biases and position embeddings.
 
-        He et al. (2019, arXiv:1812.01187, section 3.1). They are told by their shape without axes of length 1, since
-        ConvNeXtV2's norms are ``[1, 1, 1, C]``; `Trainer` recognizes the norms of language models only.
+        He et al. (2019, arXiv:1812.01187, section 3.1). Axes of length 1 do not count, since ConvNeXtV2's norms
+        are ``[1, 1, 1, C]``. `Trainer` itself recognizes the norms of language models only.
         """
         return [
             name
