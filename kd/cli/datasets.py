@@ -84,7 +84,7 @@ def label_table(options: argparse.Namespace) -> int:
         cells = [[row["class"], f"{row['pictures']:,}", row["teacher"] or "-", row["found"]] for row in rows]
         print(table(["class", "pictures", "teacher", "found by"], cells))
     match.check()
-    for said in match.in_words(splits.counts("train")):
+    for said in match.warnings(splits.counts("train")):
         print(said, file=sys.stderr)
     return 0
 
@@ -98,7 +98,7 @@ def check(options: argparse.Namespace) -> int:
     config, asked = config_from(options), given_settings(options)
     quiet()
     from kd.evaluation import dataset_report
-    from kd.evaluation.dataset_check import check as look
+    from kd.evaluation.dataset_check import check_dataset as look
     from kd.system.files import cache_folder
 
     try:

@@ -329,7 +329,7 @@ def guide(plan: Plan, folder: Path, turns: Turns | None, stages: Stages) -> dict
     if plan.student == "mobilenet_v2_1.0":
         student = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=len(splits.classes)))
     else:
-        student = load_student(plan.student, splits.classes, plan.image_size, 0, healing=False).model
+        student = load_student(plan.student, splits.classes, plan.image_size, 0, repair=False).model
     trainer = ImageDistilTrainer(
         student_model=student,
         teacher_model=AutoModelForImageClassification.from_pretrained(folder / "teacher"),

@@ -285,7 +285,7 @@ def test_what_a_run_has_made_teaches_the_classes_that_it_is_said_to_know(made, c
         delete_run(made)
     execute(run)
     report = run.report()
-    assert "does not know 1 of 3 classes (green leaf: as told). Their 32 of 96" in run.last("models")["warnings"][0]
+    assert "does not know 1 of 3 classes (green leaf: label map). Their 32 of 96" in run.last("models")["warnings"][0]
     assert "On the 8 of 12 test pictures whose classes the teacher knows" in report["notes"][0]
     assert report["verdict"]["pictures"] == 8 and "over all 12 the difference is" in report["verdict"]["sentence"]
     with np.load(run.path / "arms" / "distilled-0" / "test.npz") as kept:

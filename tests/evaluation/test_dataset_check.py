@@ -8,7 +8,7 @@ import pytest
 
 from kd.config import DistillConfig
 from kd.evaluation import dataset_report
-from kd.evaluation.dataset_check import check
+from kd.evaluation.dataset_check import check_dataset as check
 from tests.support.toys import EVIL
 
 
@@ -75,6 +75,6 @@ def test_a_teacher_is_asked_once_and_one_of_other_classes_is_a_problem(colours, 
     assert "Which class is which" not in dataset_report.body(first) and "<td>none</td>" in dataset_report.body(other)
     told = check(replace(config, label_map="blue sky=green leaf, green leaf=blue sky"), tmp_path, ask_teacher=True)
     assert [(row["class"], row["teacher"], row["found"]) for row in told["teacher"]["labels"]] == [
-        ("blue sky", "green leaf", "as told"), ("green leaf", "blue sky", "as told"), ("red brick", "red brick", "the same name"),
+        ("blue sky", "green leaf", "label map"), ("green leaf", "blue sky", "label map"), ("red brick", "red brick", "the same name"),
     ]  # fmt: skip
-    assert "<td>green leaf</td><td>as told</td>" in dataset_report.body(told) and told["teacher"]["accuracy"] < 0.5
+    assert "<td>green leaf</td><td>label map</td>" in dataset_report.body(told) and told["teacher"]["accuracy"] < 0.5

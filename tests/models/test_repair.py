@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd.models.repair import StochasticDepth, heal
+from kd.models.repair import StochasticDepth, repair_training_settings
 from kd.models.student import load_student
 from kd.models.zoo import STUDENTS
 from tests.support import toys
@@ -29,7 +29,7 @@ def test_healing_makes_running_statistics_those_of_many_batches(name):
     raw = STUDENTS[name](32, {"num_labels": 3})
     healed = STUDENTS[name](32, {"num_labels": 3})
     healed.load_state_dict(raw.state_dict())
-    assert "BatchNorm momentum" in heal(healed)[0] and heal(healed) == []
+    assert "BatchNorm momentum" in repair_training_settings(healed)[0] and repair_training_settings(healed) == []
     assert error_of_running_means(healed) < 0.5 * error_of_running_means(raw)
 
 
@@ -37,7 +37,7 @@ def test_healing_makes_running_statistics_those_of_many_batches(name):
 def test_healing_lifts_every_signal_above_the_epsilon_of_its_norm(name):
     def least_signal(healing: bool) -> float:
         """The smallest variance that comes into a norm, in epsilons."""
-        model = load_student(name, toys.CLASSES, 64, seed=0, healing=healing).model.train()
+        model = load_student(name, toys.CLASSES, 64, seed=0, repair=healing).model.train()
         least = []
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -57,7 +57,7 @@ def test_healing_turns_a_keep_probability_into_a_dropout():
 
 def test_a_healed_efficientnet_drops_whole_blocks_of_a_picture_or_none_of_it():
     student = load_student("efficientnet_b0", toys.CLASSES, 32, seed=0)
-    assert any("whole blocks in 9 layers" in said for said in student.healed)
+    assert any("whole blocks in 9 layers" in said for said in student.repairs)
     drop = [m for m in student.model.modules() if isinstance(m, StochasticDepth)][-1]
     assert drop.p == pytest.approx(0.2 * 14 / 16)
     torch.manual_seed(0)

@@ -36,12 +36,12 @@ def test_pretrained_weights_stay_and_their_momentum_and_dropout_are_healed(tmp_p
     toys.processor(32).save_pretrained(tmp_path)
     student = load_student(str(tmp_path), toys.CLASSES, None, seed=0)
     assert student.pretrained and student.model.config.num_labels == 3
-    assert [said.split(" in ")[0] for said in student.healed] == [
+    assert [said.split(" in ")[0] for said in student.repairs] == [
         "BatchNorm momentum 0.997 -> 0.1", "classifier dropout 0.8 -> 0.2"
     ]  # fmt: skip
     assert next(m for m in student.model.modules() if isinstance(m, nn.BatchNorm2d)).momentum == 0.1
-    unhealed = load_student(str(tmp_path), toys.CLASSES, None, seed=0, healing=False)
-    assert not unhealed.healed and unhealed.model.config.classifier_dropout_prob == 0.8
+    unhealed = load_student(str(tmp_path), toys.CLASSES, None, seed=0, repair=False)
+    assert not unhealed.repairs and unhealed.model.config.classifier_dropout_prob == 0.8
     first = next(iter(raw.state_dict()))
     assert torch.equal(student.model.state_dict()[first], raw.state_dict()[first])
 

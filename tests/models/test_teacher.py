@@ -41,7 +41,7 @@ def test_a_teacher_of_more_classes_is_narrowed_to_the_mapped_ones_in_the_dataset
     torch.testing.assert_close(logits[:, [0, 2]], whole[:, [2, 0]])
     assert (logits.softmax(1)[:, 1] == 0).all() and logits.isfinite().all()
     assert (
-        "does not know 1 of 3 classes (water: as told). Their 5 of 20 training pictures learn from the labels"
+        "does not know 1 of 3 classes (water: label map). Their 5 of 20 training pictures are learned from the labels"
         in said[0]
     )
 

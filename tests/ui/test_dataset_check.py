@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kd.config import DistillConfig
-from kd.evaluation.dataset_check import check
+from kd.evaluation.dataset_check import check_dataset as check
 from kd.ui import dataset_check, settings
 
 
