@@ -1,4 +1,4 @@
-"""Commands for pictures: bring them, look at them, match their classes with a teacher's."""
+"""Commands for datasets: ``import datasets check labels``."""
 
 import argparse
 import dataclasses
@@ -14,11 +14,11 @@ from kd.cli.options import (
     Command,
     add_json,
     add_settings,
-    bring_pictures,
     config_from,
     given_settings,
+    import_pictures,
     quiet,
-    reasons,
+    skipped_lines,
 )
 from kd.cli.screen import table
 from kd.config import CHECKED, OF_PICTURES, DistillConfig, public_name
@@ -31,7 +31,7 @@ from kd.system.files import write_whole
 def add(command: Command) -> None:
     every = tuple(map(public_name, dataclasses.fields(DistillConfig)))
 
-    one = command("import", bring, "store the pictures of an archive or a folder as a dataset, for many runs")
+    one = command("import", import_dataset, "store the pictures of an archive or a folder as a dataset, for many runs")
     one.add_argument("source", nargs="?", type=Path, metavar="SOURCE", help="a zip, a tar (.gz, .bz2, .xz) or a folder")
     one.add_argument("--name", default="", help="what to call it (default: as the source is called)")
     add_json(one, "print what was found as the last line of standard output")
@@ -45,12 +45,12 @@ def add(command: Command) -> None:
     one = command(
         "check",
         check,
-        "look at a dataset before training: duplicates, labels, classes, sizes, files that cannot be read",
+        "check a dataset before training: duplicates, labels, classes, sizes, files that cannot be read",
     )
     one.set_defaults(preset="custom")
     add_settings(one, but=tuple(name for name in every if name not in CHECKED))
     one.add_argument(
-        "--out", type=Path, metavar="FILE", help="keep the check: FILE.html, a page with pictures, or FILE.json"
+        "--out", type=Path, metavar="FILE", help="write the check to FILE.html, a page with pictures, or to FILE.json"
     )
     add_json(one, "print the check as the last line of standard output")
 
@@ -63,7 +63,7 @@ def add(command: Command) -> None:
 
 
 def label_table(options: argparse.Namespace) -> int:
-    """Print how the teacher's classes and the dataset's are matched, and what that means."""
+    """Print how the classes of the teacher and of the dataset are matched, and what follows from that."""
     config = config_from(options)
     quiet()
     from kd.data.splits import SPLIT_NAMES, load_splits
@@ -84,26 +84,28 @@ def label_table(options: argparse.Namespace) -> int:
         cells = [[row["class"], f"{row['pictures']:,}", row["teacher"] or "-", row["found"]] for row in rows]
         print(table(["class", "pictures", "teacher", "found by"], cells))
     match.check()
-    for said in match.warnings(splits.counts("train")):
-        print(said, file=sys.stderr)
+    for sentence in match.warnings(splits.counts("train")):
+        print(sentence, file=sys.stderr)
     return 0
 
 
 def check(options: argparse.Namespace) -> int:
-    """Look at a dataset and say what is wrong with it, the worst first. Problems are findings, not failures."""
+    """Check a dataset and print its problems, the worst first. The exit code is 0 also where there are some."""
     if options.out and options.out.suffix not in (".html", ".json"):
         raise BadUsage(f"--out is {options.out}; expected a name that ends in .html or .json.")
     if options.out and not options.out.absolute().parent.is_dir():
-        raise BadUsage(f"There is no folder {options.out.absolute().parent} to keep the check in.")
-    config, asked = config_from(options), given_settings(options)
+        raise BadUsage(f"There is no folder {options.out.absolute().parent} to write the check to.")
+    config, given = config_from(options), given_settings(options)
     quiet()
     from kd.evaluation import dataset_report
-    from kd.evaluation.dataset_check import check_dataset as look
+    from kd.evaluation.dataset_check import check_dataset
     from kd.system.files import cache_folder
 
     try:
-        found = look(config, cache_folder(options.runs_dir, config.dataset), "teacher" in asked, _told)
-    except (UserError, FileNotFoundError) as problem:  # the second: a path that is not there, from `datasets`
+        found = check_dataset(
+            config, cache_folder(options.runs_dir, config.dataset), "teacher" in given, _show_progress
+        )
+    except (UserError, FileNotFoundError) as problem:  # the latter from `datasets`, for a path that does not exist
         raise BadUsage(str(problem)) from problem
     if options.out:
         write_whole(options.out, dataset_report.page(found) if options.out.suffix == ".html" else json.dumps(found))
@@ -116,8 +118,8 @@ def check(options: argparse.Namespace) -> int:
     return 0
 
 
-def _told(phase: str) -> Callable[[int, int], None]:
-    """Progress on standard error, a line a second."""
+def _show_progress(phase: str) -> Callable[[int, int], None]:
+    """Return a function that prints the progress of a phase on standard error, once a second."""
     last = 0.0
 
     def tell(done: int, of: int) -> None:
@@ -129,23 +131,23 @@ def _told(phase: str) -> Callable[[int, int], None]:
     return tell
 
 
-def bring(options: argparse.Namespace) -> int:
-    """Import, then say what was found."""
+def import_dataset(options: argparse.Namespace) -> int:
+    """Import a dataset, then print what was found."""
     if options.child:
         from kd.data.library.importer import child
 
         return child()
     if options.source is None:
         raise BadUsage("Name an archive or a folder: python -m kd import photos.zip")
-    upload = bring_pictures(options.source, options.name, options.runs_dir)
+    upload = import_pictures(options.source, options.name, options.runs_dir)
     info = upload.info()
-    print(found_table(info))
+    print(class_table(info))
     for note in info["notes"]:
         print(note)
     if info["skipped"]:
         print(
             f"{info['skipped']:,} skipped, all in {upload.path / 'skipped.txt'}:",
-            *reasons(info["examples"][:10]),
+            *skipped_lines(info["examples"][:10]),
             sep="\n",
         )
     print(
@@ -156,19 +158,19 @@ def bring(options: argparse.Namespace) -> int:
     return 0
 
 
-def found_table(info: dict[str, Any]) -> str:
-    """The pictures of an imported dataset, a class and a split each."""
+def class_table(info: dict[str, Any]) -> str:
+    """Return the number of images of each class and split of an imported dataset, as text."""
     splits = list(info["pictures"])
     rows = [[name, *(info["pictures"][split].get(name, 0) for split in splits)] for name in info["classes"] or [""]]
-    every = [
+    total = [
         "all" if info["classes"] else "without labels",
         *(sum(info["pictures"][split].values()) for split in splits),
     ]
-    return table(["class", *splits], [*(rows if info["classes"] else []), every])
+    return table(["class", *splits], [*(rows if info["classes"] else []), total])
 
 
 def datasets(options: argparse.Namespace) -> int:
-    """List what was imported, or delete one."""
+    """List the imported datasets, or delete one."""
     if options.action:
         if not options.dataset:
             raise BadUsage("Say which: python -m kd datasets delete ID")

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BadUsage as problem:
         print(f"kd: {problem}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has had enough
+    except BrokenPipeError:  # whoever read our output, such as `head`, has ended
         sys.stderr.close()
         return 1
     except OSError as problem:
@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def clean(options: argparse.Namespace) -> int:
-    """List what visitors left behind, and with ``--yes`` delete it."""
+    """List the runs, sweeps and datasets of visitors who have not come back, and with ``--yes`` delete them."""
     try:
         days = limits.current().idle_days if options.days is None else limits.number("--days", options.days)
     except ValueError as error:
@@ -88,7 +88,7 @@ def clean(options: argparse.Namespace) -> int:
     if days == math.inf:
         raise BadUsage("For how many days has a visitor been away? Give --days, or set KD_IDLE_DAYS.")
     found = visitors.idle(options.runs_dir, days, time.time())
-    megabytes = sum(one.size() for one in found) / 1e6  # before it is gone
+    megabytes = sum(one.size() for one in found) / 1e6  # counted before they are deleted
     gone = visitors.clean(options.runs_dir, days) if options.yes else found
     for one in gone:
         print(one.path)
@@ -98,11 +98,13 @@ def clean(options: argparse.Namespace) -> int:
 
 
 def show_limits(options: argparse.Namespace) -> int:
+    """Print the limits of this server."""
     print(limits.markdown())
     return 0
 
 
 def students(options: argparse.Namespace) -> int:
+    """Print the parameters and FLOPs of each student with random weights."""
     quiet()
     from kd.evaluation.latency import model_cost
     from kd.models.student import load_student

@@ -1,4 +1,4 @@
-"""Commands that compare and measure: studies, sweeps, speed, load and bad days."""
+"""Commands that compare settings, and those that test the project itself: ``study sweep bench chaos load``."""
 
 import argparse
 import dataclasses
@@ -21,29 +21,31 @@ from kd.cli.options import (
     given_settings,
     help_of,
     quiet,
-    with_pictures,
+    with_dataset,
 )
 from kd.cli.screen import table
 from kd.config import DistillConfig
-from kd.devtools.contenders import SCALES, Plan
-from kd.experiments.grid import SWEPT, Grid
-from kd.experiments.sweep import Sweep, check_labels, create_sweep, find_sweep, work_on_sweep
+from kd.devtools.contenders import SCALES
+from kd.devtools.workload import Plan
+from kd.experiments.grid import SWEPT, Grid, check_labels
+from kd.experiments.sweep import Sweep, create_sweep, find_sweep, work_on_sweep
 from kd.experiments.table import heat_maps, legend
 from kd.runs.run import CLOSED
 from kd.runs.store import local_owner
+from kd.text import count_of
 
 FIGURES = "print the figures as the last line of standard output"
 
 
 def add(command: Command) -> None:
     one = command(
-        "study", study, "the settings that FILE varies, over its seeds, compared; it can be stopped and goes on"
+        "study", study, "train the variants of FILE with its seeds and compare them; goes on where it was stopped"
     )
-    one.add_argument("file", type=Path, metavar="FILE", help="JSON; the README shows one")
+    one.add_argument("file", type=Path, metavar="FILE", help="JSON, such as assets/studies/sample.json")
     one.add_argument("--show", action="store_true", help="train nothing, show the results so far")
 
     one = command(
-        "sweep", sweep, "temperatures x lambdas x methods: all briefly, the best for longer, the winner proved"
+        "sweep", sweep, "try temperatures, lambdas and methods; train the best longer, the winner with fresh seeds"
     )
     for field in dataclasses.fields(Grid):
         one.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE", help=help_of(field))
@@ -53,56 +55,58 @@ def add(command: Command) -> None:
     one.add_argument("--resume", metavar="SWEEP", help="go on with a sweep: its id, the start of one, or last")
     add_json(one, "print points, winner and verdict as the last line")
 
-    one = command("bench", bench, "how fast: the guide's way, ours and the ceiling, side by side on this machine")
+    one = command(
+        "bench", bench, "measure how fast the guide's code, ours, and the student alone train on this machine"
+    )
     for field in dataclasses.fields(Plan):
         if field.metadata:
             one.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE", help=help_of(field))
     what = one.add_mutually_exclusive_group()
     what.add_argument("--full", action="store_true", help="each recipe from beginning to end, not a part scaled up")
-    what.add_argument("--sweep", action="store_true", help="price a T x lambda sweep of 12 points")
+    what.add_argument("--sweep", action="store_true", help="what a T x lambda sweep of 12 points costs")
     what.add_argument("--scale", action="store_true", help=f"cached on {', '.join(map(str, SCALES))} times the images")
-    what.add_argument("--page", action="store_true", help="the page, in a browser: start, first point, poll, watching")
+    what.add_argument(
+        "--page", action="store_true", help="the page, in a browser: start, first point, polls, an open page"
+    )
     add_json(one, FIGURES)
 
-    one = command("chaos", chaos, "bad days: kill, fill, starve and cut small runs, and see whether each is survived")
+    one = command("chaos", chaos, "kill small runs, fill their disk, limit their memory, and check that each survives")
     one.add_argument("--kills", type=int, default=20, help="how many times to kill -9 (default: 20)")
-    one.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    one.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
     add_json(one, "print all of it as the last line of standard output")
 
     one = command(
-        "load", load, "drive a page of this machine as many visitors at once would, and print what they wait for"
+        "load", load, "send the requests of many visitors to a page of this machine, and print how long they wait"
     )
     one.add_argument("--clients", type=int, default=50, metavar="N", help="visitors at once (default: 50)")
-    one.add_argument("--seconds", type=float, default=60, metavar="SECONDS", help="for so long (default: 60)")
+    one.add_argument("--seconds", type=float, default=60, metavar="SECONDS", help="how long (default: 60)")
     one.add_argument("--url", help="a running page on 127.0.0.1 (default: one of its own, over a temporary folder)")
     add_json(one, FIGURES)
 
 
 def study(options: argparse.Namespace) -> int:
     """Train what a study still needs, then print its table."""
-    from kd.experiments.study import kept, load_study, rows_of, study_table, work_on_study
+    from kd.experiments.study import current_results, load_study, read_results, study_table, work_on_study
 
-    asked = load_study(options.file)
+    one = load_study(options.file)
     try:
         if not options.show:
-            work_on_study(asked, options.runs_dir, lambda text: print(text, file=sys.stderr, flush=True))
+            work_on_study(one, options.runs_dir, lambda text: print(text, file=sys.stderr, flush=True))
     finally:
-        head, *lines = study_table(asked)
+        head, *lines = study_table(one)
         print(table(head, lines))
-        if others := len(kept(asked)) - len(rows_of(asked)):
-            print(
-                f"{asked.results}: {others} of other labels, seeds or settings, or of an older version, left out.",
-                file=sys.stderr,
-            )
+        if others := len(read_results(one)) - len(current_results(one)):
+            words = f"{count_of(others, 'result')} of other labels, seeds or settings, left out"
+            print(f"{one.results}: {words}.", file=sys.stderr)
     return 0
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """Work on a sweep, new or to be resumed, then print its heat maps and what came of it."""
+    """Work on a sweep, a new one or one to resume, then print its heat maps and its result."""
     one = _resumed_sweep(options) if options.resume else _new_sweep(options)
     print(f"sweep {one.id}", file=sys.stderr)
     try:
-        code = work_on(one)
+        code = work_on_sweep_here(one)
     finally:
         for head, *lines in heat_maps(one):
             print(table(head, lines) + "\n")
@@ -112,18 +116,18 @@ def sweep(options: argparse.Namespace) -> int:
         return code
     report = one.report()
     print(report["sentence"])
-    print(f"student: {one.runs_folder / report.get('student', report['final'] + '/student')}")  # older ones name none
+    print(f"student: {one.runs_folder / report['student']}")
     if options.json:
         print(json.dumps(report))
     return 0
 
 
 def _new_sweep(options: argparse.Namespace) -> Sweep:
-    asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(Grid)}
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Grid)}
     try:
-        grid = Grid(**{name: value for name, value in asked.items() if value is not None})
+        grid = Grid(**{name: value for name, value in given.items() if value is not None})
         config = DistillConfig.preset(options.preset, **{"trials": 3, **given_settings(options)})
-        config = with_pictures(config, options.runs_dir)
+        config = with_dataset(config, options.runs_dir)
         check_labels(config, grid)
         return create_sweep(config, grid, options.runs_dir, local_owner(options.runs_dir))
     except ValueError as error:
@@ -133,7 +137,7 @@ def _new_sweep(options: argparse.Namespace) -> Sweep:
 def _resumed_sweep(options: argparse.Namespace) -> Sweep:
     given = [getattr(options, field.name) for field in dataclasses.fields(Grid)]
     if given_settings(options) or options.preset != "sample" or any(value is not None for value in given):
-        raise BadUsage("--resume goes on with the sweep's own settings. Leave the others out, or begin a new sweep.")
+        raise BadUsage("--resume goes on with the sweep's own settings. Leave the others out, or start a new sweep.")
     one = find_sweep(options.runs_dir, options.resume)
     one.check_owner(local_owner(options.runs_dir))
     if one.status() in CLOSED:
@@ -141,8 +145,8 @@ def _resumed_sweep(options: argparse.Namespace) -> Sweep:
     return one
 
 
-def work_on(one: Sweep) -> int:
-    """Work on a sweep here. Ctrl-C asks it to stop, and a second one does not wait for that."""
+def work_on_sweep_here(one: Sweep) -> int:
+    """Work on a sweep in this process. Ctrl-C asks it to stop; a second Ctrl-C leaves without waiting for that."""
 
     def on_signal(*_: Any) -> None:
         if one.stop_asked():
@@ -157,10 +161,10 @@ def work_on(one: Sweep) -> int:
 
 
 def bench(options: argparse.Namespace) -> int:
-    """Measure, print a table with its arithmetic, and with ``--json`` all of it as the last line."""
-    asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(Plan) if field.name in options}
+    """Run the benchmark and print its table and arithmetic, or measure the page."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Plan) if field.name in options}
     try:
-        plan = Plan(**{name: value for name, value in asked.items() if value is not None})
+        plan = Plan(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise BadUsage(str(error)) from error
     started = time.perf_counter()
@@ -185,10 +189,11 @@ def _bench_page(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
 
 def _bench_rows(plan: Plan, options: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
     from kd.devtools import speed
+    from kd.distill import execute
 
     kinds = {"full": speed.FULL_ROWS, "scale": speed.SCALE_ROWS, "sweep": speed.SWEEP_ROWS}
     rows = next((rows for kind, rows in kinds.items() if getattr(options, kind)), speed.ROWS)
-    found = speed.bench(plan, rows, tell)
+    found = speed.bench(plan, rows, tell, execute)
     head, *lines = speed.table(found)
     print(table(head, lines))
     print(*speed.notes(plan, found), sep="\n")
@@ -196,9 +201,9 @@ def _bench_rows(plan: Plan, options: argparse.Namespace, tell: Callable[[str], N
 
 
 def chaos(options: argparse.Namespace) -> int:
-    """Play the faults, a line for each as it comes, then the count of those survived."""
+    """Test each fault and print a line for it, then how many were survived."""
     from kd.devtools.chaos import Outcome
-    from kd.devtools.chaos import chaos as play
+    from kd.devtools.chaos import chaos as test_faults
 
     if options.kills < 0:
         raise BadUsage(f"kills is {options.kills}; expected 0 or more.")
@@ -208,21 +213,21 @@ def chaos(options: argparse.Namespace) -> int:
     def tell(one: Outcome) -> None:
         print(form.format(one.fault, one.stage, one.last, one.said[:40], one.end, one.verdict), flush=True)
 
-    found = play(options.kills, options.seed, tell)
-    played = [one for one in found if not one.skipped]
-    survived = sum(not one.problems for one in played)
+    found = test_faults(options.kills, options.seed, tell)
+    tested = [one for one in found if not one.skipped]
+    survived = sum(not one.problems for one in tested)
     day = time.strftime("%Y-%m-%d", time.gmtime())
     print(
-        f"{survived} of {len(played)} faults survived, {len(found) - len(played)} skipped ({day}, seed {options.seed})"
+        f"{survived} of {len(tested)} faults survived, {len(found) - len(tested)} skipped ({day}, seed {options.seed})"
     )
     if options.json:
         print(json.dumps([dataclasses.asdict(one) for one in found]))
-    return 0 if survived == len(played) else 1
+    return 0 if survived == len(tested) else 1
 
 
 def load(options: argparse.Namespace) -> int:
-    """Visit a page, print what the visitors waited for, and whether the goals were met."""
-    from kd.devtools import page
+    """Run the load test; print how long visitors waited, and whether the goals were met."""
+    from kd.devtools import server
     from kd.devtools.load import check_here, goals, listener, measure_load, rows
 
     if options.clients < 1 or not 1 <= options.seconds < math.inf:
@@ -241,7 +246,7 @@ def load(options: argparse.Namespace) -> int:
     if options.url:
         found = measure(options.url)
     else:
-        with page.temporary_folder() as folder, page.serve(folder, KD_SHARED="1") as (url, _):
+        with server.temporary_folder() as folder, server.serve(folder, KD_SHARED="1") as (url, _):
             found = measure(url)
     head, *lines = rows(found)
     print(table(head, lines))

@@ -1,4 +1,4 @@
-"""What commands share: their options, and the settings, runs and pictures that these name."""
+"""What commands share: options, and the settings, runs and datasets that these name."""
 
 import argparse
 import dataclasses
@@ -14,15 +14,15 @@ from kd.data.library.store import UPLOAD_PREFIX, ImportRefused, Upload, import_d
 from kd.runs.run import Run
 from kd.runs.store import find_run, local_owner, with_run_as_teacher, with_upload
 
+# Adds a command: (name, the function that it calls, help, the group that it belongs to) -> its parser.
 Command = Callable[..., argparse.ArgumentParser]
-"""``(name, function that it calls, help, the group that it belongs to)`` -> the command's parser."""
 
+# When an import is refused, so many skipped files are named, and so many reasons for the others.
 MOST_SKIPPED, MOST_REASONS = 20, 8
-"""Of an import that is refused so many skipped files are named, and so many reasons of the others."""
 
 
 class BadUsage(Exception):
-    """What was asked for makes no sense; nothing was begun."""
+    """The options make no sense; nothing was started."""
 
 
 def add_json(one: argparse.ArgumentParser, help: str = "print it as the last line of standard output") -> None:
@@ -36,7 +36,7 @@ def add_preset(one: argparse.ArgumentParser) -> None:
 
 
 def add_settings(one: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
-    """A flag for each setting of a distillation, ``but`` those."""
+    """Add a flag for each setting of a distillation, except ``but``."""
     for field in dataclasses.fields(DistillConfig):
         name = public_name(field)
         if name not in but:
@@ -44,21 +44,23 @@ def add_settings(one: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> Non
 
 
 def config_from(options: argparse.Namespace) -> DistillConfig:
-    """What was asked for. Raises ``BadUsage``, and ``UserError`` for a run that cannot teach."""
+    """Return the settings that were asked for.
+
+    Raises ``BadUsage``, and ``UserError`` for a run that cannot be a teacher.
+    """
     try:
         config = DistillConfig.preset(options.preset, **given_settings(options))
     except ValueError as error:
         raise BadUsage(str(error)) from error
     config = with_run_as_teacher(config, lambda id: find_run(options.runs_dir, id))
-    return with_pictures(config, options.runs_dir)
+    return with_dataset(config, options.runs_dir)
 
 
-def with_pictures(config: DistillConfig, folder: Path) -> DistillConfig:
-    """``config`` with the folder of the dataset that it names: an imported one, or an archive, which is imported now
-    (once)."""
+def with_dataset(config: DistillConfig, folder: Path) -> DistillConfig:
+    """Return ``config`` with the folder of its dataset, if that is an imported one, or an archive, which is imported now."""
     path = Path(config.dataset).expanduser()
     if config.dataset != SAMPLE and path.is_file() and path.suffix != ".parquet":
-        upload = bring_pictures(path, "", folder)
+        upload = import_pictures(path, "", folder)
         print(f"{path.name} is dataset upload:{upload.id}", file=sys.stderr)
         return dataclasses.replace(config, dataset=str(upload.path))
     if not config.dataset.startswith(UPLOAD_PREFIX):
@@ -67,7 +69,7 @@ def with_pictures(config: DistillConfig, folder: Path) -> DistillConfig:
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of a distillation that were given; of a label map's file, what it holds. Raises ``BadUsage``."""
+    """Return the settings that were given as flags. A label map's file is read. Raises ``BadUsage``."""
     given = {name.removeprefix("set_"): value for name, value in vars(options).items() if name.startswith("set_")}
     label_map = given.get("label_map")
     if label_map and "=" not in label_map and "{" not in label_map:
@@ -82,7 +84,7 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def help_of(field: dataclasses.Field) -> str:
-    """A setting's help with its choices, unless it names them, and its default, and where a preset has another, that."""
+    """Return the help of a setting with its choices, its default, and the presets that have another default."""
     help, choices = field.metadata["help"], field.metadata.get("choices", ())
     if choices and not all(choice in help for choice in choices):
         help += f": {', '.join(choices)}"
@@ -98,13 +100,14 @@ def help_of(field: dataclasses.Field) -> str:
 
 
 def own_run(options: argparse.Namespace) -> Run:
+    """Find the run that was named. Raises ``UserError``, and ``PermissionError`` for a run of somebody else."""
     run = find_run(options.runs_dir, options.run)
     run.check_owner(local_owner(options.runs_dir))
     return run
 
 
 def quiet() -> None:
-    """No library's remarks or bars between the lines of a table."""
+    """Keep the libraries from printing messages and progress bars between the lines of a table."""
     import datasets
     from transformers.utils import logging
 
@@ -113,8 +116,8 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def bring_pictures(source: Path, name: str, folder: Path) -> Upload:
-    """Bring a dataset, its progress on standard error; what was skipped is told with a refusal."""
+def import_pictures(source: Path, name: str, folder: Path) -> Upload:
+    """Import a dataset, with progress on standard error. If it is refused, the skipped files are listed there."""
     screen = Screen()
     try:
         return import_dataset(
@@ -124,19 +127,23 @@ def bring_pictures(source: Path, name: str, folder: Path) -> Upload:
     except ImportRefused as problem:
         screen.clear()
         print(
-            *reasons(problem.skipped[:MOST_SKIPPED]), *_more(problem.skipped[MOST_SKIPPED:]), sep="\n", file=sys.stderr
+            *skipped_lines(problem.skipped[:MOST_SKIPPED]),
+            *_more(problem.skipped[MOST_SKIPPED:]),
+            sep="\n",
+            file=sys.stderr,
         )
         raise
     finally:
         screen.clear()
 
 
-def reasons(skipped: list[tuple[str, str]]) -> list[str]:
+def skipped_lines(skipped: list[tuple[str, str]]) -> list[str]:
+    """Return a line for each skipped file, with the reason."""
     return [f"  {name}: {reason}" for name, reason in skipped]
 
 
 def _more(skipped: list[tuple[str, str]]) -> list[str]:
-    """How many other files were skipped, and why: nothing was stored, so no file has their names."""
+    """Say how many other files were skipped, and why. Nothing was stored, so no file lists them."""
     counts = Counter(reason for _, reason in skipped).most_common()
     most, others = counts[:MOST_REASONS], sum(count for _, count in counts[MOST_REASONS:])
     lines = [f"  {count:,}: {reason}" for reason, count in most] + ([f"  {others:,}: other reasons"] if others else [])

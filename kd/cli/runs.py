@@ -1,4 +1,4 @@
-"""Commands that begin a run, follow it, and use what it made."""
+"""Commands for runs: ``distill teacher estimate run resume watch stop rename runs compare``."""
 
 import argparse
 import dataclasses
@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from kd.cli.measure import work_on
+from kd.cli.measure import work_on_sweep_here
 from kd.cli.options import (
     BadUsage,
     Command,
@@ -20,7 +20,7 @@ from kd.cli.options import (
     given_settings,
     own_run,
     quiet,
-    with_pictures,
+    with_dataset,
 )
 from kd.cli.screen import Screen, result_table, table
 from kd.config import NO_TEACHER, OF_PICTURES, RUN_TEACHER, DistillConfig, public_name
@@ -33,7 +33,8 @@ from kd.runs.store import create_run, list_runs, local_owner
 from kd.system import lazy_imports, memory
 from kd.system.files import default_runs_folder
 
-OF_A_TEACHER = (
+# The settings that a run without a teacher does not have. ``student`` is given as ``--base`` there.
+NOT_OF_FINETUNING = (
     "teacher",
     "student",
     "label_map",
@@ -45,7 +46,6 @@ OF_A_TEACHER = (
     "targets",
     *(public_name(field) for field in dataclasses.fields(DistillConfig) if "only" in field.metadata),
 )
-"""The settings that a run without a teacher has no use for, and the base's name."""
 
 ROW = ("run", "status", "teacher", "student", "temperature", "lambda", "accuracy", "name")
 
@@ -73,7 +73,7 @@ def add(command: Command) -> None:
         "make a teacher: fine-tune a pretrained model on a dataset's classes, as a run without a teacher",
     )
     one.add_argument("--base", required=True, metavar="HUB_ID_OR_FOLDER", help="the pretrained image classifier")
-    add_settings(one, but=OF_A_TEACHER)
+    add_settings(one, but=NOT_OF_FINETUNING)
     add_json(one, REPORT)
 
     one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
@@ -97,7 +97,7 @@ def add(command: Command) -> None:
 
     add_json(command("runs", show_runs, "list the runs, newest first"))
 
-    one = command("compare", compare, "a run's teacher and student side by side on your pictures")
+    one = command("compare", compare, "compare the answers of a run's teacher and student to your pictures")
     one.add_argument("run", **RUN)
     one.add_argument("images", nargs="+", metavar="IMAGE")
     add_json(one)
@@ -111,27 +111,26 @@ def distill(options: argparse.Namespace) -> int:
 
 
 def teacher(options: argparse.Namespace) -> int:
-    """Fine-tune a base on the dataset as a run like any other, then say how to distil from it."""
+    """Fine-tune a pretrained model on the dataset as a run, then print how to distil from it."""
     try:
         config = DistillConfig.finetune(options.base, **given_settings(options))
     except ValueError as error:
         raise BadUsage(str(error)) from error
-    config = with_pictures(config, options.runs_dir)
+    config = with_dataset(config, options.runs_dir)
     run = create_run(config, options.runs_dir, local_owner(options.runs_dir))
     return _follow(run, options.json, start_run(run))
 
 
 def estimate(options: argparse.Namespace) -> int:
-    """Measure a little, print the seconds of each stage."""
+    """Measure for some seconds, then print how long each stage of a run will take."""
     config = config_from(options)
     lazy_imports.load("kd.training.estimate")
     quiet()
     from kd.system.files import cache_folder
-    from kd.training.estimate import estimate as measure
+    from kd.training.estimate import estimate as estimate_run
 
-    found = measure(
-        config, cache_folder(options.runs_dir, config.dataset), began=0.0
-    )  # a run's process has all this to do too
+    # A run's process, too, has to import everything: the start of this process is counted (``began`` 0).
+    found = estimate_run(config, cache_folder(options.runs_dir, config.dataset), began=0.0)
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["stages"].items())
     print(
         f"about {found['seconds']:.0f} s: {stages} ({found['epochs']} epochs at {found['images_per_second']:,.0f} images/s)"
@@ -142,13 +141,13 @@ def estimate(options: argparse.Namespace) -> int:
 
 
 def run_folder(options: argparse.Namespace) -> int:
-    """Work on a run here. Its own errors are events already, so they need no traceback."""
+    """Work on a run, or on a sweep, in this process."""
     from kd.distill import execute
 
     os.nice(max(0, options.nice))
     run = Run(options.folder.resolve())
     if (run.path / "sweep.json").exists():
-        return work_on(Sweep(run.path))
+        return work_on_sweep_here(Sweep(run.path))
     signal.signal(signal.SIGTERM, lambda *_: run.ask_to_stop())
     memory.go_first()
     execute(run, resume=options.resume)
@@ -156,6 +155,7 @@ def run_folder(options: argparse.Namespace) -> int:
 
 
 def resume(options: argparse.Namespace) -> int:
+    """Go on with a run that was closed, or died, and follow it."""
     run = own_run(options)
     status = run.status()
     if status == "done":
@@ -166,10 +166,12 @@ def resume(options: argparse.Namespace) -> int:
 
 
 def watch(options: argparse.Namespace) -> int:
+    """Follow a run from its first event."""
     return _follow(own_run(options), options.json)
 
 
 def stop(options: argparse.Namespace) -> int:
+    """Ask a run to stop."""
     run = own_run(options)
     if run.status() in CLOSED:
         raise UserError(
@@ -181,6 +183,7 @@ def stop(options: argparse.Namespace) -> int:
 
 
 def rename(options: argparse.Namespace) -> int:
+    """Give a run a name, or take it away."""
     run = own_run(options)
     name = run.rename(options.name)
     print(f"Run {run.id} is now called {name!r}." if name else f"Run {run.id} has no name any more.")
@@ -188,6 +191,7 @@ def rename(options: argparse.Namespace) -> int:
 
 
 def show_runs(options: argparse.Namespace) -> int:
+    """List the runs."""
     rows = [_row(run) for run in list_runs(options.runs_dir)]
     if options.json:
         print(json.dumps(rows))
@@ -199,11 +203,12 @@ def show_runs(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
+    """Print the answers of a run's teacher and student to each image, and the table of both models."""
     run = own_run(options)
     quiet()
-    from kd.evaluation.compare import compare as side_by_side
+    from kd.evaluation.compare import compare as compare_models
 
-    found = side_by_side(run, options.images)
+    found = compare_models(run, options.images)
     if options.json:
         print(json.dumps(found))
         return 0
@@ -223,7 +228,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    """A run's line in the list. One that cannot be read (of another version, damaged, just deleted) has one too."""
+    """Return the row of a run in the list, also of one that cannot be read: damaged, just deleted, of another version."""
     try:
         config, report, last = run.config(), run.report(), run.last("eval")
     except (UserError, ValueError):
@@ -249,7 +254,7 @@ def _row(run: Run) -> dict[str, Any]:
 def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> int:
     """Show a run until it is closed, then its result.
 
-    Of a run that was started here (``process``), Ctrl-C asks for a stop, and a second one does not wait for it.
+    If it was started here (as ``process``), Ctrl-C asks it to stop, and a second Ctrl-C leaves without waiting for that.
     """
     screen = Screen(run)
 
@@ -290,7 +295,7 @@ def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> in
 
 
 def distil_from(run: Run) -> str:
-    """The command that distils from what a run has trained, on the same pictures."""
+    """Return the command that distils from the model that a run has trained, on the same images."""
     values, usual = run.config().to_dict(), DistillConfig().to_dict()
     chosen = {"teacher": f"{RUN_TEACHER}{run.id}"}
     chosen |= {name: values[name] for name in OF_PICTURES if values[name] != usual[name]}

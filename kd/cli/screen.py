@@ -1,4 +1,4 @@
-"""What the command line prints: a run's events as lines and a progress bar, and tables of text."""
+"""What the command line prints: the events of a run as lines and a progress bar, and tables."""
 
 import math
 import statistics
@@ -12,13 +12,13 @@ from kd.training.report import kept_seed_words
 
 
 class Screen:
-    """A run's events as lines and one progress bar, on standard error: standard output is for the report."""
+    """Shows the events of a run as lines and one progress bar on standard error; standard output is for the report."""
 
     def __init__(self, run: Run | None = None) -> None:
         self.run, self.bar, self.total, self.labels = run, "", 0, "dataset"
 
     def clear(self) -> None:
-        """Take the progress bar away."""
+        """Remove the progress bar."""
         if self.bar:
             print("\r" + " " * len(self.bar) + "\r", end="", file=sys.stderr)
             self.bar = ""
@@ -28,7 +28,7 @@ class Screen:
         print(text, file=sys.stderr, flush=True)
 
     def progress(self, text: str, share: float) -> None:
-        """Redraw the bar; on what is not a terminal it would only fill the log."""
+        """Draw the progress bar again, on a terminal only: it would fill a log."""
         if sys.stderr.isatty():
             full = round(30 * share)
             bar = f"[{'#' * full}{'.' * (30 - full)}] {share:4.0%} {text}"
@@ -36,7 +36,7 @@ class Screen:
             self.bar = bar
 
     def show(self, e: dict[str, Any]) -> None:
-        """One event."""
+        """Show one event."""
         show = getattr(self, f"show_{e['event']}", None)
         if show:
             show(e)
@@ -45,10 +45,12 @@ class Screen:
 
     def show_created(self, e: dict) -> None:
         c = self.run.config()
-        taught = f"T {c.temperature:g}, lambda {c.lambda_:g}, " if c.teacher != NO_TEACHER else ""
-        whom = short_name(c.teacher) if taught else "labels alone"
-        long = f"{c.minutes:g} minutes" if c.minutes else f"{c.epochs} epochs"
-        self.line(f"run {self.run.id}: {whom} -> {short_name(c.student)} on {short_name(c.dataset)}, {taught}{long}")
+        teacher, settings = "labels alone", ""
+        if c.teacher != NO_TEACHER:
+            teacher, settings = short_name(c.teacher), f"T {c.temperature:g}, lambda {c.lambda_:g}, "
+        length = f"{c.minutes:g} minutes" if c.minutes else f"{c.epochs} epochs"
+        models = f"{teacher} -> {short_name(c.student)}"
+        self.line(f"run {self.run.id}: {models} on {short_name(c.dataset)}, {settings}{length}")
 
     def show_queued(self, e: dict) -> None:
         wait = f", about {math.ceil(e['wait'] / 60)} min" if "wait" in e else ""
@@ -69,10 +71,10 @@ class Screen:
 
     def show_models(self, e: dict) -> None:
         t, s = e["teacher"], e["student"]
-        taught = f"teacher: {t['parameters'] / 1e6:.2f} M, {t['flops'] / 1e6:,.1f} MFLOPs; " if t else ""
+        teacher = f"teacher: {t['parameters'] / 1e6:.2f} M, {t['flops'] / 1e6:,.1f} MFLOPs; " if t else ""
         self.line(
             f"{'student' if t else 'model'}: {s['parameters'] / 1e6:.2f} M parameters, {s['flops'] / 1e6:,.1f} MFLOPs at "
-            f"{e['image_size'][0]} px; {taught}{e['device']}, {e['precision']}"
+            f"{e['image_size'][0]} px; {teacher}{e['device']}, {e['precision']}"
         )
         for change in e["healed"]:
             self.line(f"  healed: {change}")
@@ -99,10 +101,10 @@ class Screen:
             self.line(f"training {e['nth']} of {e['of']}: seed {e['seed']}{teacher}")
 
     def show_arm(self, e: dict) -> None:
-        said = f"{e['accuracy']:.2%} on the test split"
+        score = f"{e['accuracy']:.2%} on the test split"
         if self.labels == "teacher":
-            said = f"agrees with the teacher on {e['accuracy']:.2%} of the test split"
-        self.line(f"  {said}, {e['seconds']:.0f} s of training")
+            score = f"agrees with the teacher on {e['accuracy']:.2%} of the test split"
+        self.line(f"  {score}, {e['seconds']:.0f} s of training")
 
     def show_step(self, e: dict) -> None:
         left = (self.total - e["step"]) * e["seconds"] / e["step"]
@@ -111,11 +113,11 @@ class Screen:
         )
 
     def show_eval(self, e: dict) -> None:
-        said = [f"{e['accuracy']:.1%} on validation"] if self.labels == "dataset" else []
+        scores = [f"{e['accuracy']:.1%} on validation"] if self.labels == "dataset" else []
         if "agreement" in e:
-            where = "" if said else " of validation"
-            said.append(f"agrees with the teacher on {e['agreement']:.1%}{where}")
-        self.line(f"epoch {e['epoch']:g}: {', '.join(said)} ({e['seconds']:.0f} s)")
+            split = "" if scores else " of validation"
+            scores.append(f"agrees with the teacher on {e['agreement']:.1%}{split}")
+        self.line(f"epoch {e['epoch']:g}: {', '.join(scores)} ({e['seconds']:.0f} s)")
 
     def show_stopped(self, e: dict) -> None:
         self.line(e["message"])
@@ -124,8 +126,15 @@ class Screen:
         self.line(f"failed: {e['message']}")
 
 
-def result_table(report: dict[str, Any], agreed: float | None) -> str:
-    """Teacher, if there is one, and student side by side, as text. ``report``: a run's, or what ``compare`` returns."""
+# A ratio that was rounded to 0.00 is at most this.
+MIN_RATIO = 0.005
+
+
+def result_table(report: dict[str, Any], agreement: float | None) -> str:
+    """Return the table of teacher (if there is one) and student, and what is said below it.
+
+    ``report`` is that of a run, or what ``compare`` returns.
+    """
     labelled = report.get("data", {}).get("labels", "dataset") == "dataset"
     scored = labelled and "accuracy" in report["student"]
     rows = []
@@ -145,25 +154,25 @@ def result_table(report: dict[str, Any], agreed: float | None) -> str:
     if baseline and scored:
         rows.append(["no teacher", f"{baseline['accuracy']:.2%}", f"{baseline['f1']:.4f}", *[""] * (len(rows[0]) - 3)])
     quality = ["test accuracy", "macro F1"] if scored else []
-    scope = "" if labelled else " of the test pictures; they have no labels, so who is right is not known"
     latency = report["student"]["latency_ms"]
     threads = "1 thread" if latency["threads"] == 1 else f"{latency['threads']} threads"
-    against = ""
+    comparison = ""
     if report["teacher"]:
-        against = (
-            f"\nThe student is {pace(report['speedup'])} and {size(report['size_ratio'])}; it agrees with the "
-            f"teacher on {agreed:.1%}{scope}."
-        )
+        scope = "" if labelled else " of the test pictures; they have no labels, so who is right is not known"
+        ratios = f"{speed_words(report['speedup'])} and {size_words(report['size_ratio'])}"
+        comparison = f"\nThe student is {ratios}; it agrees with the teacher on {agreement:.1%}{scope}."
     return (
         table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)
-        + f"{means(report) if scored else ''}{against}\nLatency: one picture, {latency['dtype']}, {latency['device']}, "
-        f"{threads}, {latency['n']} trials, without preprocessing."
+        + f"{seed_means(report) if scored else ''}{comparison}\nLatency: one picture, {latency['dtype']}, "
+        f"{latency['device']}, {threads}, {latency['n']} trials, without preprocessing."
     )
 
 
-def means(report: dict[str, Any]) -> str:
-    """Each side's mean accuracy over its seeds with their standard deviation, and whose student the table has, on a line;
-    nothing for one seed."""
+def seed_means(report: dict[str, Any]) -> str:
+    """Return a line with each side's mean accuracy over its seeds and the standard deviation; nothing for one seed.
+
+    It also says which seed's student is in the table.
+    """
     trials, found = report.get("trials", []), []
     with_teacher = "with the teacher " if report["teacher"] else ""
     for words, arm in ((with_teacher, "distilled"), ("without ", "baseline")):
@@ -174,26 +183,22 @@ def means(report: dict[str, Any]) -> str:
     return f"\nOver {seeds} seeds: {', '.join(found)}; {kept_seed_words(report)}." if found else ""
 
 
-LEAST = 0.005
-"""A ratio that was rounded to 0.00 was less."""
-
-
-def pace(speedup: float) -> str:
-    """A speed-up in words: "2 times faster", below one "1.3 times slower", near one "as fast"."""
+def speed_words(speedup: float) -> str:
+    """Say a speed-up in words: "2 times faster", below one "1.3 times slower", near one "as fast"."""
     if 0.95 < speedup < 1.05:
         return "as fast"
-    return f"{speedup:g} times faster" if speedup >= 1 else f"{1 / max(speedup, LEAST):.2g} times slower"
+    return f"{speedup:g} times faster" if speedup >= 1 else f"{1 / max(speedup, MIN_RATIO):.2g} times slower"
 
 
-def size(ratio: float) -> str:
-    """How much smaller, in words: "3.8 times smaller", below one "2 times larger", near one "as large"."""
+def size_words(ratio: float) -> str:
+    """Say a ratio of sizes in words: "3.8 times smaller", below one "2 times larger", near one "as large"."""
     if 0.95 < ratio < 1.05:
         return "as large"
-    return f"{ratio:g} times smaller" if ratio >= 1 else f"{1 / max(ratio, LEAST):.2g} times larger"
+    return f"{ratio:g} times smaller" if ratio >= 1 else f"{1 / max(ratio, MIN_RATIO):.2g} times larger"
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
-    """Columns of text, as wide as their widest cell."""
+    """Align columns of text, each as wide as its widest cell."""
     cells = [head, *([str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)

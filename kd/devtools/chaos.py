@@ -1,18 +1,16 @@
-"""Bad days, made on purpose: ``python -m kd chaos`` kills, fills, starves and cuts small runs, and looks what is left.
+"""Fault tests: ``python -m kd chaos`` kills small runs, fills their disk, limits their memory, and checks what is left.
 
-Every fault strikes a run of a few hundred of the sample's pictures at a random moment of a given stage. It is survived
-if the run then has a status that is true, nothing half-written passes for whole, no lock stays taken and no process is
-left; and if a resume ends it with the accuracy of the run that nothing happened to.
+Every fault is injected into a run on a few hundred images of the sample, at a random moment of a given stage. The run
+survives it if its status afterwards is true, no half-written file is taken for a whole one, no lock and no process is
+left, and if it reaches, after a resume, the accuracy of the reference run, into which no fault was injected.
 """
 
 import http.client
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,10 +21,11 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import psutil
 from filelock import FileLock, Timeout
 
 from kd.config import DistillConfig
-from kd.devtools.page import APP, answers, environment, free_port, until, wait_for_page
+from kd.devtools.server import EXIT_SECONDS, answers, environment, free_port, is_alive, start_page, until, wait_for_page
 from kd.errors import UserError
 from kd.runs.process import finish_run, start_run
 from kd.runs.queue import slot_path
@@ -34,26 +33,20 @@ from kd.runs.run import CLOSED, Run
 from kd.runs.store import create_run, list_runs
 from kd.system.files import ASSETS
 
+# The small run.
 SIZES = {"train": 400, "validation": 100, "test": 200}
-
 EPOCHS = 4
 
+# How long the run may take to reach a stage, and to notice a fault.
 STAGE_SECONDS = 180
-"""How long a stage may be in coming."""
-
 SETTLE_SECONDS = 60
-"""How long a run may take to notice a fault."""
-
-LEAVE_SECONDS = 10
-"""How long a killed run's helpers may stay: torch's notice within 5 s that it is gone."""
 
 DISK_MEGABYTES = 64
-
+# Bytes: more than the events of a run, less than its decoded images and its student.
 SMALL_FILE = 100_000
-"""Bytes: more than a run's events, less than its decoded pictures and its student."""
 
 
-# --- When
+# --- When a fault is injected
 
 
 def _event(name: str) -> Callable[[Run], bool]:
@@ -68,6 +61,7 @@ def _is_saving(run: Run) -> bool:
     return any(not (one / "trainer_state.json").exists() for one in run.path.glob("checkpoints/*/checkpoint-*"))
 
 
+# Stage -> how it is seen that it has begun.
 STAGES: dict[str, Callable[[Run], bool]] = {
     "start": _event("started"),
     "data": _file(".cache/pixels/*/pixels.part"),
@@ -79,28 +73,24 @@ STAGES: dict[str, Callable[[Run], bool]] = {
     "test": _event("exported"),
     "report": _event("arm"),
 }
-"""Each stage, and how it is seen that it has begun."""
 
+# The events between which a stage lies; the other stages last about ``MOMENT`` seconds.
 SPANS = {"start": ("started", "data"), "teacher": ("models", "teacher"), "targets": ("teacher", "targets"),
          "step": ("training", "exported"), "test": ("exported", "arm"), "report": ("arm", "done")}  # fmt: skip
-"""The events between which a stage lies; the others are a matter of ``MOMENT`` seconds."""
-
 MOMENT = 0.03
 
 
-# --- What
+# --- The faults
 
 
 @dataclass
 class Scene:
-    """A run in a folder of its own (``runs`` in it), under way."""
+    """A run at work in a folder of its own (in ``runs``); ``notes`` are the problems seen while the fault was injected."""
 
     folder: Path
     run: Run
-    rng: Random
     page: "Page | None" = None
     notes: list[str] = field(default_factory=list)
-    """What went wrong meanwhile."""
 
     @property
     def pid(self) -> int:
@@ -109,17 +99,20 @@ class Scene:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that happens to a run at a stage. ``words``: one of these is in the message if the run fails."""
+    """Something that happens to a run at a stage.
+
+    ``inject`` makes it happen, ``undo`` takes it back before the resume. One of ``words`` is in the message if the run
+    fails. ``through_page``: the run was started on the page; ``goes_on``: the fault does not end the run.
+    """
 
     name: str
     stage: str
-    strike: Callable[[Scene], None]
+    inject: Callable[[Scene], None]
     words: tuple[str, ...] = ()
-    mend: Callable[[Scene], None] = lambda scene: None
+    undo: Callable[[Scene], None] = lambda scene: None
     through_page: bool = False
     small_disk: bool = False
     goes_on: bool = False
-    """The run does not end by it."""
 
 
 def kill_trainer(scene: Scene) -> None:
@@ -138,7 +131,7 @@ def kill_both(scene: Scene) -> None:
 
 
 def cut_power(scene: Scene) -> None:
-    """Kill the trainer, and halve the files that it wrote last, as if they had not reached the disk."""
+    """Kill the trainer and halve the files that it wrote last, as if the rest had not reached the disk."""
     kill_trainer(scene)
     written = sorted(scene.run.path.glob("checkpoints/*/checkpoint-*"), key=lambda path: path.stat().st_mtime)
     targets = sorted(scene.run.path.parent.glob(".cache/targets/*/view-*.npy"))
@@ -147,11 +140,11 @@ def cut_power(scene: Scene) -> None:
 
 
 def fill_disk(scene: Scene) -> None:
-    """Leave no byte free."""
+    """Leave no byte of the disk free."""
     with (scene.folder / "filler").open("wb") as file:
         size = 0
         while free := os.statvfs(scene.folder).f_bavail * os.statvfs(scene.folder).f_frsize:
-            with suppress(OSError):  # the run was faster
+            with suppress(OSError):  # the run has taken the space meanwhile
                 os.posix_fallocate(file.fileno(), size, free)
                 size += free
 
@@ -161,40 +154,41 @@ def empty_disk(scene: Scene) -> None:
 
 
 def limit_memory(scene: Scene) -> None:
-    """Let the trainer have what it has, and not a page more."""
-    with suppress(FileNotFoundError, ProcessLookupError):  # the run was faster
-        size = int(Path(f"/proc/{scene.pid}/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.prlimit(scene.pid, resource.RLIMIT_AS, (size, size))
+    """Allow the trainer the memory that it has now, and no more."""
+    with suppress(psutil.NoSuchProcess):  # it had ended
+        process = psutil.Process(scene.pid)
+        size = process.memory_info().vms
+        process.rlimit(psutil.RLIMIT_AS, (size, size))
 
 
 def limit_files(scene: Scene) -> None:
-    with suppress(ProcessLookupError):
-        resource.prlimit(scene.pid, resource.RLIMIT_FSIZE, (SMALL_FILE, SMALL_FILE))
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(scene.pid).rlimit(psutil.RLIMIT_FSIZE, (SMALL_FILE, SMALL_FILE))
 
 
 def start_another(scene: Scene) -> None:
-    """A second process for a run that is worked on must refuse."""
+    """Start a second process for the run, which must refuse to work on it."""
     if start_run(scene.run, resume=True).wait(SETTLE_SECONDS) == 0 or scene.run.last("resumed"):
         scene.notes.append("two processes worked on the run")
 
 
 def take_lock(scene: Scene) -> None:
-    """Somebody cleans the lock away and resumes: the first process must leave the run alone."""
+    """Delete the lock and resume the run: the first process must leave the run alone."""
     first = scene.pid
     (scene.run.path / "lock").unlink()
     start_run(scene.run, resume=True)
     if not until(lambda: not is_alive(first), SETTLE_SECONDS):
-        scene.notes.append("the first process trains on")
+        scene.notes.append("the first process did not end")
 
 
 def make_read_only(scene: Scene) -> None:
-    """Make the disk read-only under a run that died: it can be looked at, and says why it cannot go on."""
+    """Make the disk read-only under a run that died: it can still be read, and a resume says why it cannot go on."""
     kill_trainer(scene)
-    until(lambda: not scene.run.is_locked(), LEAVE_SECONDS)  # a zombie's threads may still have files open
-    if not until(lambda: mount("-o", "remount,ro", scene.folder), LEAVE_SECONDS):
+    until(lambda: not scene.run.is_locked(), EXIT_SECONDS)  # a zombie's threads may still have files open
+    if not until(lambda: mount("-o", "remount,ro", scene.folder), EXIT_SECONDS):
         raise Skipped("the disk cannot be made read-only")
     if scene.run.status() != "died" or list_runs(scene.run.path.parent) != [scene.run]:
-        scene.notes.append("the run cannot be looked at")
+        scene.notes.append("the run cannot be read")
     try:
         start_run(scene.run, resume=True)
         scene.notes.append("a process was started")
@@ -208,22 +202,22 @@ def make_writable(scene: Scene) -> None:
 
 
 def faults(kills: int, rng: Random) -> Iterator[Fault]:
-    """The whole programme; the moments of the kills go round the stages, in a random order each time."""
+    """List all faults. The kills go through the stages in rounds, in a random order each."""
     victims = (("the trainer", kill_trainer), ("the trainer", kill_trainer), ("the page", kill_page),
                ("the trainer", kill_trainer), ("page and trainer", kill_both))  # fmt: skip
     stages: list[str] = []
     for nth in range(kills):
         stages = stages or rng.sample(list(STAGES), len(STAGES))
-        name, strike = victims[nth % len(victims)]
-        with_page = strike is not kill_trainer
-        yield Fault(f"kill -9 {name}", stages.pop(), strike, through_page=with_page, goes_on=strike is kill_page)
+        name, inject = victims[nth % len(victims)]
+        with_page = inject is not kill_trainer
+        yield Fault(f"kill -9 {name}", stages.pop(), inject, through_page=with_page, goes_on=inject is kill_page)
     yield Fault("power cut", "save", cut_power)
     yield Fault("a second resume", "step", start_another, goes_on=True)
     yield Fault("its lock taken away", "step", take_lock, goes_on=True)
     for nth, stage in enumerate(("start", "targets", "step", "save", "export", "report")):
-        disk = {"words": ("disk is full",), "mend": empty_disk, "small_disk": True}
+        disk = {"words": ("disk is full",), "undo": empty_disk, "small_disk": True}
         yield Fault("full disk", stage, fill_disk, through_page=nth == 2, **disk)
-    yield Fault("read-only disk", "step", make_read_only, mend=make_writable, small_disk=True)
+    yield Fault("read-only disk", "step", make_read_only, undo=make_writable, small_disk=True)
     for stage in ("start", "save"):
         yield Fault("limit on files", stage, limit_files, ("lets a file be", "limit on the size of files"))
     for nth, stage in enumerate(("start", "targets", "step")):
@@ -232,18 +226,18 @@ def faults(kills: int, rng: Random) -> Iterator[Fault]:
         )
 
 
-# --- Where
+# --- The page and the small disk
 
 
 @dataclass(frozen=True)
 class Page:
-    """``app.py`` over a folder, on a port of its own."""
+    """The page over a folder, on a port of its own."""
 
     process: subprocess.Popen
     port: int
 
     def call(self, name: str, *data: Any) -> Any:
-        """What an endpoint of the page's API answers. Raises ``UserError``."""
+        """Call an endpoint of the page's API and return its answer. Raises ``UserError`` for an error."""
         event = json.loads(self._ask("POST", f"/gradio_api/call/{name}", json.dumps({"data": data})))["event_id"]
         answer = self._ask("GET", f"/gradio_api/call/{name}/{event}")
         if "event: complete" not in answer:
@@ -261,14 +255,11 @@ class Page:
 
 @contextmanager
 def page_over(folder: Path) -> Iterator[Page]:
+    """Serve the page over ``folder``, each run's cache among the runs, and kill it in the end."""
     port = free_port()
-    kept = environment(folder, port)
-    del kept["KD_CACHE_DIR"]
-    with (folder / "page.txt").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(APP)], cwd=folder, env=kept, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
+    variables = environment(folder, port)
+    del variables["KD_CACHE_DIR"]
+    process = start_page(folder, variables)
     try:
         wait_for_page(process, port, folder / "page.txt")
         yield Page(process, port)
@@ -283,7 +274,7 @@ def mount(*arguments: Any) -> bool:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """A disk of its own at ``folder``. Raises ``Skipped`` where mounting is not allowed."""
+    """Mount a small disk at ``folder``. Raises ``Skipped`` where that is not allowed."""
     if not mount("-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", folder):
         raise Skipped("mounting a small disk needs root on Linux")
     try:
@@ -293,32 +284,20 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 class Skipped(Exception):
-    """The fault cannot be made on this machine."""
+    """The fault cannot be injected on this machine."""
 
 
-# --- What is left
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+# --- What is left of the run
 
 
 def workers(run: Run) -> list[int]:
-    """The processes that work on a run, their helpers included, which have the same command line."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if str(run.path).encode() in (entry / "cmdline").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return [pid for pid in found if is_alive(pid)]
+    """List the processes that work on a run, and their helpers, which have the same command line."""
+    found = psutil.process_iter(["cmdline"])
+    return [one.pid for one in found if str(run.path) in (one.info["cmdline"] or []) and is_alive(one.pid)]
 
 
 def left_behind(run: Run) -> Iterator[str]:
-    """What a dead run still holds."""
+    """Tell what a run that has ended still holds: its lock, its device or processes."""
     if not until(lambda: not run.is_locked(), 1):
         yield "the run's lock stays taken"
     try:
@@ -326,12 +305,13 @@ def left_behind(run: Run) -> Iterator[str]:
             pass
     except Timeout:
         yield "the device's slot stays taken"
-    if not until(lambda: not workers(run), LEAVE_SECONDS):
+    # torch's helpers notice within 5 s that their process was killed.
+    if not until(lambda: not workers(run), EXIT_SECONDS):
         yield f"processes {workers(run)} stay"
 
 
-def half_written(run: Run, unbroken: Run) -> Iterator[str]:
-    """Files that pass for whole and are not: of the run, and of its caches, which should be as those of ``unbroken``."""
+def half_written(run: Run, reference: Run) -> Iterator[str]:
+    """Tell which files of the run are taken for whole and are not, and which of its cache differ from ``reference``'s."""
     import torch
     from safetensors.torch import load_file
 
@@ -350,22 +330,25 @@ def half_written(run: Run, unbroken: Run) -> Iterator[str]:
                 json.loads((folder / "config.json").read_text())
                 for file in (*folder.glob("*.pt"), *folder.glob("*.pth")):
                     torch.load(file, weights_only=False)
-        except Exception as error:  # whatever the libraries say of it
+        except Exception as error:  # of any library that reads them
             yield f"{folder.name} is not whole: {error}"
     for file in run.path.parent.glob(".cache/*/**/*.npy"):
-        with suppress(ValueError, EOFError):  # one that cannot be read is thrown away by whoever wants it
-            if not np.allclose(
-                np.load(file), np.load(unbroken.path.parent / file.relative_to(run.path.parent)), atol=1e-3
-            ):
-                yield f"{file.name} in the cache is another than it should be"
+        expected = reference.path.parent / file.relative_to(run.path.parent)
+        with suppress(ValueError, EOFError):  # a file that cannot be read is replaced by the next run that needs it
+            if not np.allclose(np.load(file), np.load(expected), atol=1e-3):
+                yield f"{file.name} in the cache has wrong values"
 
 
-# --- The play
+# --- The test
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a fault: the last event before it, the run's status and words after it, and what was wrong."""
+    """The result of a fault.
+
+    ``last`` is the last event before it, ``said`` the run's message or status after it, ``end`` its status and accuracy
+    after the resume, ``problems`` what was wrong.
+    """
 
     fault: str
     stage: str
@@ -381,25 +364,25 @@ class Outcome:
 
 
 def chaos(kills: int, seed: int, tell: Callable[[Outcome], None]) -> list[Outcome]:
-    """Play every fault, the kills at moments drawn from ``seed``; ``tell`` hears of each as it ends.
+    """Test every fault, the kills at moments drawn from ``seed``; ``tell`` is called with each outcome.
 
-    Raises ``UserError`` where even the run that nothing happens to does not end well.
+    Raises ``UserError`` where the reference run, without a fault, is not done in the end.
     """
-    os.environ.pop("KD_CACHE_DIR", None)  # each run has its cache beside it
+    os.environ.pop("KD_CACHE_DIR", None)  # the cache of each run must be its own
     rng, outcomes = Random(seed), []
     with tempfile.TemporaryDirectory(prefix="kd-chaos-", ignore_cleanup_errors=True) as top:
         config = DistillConfig.preset(
             "sample", dataset=str(make_dataset(Path(top) / "pictures")), epochs=EPOCHS, views=2, batch_size=32,
             precision="fp32",
         )  # fmt: skip
-        unbroken = create_run(config, Path(top) / "unbroken" / "runs", "chaos")
-        if finish_run(unbroken, lambda event: None, new=True) != "done":
-            raise UserError(f"The run that nothing happens to: {unbroken.last('failed')}")
+        reference = create_run(config, Path(top) / "reference" / "runs", "chaos")
+        if finish_run(reference, lambda event: None, new=True) != "done":
+            raise UserError(f"The reference run, without a fault, is not done: {reference.last('failed')}")
         for nth, fault in enumerate(faults(kills, rng)):
             folder = Path(top) / f"{nth:02}"
             folder.mkdir()
             try:
-                outcome = play(fault, folder, config, unbroken, rng)
+                outcome = try_fault(fault, folder, reference, rng)
             except (UserError, OSError) as error:
                 outcome = Outcome(fault.name, fault.stage, "", "", "", (str(error),))
             tell(outcome)
@@ -409,7 +392,7 @@ def chaos(kills: int, seed: int, tell: Callable[[Outcome], None]) -> list[Outcom
 
 
 def make_dataset(folder: Path) -> Path:
-    """A few pictures of the embedded sample, of all its classes."""
+    """Write a few images of the embedded sample, of all its classes."""
     from pyarrow import parquet
 
     folder.mkdir()
@@ -419,85 +402,88 @@ def make_dataset(folder: Path) -> Path:
     return folder
 
 
-def play(fault: Fault, folder: Path, config: DistillConfig, unbroken: Run, rng: Random) -> Outcome:
-    """Let a fault strike a new run, see what is left, and resume it."""
+def try_fault(fault: Fault, folder: Path, reference: Run, rng: Random) -> Outcome:
+    """Inject a fault into a new run with the settings of ``reference``, check what is left, and resume the run."""
     with ExitStack() as stack:
         try:
             if fault.small_disk:
                 stack.enter_context(small_disk(folder))
-            scene = begin(fault, folder, config, rng, stack)
+            scene = begin(fault, folder, reference.config(), stack)
             run = scene.run
-            wait_for(fault.stage, run, unbroken, rng)
+            wait_for(fault.stage, run, reference, rng)
             last = run.events()[-1]["event"]
-            fault.strike(scene)
+            fault.inject(scene)
         except Skipped as why:
             return Outcome(fault.name, fault.stage, "", str(why), "", skipped=True)
         status = settle(scene, fault)
-        said = (run.last("failed") or {}).get("message", "") if status == "failed" else status
-        problems = [*scene.notes, *wrong(status, said, fault)]
+        message = (run.last("failed") or {}).get("message", "") if status == "failed" else status
+        problems = [*scene.notes, *unexpected(status, message, fault)]
         if status not in CLOSED and not fault.goes_on:
             kill_trainer(scene)  # it hangs, and a resume would wait for it
         if scene.page:
             problems += page_problems(scene)
-        fault.mend(scene)
+        fault.undo(scene)
         if status in CLOSED:
-            problems += [*left_behind(run), *half_written(run, unbroken)]
+            problems += [*left_behind(run), *half_written(run, reference)]
         end = run.status() if run.status() == "done" else finish_run(run, lambda event: None)
-        problems += different(run, unbroken) if end == "done" else [f"it ended {end}: {run.last('failed', 'stopped')}"]
-        problems += [*left_behind(run), *half_written(run, unbroken)]
+        problems += different(run, reference) if end == "done" else [f"it ended {end}: {run.last('failed', 'stopped')}"]
+        problems += [*left_behind(run), *half_written(run, reference)]
         accuracy = run.report()["student"]["accuracy"] if end == "done" else 0.0
-        return Outcome(fault.name, fault.stage, last, said, f"{end}, {accuracy:.1%}", tuple(problems))
+        return Outcome(fault.name, fault.stage, last, message, f"{end}, {accuracy:.1%}", tuple(problems))
 
 
-def begin(fault: Fault, folder: Path, config: DistillConfig, rng: Random, stack: ExitStack) -> Scene:
-    """Start a run, by the page or by hand."""
+def begin(fault: Fault, folder: Path, config: DistillConfig, stack: ExitStack) -> Scene:
+    """Start a run, on the page (which ``stack`` ends) or without one."""
     if not fault.through_page:
         run = create_run(config, folder / "runs", "chaos")
         start_run(run)
-        return Scene(folder, run, rng)
+        return Scene(folder, run)
     page = stack.enter_context(page_over(folder))
     page.call("start_run", "sample", config.to_dict(), "")
-    return Scene(folder, list_runs(folder / "runs")[0], rng, page)
+    return Scene(folder, list_runs(folder / "runs")[0], page)
 
 
-def wait_for(stage: str, run: Run, unbroken: Run, rng: Random) -> None:
-    """Until a random moment of a stage. Raises ``UserError`` if it does not come."""
+def wait_for(stage: str, run: Run, reference: Run, rng: Random) -> None:
+    """Wait for a random moment of a stage, which is as long as that of ``reference``.
+
+    Raises ``UserError`` if the run does not reach it.
+    """
     end = time.monotonic() + STAGE_SECONDS
     while not STAGES[stage](run):
         if time.monotonic() > end or run.last("failed", "stopped"):
-            raise UserError(f"The stage {stage} of run {run.id} does not come: {run.events()[-1]}")
+            raise UserError(f"Run {run.id} did not reach the stage {stage}: {run.events()[-1]}")
         if run.last("done"):
             break  # it was too short to be seen
         time.sleep(0.004)
-    begin_, end_ = (unbroken.last(name)["time"] for name in SPANS.get(stage, ("done", "done")))
+    begin_, end_ = (reference.last(name)["time"] for name in SPANS.get(stage, ("done", "done")))
     time.sleep(rng.random() * (end_ - begin_ or MOMENT))
 
 
 def settle(scene: Scene, fault: Fault) -> str:
-    """The run's status once it has noticed the fault."""
+    """Return the status of the run once it has noticed the fault."""
     if not fault.goes_on:
         until(lambda: scene.run.status() in CLOSED, SETTLE_SECONDS)
     return scene.run.status()
 
 
-def wrong(status: str, said: str, fault: Fault) -> Iterator[str]:
-    """What a run should not have become, or said."""
+def unexpected(status: str, message: str, fault: Fault) -> Iterator[str]:
+    """Tell what is wrong with the status of a run after a fault, and with its message."""
     if status not in CLOSED and not fault.goes_on:
         yield f"it is {status}"
-    if status == "failed" and not any(words in said for words in fault.words):
-        yield "these are not the words for it"
+    if status == "failed" and not any(words in message for words in fault.words):
+        yield "its message does not name the cause"
 
 
 def page_problems(scene: Scene) -> list[str]:
-    """The page lives; or where it was killed, one that is started again shows the run as it is."""
+    """Tell whether the page answers; where it was killed, whether a new one shows the status of the run."""
     if scene.page.process.poll() is None:
         return [] if answers(scene.page.port) else ["the page does not answer"]
     with page_over(scene.folder) as page:
         found = page.call("get_run", scene.run.id, "", 0)["status"]
-        return [] if found in (scene.run.status(), "running") else [f"the page says {found}"]
+        return [] if found in (scene.run.status(), "running") else [f"the page shows {found}"]
 
 
-def different(run: Run, unbroken: Run) -> list[str]:
-    """Whether a resumed run has another accuracy than the one that nothing happened to."""
-    ours, theirs = (one.report()["student"]["accuracy"] for one in (run, unbroken))
-    return [] if ours == theirs else [f"accuracy {ours:.1%}, unbroken {theirs:.1%}"]
+def different(run: Run, reference: Run) -> list[str]:
+    """Tell whether the resumed run has another accuracy than ``reference``."""
+    found, expected = (one.report()["student"]["accuracy"] for one in (run, reference))
+    return [] if found == expected else [f"accuracy {found:.1%}, without the fault {expected:.1%}"]

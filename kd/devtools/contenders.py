@@ -1,23 +1,23 @@
-"""The bench's rows: what the process of each does, and what is counted in it. ``kd.devtools.speed`` lets them take turns."""
+"""The rows of the benchmark: what the process of each trains, and what its recipe costs besides.
+
+``kd.devtools.speed`` starts these processes and gives them turns.
+"""
 
 import dataclasses
 import functools
-import threading
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kd.config import DistillConfig, checked, setting
-from kd.distill import execute
+from kd.devtools.timing import Cost, Enough, PeakMemory, Stages, Turns, seconds_of
+from kd.devtools.workload import Plan
 from kd.errors import UserError
-from kd.runs.queue import device_name
 from kd.runs.run import Run
 from kd.runs.store import create_run
 from kd.training import setup
@@ -28,352 +28,73 @@ from kd.training.plan import Trial
 from kd.training.report import TestSplit, TrialResult, measure_models, score_student
 from kd.training.setup import training_threads
 
-VIT_B = "vit_b_16"
-"""The bench's teacher: ViT-B/16 with random weights, which takes the same time as one that was trained."""
-
-PHOTOS = "photos"
-"""The bench's pictures: JPEGs of 500 x 500 pixels, like those of the guide."""
-
-CLASSES = 3
-
+# How many times as many images the rows of `kd bench --scale` train on.
 SCALES = (1, 10, 50)
-
-PART = 128
-
-WARM_UP = 1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured: the recipe of ``epochs`` on ``images`` pictures, in ``full`` or on a part. Raises ``ValueError``,
-    in words for a user, on a value out of range."""
-
-    teacher: str = setting(VIT_B, "teacher: a Hub id, a folder, 'sample', or 'vit_b_16' with random weights")
-    dataset: str = setting(PHOTOS, "pictures: a Hub id, a folder, 'sample', or 'photos', which are made up")
-    student: str = setting("mobilenet_v2_1.0", "student: a name from `python -m kd students`, a Hub id or a folder")
-    device: str = setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
-    image_size: int = setting(224, "side of the student's input in pixels", low=16, high=1024)
-    batch_size: int = setting(32, "pictures a step", low=1)
-    epochs: int = setting(30, "of the recipe", low=1)
-    images: int = setting(1000, "training pictures of the recipe", low=32)
-    validation: int = setting(100, "of the recipe's validation pictures, and of its test pictures", low=32)
-    views: int = setting(1, "crops of each picture that the teacher sees", low=1)
-    rounds: int = setting(5, "turns of each row, of which the median counts", low=1)
-    full: bool = False
-    turn_seconds: float = 3.0
-    """A turn of a row takes this long, and at least one step."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.metadata:
-                object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
-        if self.batch_size > self.images:
-            raise ValueError(f"A batch of {self.batch_size} is more than the {self.images} pictures of the recipe.")
-
-    @property
-    def on_gpu(self) -> bool:
-        return device_name(self.device) != "cpu"
-
-    @property
-    def part(self) -> int:
-        """How many training pictures are worked on: enough for a few steps, and on a fast device for many."""
-        few = max(PART, (32 if self.on_gpu else 4) * self.batch_size)
-        return self.images if self.full else min(few, self.images)
-
-    def config(self, folder: Path, **changes: Any) -> DistillConfig:
-        """The settings of our runs, on the teacher and the pictures that ``prepare`` has put into ``folder``."""
-        settings = {
-            "teacher": str(folder / "teacher"), "dataset": str(folder / "pictures"), "student": self.student,
-            "image_size": self.image_size, "batch_size": self.batch_size, "epochs": self.epochs, "views": self.views,
-            "device": self.device, "duplicates": "keep",
-        }  # fmt: skip
-        return DistillConfig.preset("custom", **{**settings, **changes})
-
-
-# --- What is worked on
-
-
-def prepare(plan: Plan, folder: Path) -> None:
-    """A teacher and a part of the pictures (with ``full``: all), as files."""
-    from kd.data.splits import load_splits
-
-    if plan.dataset == PHOTOS:
-        _write_photos(folder / "photos", plan.part, plan.validation)
-        source = folder / "photos"
-    else:
-        source = plan.dataset
-    splits = load_splits(DistillConfig.preset("custom", dataset=str(source)))
-    few = max(len(splits.classes), 32)
-    sizes = {
-        "train": plan.part,
-        "validation": plan.validation if plan.full else few,
-        "test": plan.validation if plan.full else few,
-    }
-    for name, size in sizes.items():
-        _write_split(getattr(splits, name), size, folder / "pictures" / f"{name}.parquet")
-    _save_teacher(plan.teacher, splits.classes, folder / "teacher")
-
-
-def _write_split(dataset: Any, size: int, file: Path) -> None:
-    """Some of a split's pictures, spread over it and of every class, as parquet: a class name need not be a file's."""
-    from datasets import Dataset
-
-    from kd.data.images import file_bytes
-
-    names, labels = dataset.features["label"].names, np.asarray(dataset["label"])
-    order = np.random.default_rng(0).permutation(len(dataset))
-    firsts = [order[labels[order] == label][0] for label in range(len(names))]
-    chosen = dataset.select(list(dict.fromkeys([*firsts, *order]))[:size])
-    rows = {"image": [{"bytes": file_bytes(row), "path": None} for row in chosen], "label": chosen["label"]}
-    file.parent.mkdir(exist_ok=True)
-    Dataset.from_dict(rows, features=dataset.features).to_parquet(file)
-
-
-def _write_photos(folder: Path, train: int, held_out: int) -> None:
-    """JPEGs with as much detail as photos of their size: about 60 KB each."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for split, size in (("train", train), ("validation", held_out), ("test", held_out)):
-        for nth in range(max(size, 4 * CLASSES)):
-            coarse = rng.normal(128, 60, (16, 16, 3)).clip(0, 255).astype(np.uint8)
-            smooth = np.asarray(Image.fromarray(coarse).resize((500, 500), Image.Resampling.BICUBIC), np.float32)
-            noisy = (smooth + rng.normal(0, 9, smooth.shape)).clip(0, 255).astype(np.uint8)
-            path = folder / split / f"class {nth % CLASSES}" / f"{nth:05}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(noisy).save(path, quality=85)
-
-
-def _save_teacher(name: str, classes: list[str], folder: Path) -> None:
-    """The teacher as a folder that a run can be pointed to."""
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
-
-    from kd.models.teacher import load_teacher
-
-    if name == VIT_B:
-        labels = {"id2label": dict(enumerate(classes)), "label2id": {label: i for i, label in enumerate(classes)}}
-        model = ViTForImageClassification(ViTConfig(**labels))  # its defaults are ViT-B/16 at 224 px
-        processor = ViTImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    else:
-        teacher = load_teacher(name, classes)
-        model, processor = teacher.model, teacher.processor
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
-# --- What is counted in each process
-
-
-class Stages:
-    """Seconds by stage; of stages inside each other, a moment counts for the inner one."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.inner = [0.0]
-        self.synchronise: Callable[[], None] = lambda: None
-
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        self.inner.append(0.0)
-        try:
-            yield
-        finally:
-            self.synchronise()
-            spent = time.perf_counter() - started
-            self.seconds[stage] += spent - self.inner.pop()
-            self.inner[-1] += spent
-
-    def wrap(self, owner: Any, name: str, stage: str) -> None:
-        """Count ``owner.name``'s time for a stage from now on."""
-        call = getattr(owner, name)
-
-        def timed(*arguments: Any, **options: Any) -> Any:
-            with self.time(stage):
-                return call(*arguments, **options)
-
-        setattr(owner, name, timed)
-
-
-class Memory(threading.Thread):
-    """The most memory in MB (10^6 bytes) that this process could not give back: looked at twenty times a second."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = self.now()
-
-    def run(self) -> None:
-        while True:
-            self.peak = max(self.peak, self.now())
-            time.sleep(0.05)
-
-    @staticmethod
-    def now() -> float:
-        """``RssAnon``, which leaves out what is mapped from files; where there is no such file, the highest RSS."""
-        try:
-            status = Path("/proc/self/status").read_text()
-            return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024 / 1e6
-        except OSError:
-            import resource
-
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-class Enough(Exception):
-    """The bench has what it wants."""
-
-
-class Turns:
-    """A row's side of taking turns: it works while it is its turn and waits at the end of a step while it is not."""
-
-    def __init__(self, connection: Any, stages: Stages, synchronise: Callable[[], None], turn_seconds: float) -> None:
-        self.connection, self.stages, self.synchronise = connection, stages, synchronise
-        self.turn_seconds = turn_seconds
-        self.steps = -WARM_UP
-
-    def step(self, images: int) -> None:
-        """A step on so many pictures has ended. Raises ``Enough`` after the last turn."""
-        self.steps += 1
-        if self.steps < 0:
-            return
-        self.synchronise()
-        seconds = time.perf_counter() - self.started if self.steps else 0.0
-        if 0 < seconds < self.turn_seconds:
-            return
-        self.connection.send((self.steps * images, seconds, dict(self.stages.seconds)))
-        try:
-            asked = self.connection.recv()
-        except EOFError:  # the bench itself has ended
-            raise SystemExit(1) from None
-        if asked == "enough":
-            raise Enough
-        # On a GPU a stage ends when its kernels do: waiting for them costs speed, so only the last turn does.
-        self.stages.synchronise = self.synchronise if asked == "stages" else lambda: None
-        self.stages.seconds.clear()
-        self.steps, self.started = 0, time.perf_counter()
+# More epochs than a row has turns for.
+ENDLESS = 10**6
+# Works on a whole run in this process: kd.distill.execute, which the command line hands in.
+Execute = Callable[[Run], None]
 
 
 @dataclass
-class Cost:
-    """``count`` times ``seconds`` of a stage in the whole recipe. What later runs find made is ``shared``: ``decode`` or
-    ``teacher``."""
+class Row:
+    """What the process of a row works with.
 
-    stage: str
-    what: str
-    count: float
-    seconds: float
-    shared: str = ""
+    ``folder`` is the one that ``kd.devtools.workload.prepare`` has filled. Where whole recipes are measured (``plan.full``)
+    there are no ``turns``, and ``execute`` works on a whole run in this process.
+    """
 
-    @property
-    def total(self) -> float:
-        return self.count * self.seconds
-
-    def __str__(self) -> str:
-        unit = f"{self.seconds * 1000:,.1f} ms" if self.seconds < 1 else f"{self.seconds:,.2f} s"
-        return f"{self.what}: {self.count:,.0f} x {unit} = {self.total:,.1f} s"
+    name: str
+    plan: Plan
+    folder: Path
+    execute: Execute | None
+    stages: Stages = field(default_factory=Stages)
+    turns: Turns | None = None
 
 
-# --- The rows: each prepares, trains in turns, and returns its one-off costs
+# --- The Transformers guide
 
 
-def guide(plan: Plan, folder: Path, turns: Turns | None, stages: Stages) -> dict[str, Any]:
-    """The Transformers guide "Knowledge distillation for computer vision" (docs/source/en/tasks/
-    knowledge_distillation_for_image_classification.md), its code as it stands but for names that are gone: pixel lists
-    by ``dataset.map``, float32, the teacher in every step and in every evaluation, the student as transformers makes
-    it; and grey pictures become RGB. It learns at a batch size of 8; here at the bench's own, which is faster."""
-    import torch
-    from datasets import Image
-    from torch.nn import functional as F
-    from transformers import (
-        AutoImageProcessor,
-        AutoModelForImageClassification,
-        DefaultDataCollator,
-        MobileNetV2Config,
-        MobileNetV2ForImageClassification,
-        Trainer,
-        TrainingArguments,
-    )
-    from transformers.trainer_callback import PrinterCallback
+def guide(row: Row) -> dict[str, Any]:
+    """Run the code of the Transformers guide (``kd.devtools.guide``)."""
+    from transformers import AutoImageProcessor
 
     from kd.data.splits import load_splits
-    from kd.models.student import load_student
+    from kd.devtools.guide import build_trainer as build_guide_trainer
+    from kd.devtools.guide import process
 
-    class ImageDistilTrainer(Trainer):
-        def __init__(self, teacher_model=None, student_model=None, temperature=None, lambda_param=None, **kwargs):
-            super().__init__(model=student_model, **kwargs)
-            self.teacher = teacher_model.to(self.args.device).eval()
-            self.temperature, self.lambda_param = temperature, lambda_param
-            self.loss_function = torch.nn.KLDivLoss(reduction="batchmean")
-
-        def compute_loss(self, student, inputs, return_outputs=False, **kwargs):
-            student_output = student(**inputs)
-            with torch.no_grad(), stages.time("targets"):
-                teacher_output = self.teacher(**inputs)
-            soft_teacher = F.softmax(teacher_output.logits / self.temperature, dim=-1)
-            soft_student = F.log_softmax(student_output.logits / self.temperature, dim=-1)
-            distillation_loss = self.loss_function(soft_student, soft_teacher) * (self.temperature**2)
-            loss = (1.0 - self.lambda_param) * student_output.loss + self.lambda_param * distillation_loss
-            return (loss, student_output) if return_outputs else loss
-
-    splits = load_splits(plan.config(folder))
-    dataset = {name: getattr(splits, name).cast_column("image", Image()) for name in splits.sizes()}
-    processor = AutoImageProcessor.from_pretrained(folder / "teacher")
-    with stages.time("decode"):
-        processed = {
-            name: part.map(
-                lambda examples: processor([image.convert("RGB") for image in examples["image"]]), batched=True,
-                remove_columns="image", cache_file_name=str(folder / f"guide-{name}.arrow"),
-            )
-            for name, part in dataset.items()
-        }  # fmt: skip
-    if plan.student == "mobilenet_v2_1.0":
-        student = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=len(splits.classes)))
-    else:
-        student = load_student(plan.student, splits.classes, plan.image_size, 0, repair=False).model
-    trainer = ImageDistilTrainer(
-        student_model=student,
-        teacher_model=AutoModelForImageClassification.from_pretrained(folder / "teacher"),
-        args=TrainingArguments(
-            output_dir=str(folder / "guide"), num_train_epochs=plan.epochs if plan.full else 10**6,
-            per_device_train_batch_size=plan.batch_size, per_device_eval_batch_size=plan.batch_size,
-            logging_strategy="epoch", eval_strategy="epoch" if plan.full else "no",
-            save_strategy="epoch" if plan.full else "no", save_total_limit=2, metric_for_best_model="accuracy",
-            load_best_model_at_end=plan.full, report_to="none", disable_tqdm=True, use_cpu=plan.device == "cpu",
-        ),
-        train_dataset=processed["train"],
-        eval_dataset=processed["validation"],
-        data_collator=DefaultDataCollator(),
-        processing_class=processor,
-        compute_metrics=lambda answers: {"accuracy": float((answers[0].argmax(-1) == answers[1]).mean())},
-        temperature=5,
-        lambda_param=0.5,
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    read = stages.seconds.pop("decode")
-    if turns is None:
+    plan, stages = row.plan, row.stages
+    splits = load_splits(plan.config(row.folder))
+    processor = AutoImageProcessor.from_pretrained(row.folder / "teacher")
+    started = time.perf_counter()
+    processed = process(splits, processor, row.folder)
+    decoding = (time.perf_counter() - started) / sum(splits.sizes().values())
+    trainer = build_guide_trainer(plan, splits.classes, processor, processed, row.folder)
+    if row.turns is None:
         trainer.train()
         trainer.evaluate(processed["test"])
         return {"precision": "fp32"}
     stages.wrap(trainer, "data_collator", "decode")
     stages.wrap(trainer.train_dataset, "__getitems__", "decode")
-    train_in_turns(trainer, turns, stages, plan.batch_size)
+    stages.wrap(trainer.teacher, "forward", "targets")
+    train_in_turns(trainer, row)
     evaluated, saved = time_epoch_end(trainer)
-    held_out, split_sizes = len(processed["validation"]), sum(splits.sizes().values())
+    evaluated /= len(processed["validation"])
     return {
         "precision": "fp32",
         "costs": [
-            Cost("decode", "decode", plan.images + 2 * plan.validation, read / split_sizes, "decode"),
-            Cost(
-                "evaluation", "evaluate each epoch, and test", (plan.epochs + 1) * plan.validation, evaluated / held_out
-            ),
+            Cost("decode", "decode", plan.images + 2 * plan.validation, decoding, "decode"),
+            Cost("evaluation", "evaluate each epoch, and test", (plan.epochs + 1) * plan.validation, evaluated),
             Cost("saving", "save each epoch", plan.epochs, saved),
         ],
     }
 
 
-def train_in_turns(trainer: Any, turns: Turns, stages: Stages, batch: int) -> None:
-    """The trainer's own loop, which waits at the end of a step until it is its turn again."""
+def train_in_turns(trainer: Any, row: Row) -> None:
+    """Run the trainer's own loop, but wait at the end of a step until the row has its turn again."""
     from transformers import TrainerCallback
+
+    stages, turns, batch = row.stages, row.turns, row.plan.batch_size
 
     class TakesTurns(TrainerCallback):
         def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
@@ -395,28 +116,32 @@ def train_in_turns(trainer: Any, turns: Turns, stages: Stages, batch: int) -> No
 
 
 def time_epoch_end(trainer: Any) -> tuple[float, float]:
-    """Seconds of an evaluation, the best of three, and of saving a checkpoint."""
+    """Return the seconds of an evaluation, the best of three, and of saving a checkpoint."""
     trainer.args.dataloader_drop_last = False
     evaluated = min(seconds_of(trainer.evaluate) for _ in range(3))
     return evaluated, seconds_of(lambda: trainer._save_checkpoint(trainer.model, trial=None))
 
 
-def ours(plan: Plan, folder: Path, turns: Turns | None, stages: Stages, row: str = "cached") -> dict[str, Any]:
+# --- Our own runs
+
+
+def ours(row: Row, way: str = "cached") -> dict[str, Any]:
     """Run what ``kd distill`` runs, with ``cached`` or ``online`` targets, or its ``baseline``."""
-    endless = {} if turns is None else {"epochs": 10**6}
-    targets, name = ("cached", "baseline") if row == "baseline" else (row, "distilled")
-    run = create_run(plan.config(folder, targets=targets, **endless), folder / f"runs-{row}", "bench")
-    if turns is None:
-        execute(run)
+    plan = row.plan
+    endless = {} if row.turns is None else {"epochs": ENDLESS}
+    targets, trial = ("cached", "baseline") if way == "baseline" else (way, "distilled")
+    run = create_run(plan.config(row.folder, targets=targets, **endless), row.folder / f"runs-{way}", "bench")
+    if row.turns is None:
+        row.execute(run)
         return {"precision": run.last("models")["precision"]}
     run.append("started")
     scoring = Stages()
-    count_scoring(scoring)
+    time_scoring(scoring)
     prepared = prepare_run(run)
-    lesson = prepared.lesson(Trial(prepared.plan.config.seed, name, 1, 1))
-    trainer = trainer_in_stages(prepared.job, lesson, stages)
+    lesson = prepared.lesson(Trial(prepared.plan.config.seed, trial, 1, 1))
+    trainer = build_timed_trainer(prepared.job, lesson, row.stages)
     with training_threads(prepared.job.device, prepared.plan.input_size):
-        train_in_turns(trainer, turns, stages, plan.batch_size)
+        train_in_turns(trainer, row)
         epoch_end = time_epoch_end(trainer)
     return {
         "precision": prepared.plan.precision,
@@ -451,8 +176,8 @@ def prepare_run(run: Run) -> Prepared:
     return Prepared(job, plan, splits, pixels, setup.teacher_targets(job, plan, splits, teacher, pixels))
 
 
-def trainer_in_stages(job: setup.Job, lesson: Lesson, stages: Stages) -> Any:
-    """Build a run's trainer, its stages counted; it neither evaluates nor saves on its own."""
+def build_timed_trainer(job: setup.Job, lesson: Lesson, stages: Stages) -> Any:
+    """Build the trainer of a run so that its stages are timed, and so that it neither evaluates nor saves."""
     trainer = build_trainer(job, lesson)
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     stages.wrap(trainer.train_dataset, "__getitems__", "crop")
@@ -461,25 +186,25 @@ def trainer_in_stages(job: setup.Job, lesson: Lesson, stages: Stages) -> Any:
     return trainer
 
 
-def count_scoring(stages: Stages) -> None:
-    """Count what scoring on original files takes (``kd.evaluation.scoring``), and the timing of both models."""
+def time_scoring(stages: Stages) -> None:
+    """Time the scoring of original files (``kd.evaluation.scoring``), and the measuring of both models' latency."""
     from kd.evaluation import latency, scoring
     from kd.models.teacher import Teacher
 
     score = scoring.score
 
-    def counted(model: Any, *arguments: Any, **options: Any) -> Any:
+    def timed(model: Any, *arguments: Any, **options: Any) -> Any:
         with stages.time("teacher" if isinstance(model, Teacher) else "student"):
             return score(model, *arguments, **options)
 
-    scoring.score = counted
+    scoring.score = timed
     stages.wrap(latency, "measure_latency", "latency")
 
 
 def costs_of_ours(
     plan: Plan, prepared: Prepared, trainer: Any, scoring: Stages, epoch_end: tuple[float, float]
 ) -> list[Cost]:
-    """List what a run costs besides its steps. ``epoch_end``: seconds of an evaluation, and of saving a checkpoint."""
+    """List what a run costs besides its steps. ``epoch_end``: the seconds of an evaluation, and of saving a checkpoint."""
     job, trial, splits = prepared.job, trainer.run_callback.trial, prepared.splits
     (evaluated, saved), test = epoch_end, TestSplit(prepared.job, splits, prepared.targets)
     save_best(job.run, trial, trainer, prepared.lesson(trial).student.processor)
@@ -502,34 +227,40 @@ def costs_of_ours(
     ]
 
 
-def ceiling(plan: Plan, folder: Path, turns: Turns, stages: Stages, quick: bool = True) -> dict[str, Any]:
-    """The student's forward, backward and optimiser step on one batch that is in place, in the best of our precisions
-    and layouts; without ``quick``, with PyTorch's own gradients of depthwise convolutions."""
+# --- Without a trainer, without a teacher, with more images
+
+
+def ceiling(row: Row, quick: bool = True) -> dict[str, Any]:
+    """Train the student alone on one batch in memory, in the fastest of our precisions and memory layouts.
+
+    Without ``quick`` the gradients of depthwise convolutions are PyTorch's own.
+    """
     import torch
 
     from kd.models.device import pick_device
 
+    plan, turns = row.plan, row.turns
     device = pick_device(plan.device)
     layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     halves = ["bf16"] if device.type == "cpu" else ["bf16", "fp16"]
-    ways = {
-        f"{precision} {name}": student_step(plan, stages, precision, layout, quick)
+    steps = {
+        f"{precision} {name}": student_step(row, precision, layout, quick)
         for precision in ("fp32", *halves)
         for name, layout in layouts.items()
     }
     with training_threads(device, (plan.image_size, plan.image_size)), suppress(Enough):
-        times = {name: [seconds_of(step, turns.synchronise) for _ in range(3)] for name, step in ways.items()}
+        times = {name: [seconds_of(step, turns.synchronise) for _ in range(3)] for name, step in steps.items()}
         best = min(times, key=lambda name: min(times[name][1:]))
-        step = ways[best]
-        ways.clear()
+        step = steps[best]
+        steps.clear()
         while True:
             step()
             turns.step(plan.batch_size)
     return {"precision": best, "costs": None}
 
 
-def student_step(plan: Plan, stages: Stages, precision: str, layout: Any, quick: bool) -> Callable[[], None]:
-    """One training step of a fresh student on a batch that never changes."""
+def student_step(row: Row, precision: str, layout: Any, quick: bool) -> Callable[[], None]:
+    """Return one training step of a fresh student on a batch that never changes."""
     import torch
     from torch import nn
 
@@ -538,6 +269,7 @@ def student_step(plan: Plan, stages: Stages, precision: str, layout: Any, quick:
     from kd.models.student import load_student
     from kd.training.losses import distillation_loss
 
+    plan, stages = row.plan, row.stages
     device = pick_device(plan.device)
     student = load_student(plan.student, [str(i) for i in range(10)], plan.image_size, 0)
     model = student.model.train().to(device, memory_format=layout)
@@ -563,27 +295,23 @@ def student_step(plan: Plan, stages: Stages, precision: str, layout: Any, quick:
     return step
 
 
-def seconds_of(call: Callable[[], Any], synchronise: Callable[[], None] = lambda: None) -> float:
-    started = time.perf_counter()
-    call()
-    synchronise()
-    return time.perf_counter() - started
-
-
-def student_only(plan: Plan, folder: Path, turns: Turns, stages: Stages) -> dict[str, Any]:
-    """Our training without a teacher, as a run's baseline is."""
-    found = ours(plan, folder, turns, stages, "baseline")
+def student_only(row: Row) -> dict[str, Any]:
+    """Train without a teacher, as the baseline of a run is trained."""
+    found = ours(row, "baseline")
     return {**found, "costs": [cost for cost in found["costs"] if cost.shared != "teacher"]}
 
 
-def scaled(plan: Plan, folder: Path, turns: Turns, stages: Stages, times: int) -> dict[str, Any]:
-    """``cached`` on ``times`` as many pictures: the decoded ones again and again, each in crops of its own, with made-up
-    answers of a teacher."""
+def scaled(row: Row, times: int) -> dict[str, Any]:
+    """Train with ``cached`` targets on ``times`` as many images.
+
+    These are the decoded images, repeated, each in crops of its own, with random logits for the teacher's.
+    """
     from kd.data.pixels import Pixels
     from kd.data.views import Views
     from kd.system.files import mapped, npy_writer
 
-    run = create_run(plan.config(folder, epochs=10**6, targets="online"), folder / f"runs-{times}", "bench")
+    plan, folder = row.plan, row.folder
+    run = create_run(plan.config(folder, epochs=ENDLESS, targets="online"), folder / f"runs-{times}", "bench")
     run.append("started")
     prepared = prepare_run(run)
     few, count = prepared.pixels.train, plan.images * times
@@ -601,9 +329,9 @@ def scaled(plan: Plan, folder: Path, turns: Turns, stages: Stages, times: int) -
     prepared.targets = dataclasses.replace(prepared.targets, logits=logits, cache="hit")
     config = dataclasses.replace(prepared.plan.config, targets="cached")
     prepared.plan = dataclasses.replace(prepared.plan, config=config)
-    trainer = trainer_in_stages(prepared.job, prepared.lesson(prepared.plan.trials[0]), stages)
+    trainer = build_timed_trainer(prepared.job, prepared.lesson(prepared.plan.trials[0]), row.stages)
     with training_threads(prepared.job.device, prepared.plan.input_size):
-        train_in_turns(trainer, turns, stages, plan.batch_size)
+        train_in_turns(trainer, row)
     return {
         "precision": prepared.plan.precision,
         "costs": None,
@@ -612,21 +340,24 @@ def scaled(plan: Plan, folder: Path, turns: Turns, stages: Stages, times: int) -
     }
 
 
-WAYS: dict[str, Callable[..., dict[str, Any]]] = {
+# Row -> what its process does. ``plain`` is the ceiling without what we changed in PyTorch: the gradients of
+# ``kd.models.depthwise`` and the settings of the allocator.
+WAYS: dict[str, Callable[[Row], dict[str, Any]]] = {
     "guide": guide,
-    "online": lambda *a: ours(*a, "online"),
-    "cached": lambda *a: ours(*a, "cached"),
+    "online": lambda row: ours(row, "online"),
+    "cached": lambda row: ours(row, "cached"),
     "ceiling": ceiling,
-    "plain": lambda *a: ceiling(*a, quick=False),
+    "plain": lambda row: ceiling(row, quick=False),
     "student only": student_only,
     **{f"cached {times}x": functools.partial(scaled, times=times) for times in SCALES},
 }
-"""Row -> what its process does. ``plain`` is the ceiling without what we changed in PyTorch's way: the gradients of
-``kd.models.depthwise`` and the allocator's settings."""
 
 
-def work_on(row: str, plan: Plan, folder: Path, connection: Any) -> None:
-    """A row's process. Sends its turns, then what ``WAYS`` returned with its memory, or an error in words."""
+def work_on_row(row: Row, connection: Any) -> None:
+    """Do all that the process of a row does.
+
+    Through ``connection`` go its turns, then what the row's function returned and its memory, or a ``UserError``.
+    """
     born = time.perf_counter()
     import datasets
     import torch
@@ -636,14 +367,15 @@ def work_on(row: str, plan: Plan, folder: Path, connection: Any) -> None:
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.simplefilter("ignore")
-    memory, stages = Memory(), Stages()
+    memory = PeakMemory()
     memory.start()
-    gpu = plan.on_gpu
+    gpu = row.plan.on_gpu
     synchronise = torch.cuda.synchronize if gpu else lambda: None
-    turns = None if plan.full else Turns(connection, stages, synchronise, plan.turn_seconds)
+    if not row.plan.full:
+        row.turns = Turns(connection, row.stages, synchronise, row.plan.turn_seconds)
     start = time.perf_counter() - born
     try:
-        facts = WAYS[row](plan, folder, turns, stages)
+        facts = WAYS[row.name](row)
     except UserError as problem:
         connection.send(problem)
         return

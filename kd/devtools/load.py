@@ -1,8 +1,9 @@
-"""``python -m kd load``: many visitors at once on a page of this machine, and how long each waits for its answers.
+"""Load test: ``python -m kd load`` sends the requests of many visitors to a page of this machine and times the answers.
 
-A run is made first, for all to compare with, and a long one that trains meanwhile. Then one visitor compares alone, and
-after that all come: each polls the long run as an open page does, every fifth also uploads a picture and compares, over
-and over, and every fifth starts runs of its own, which the limits must refuse in words.
+First a short run is made, whose models visitors compare, and a long one, which trains during the test. Then one
+visitor compares alone. After that all visitors come at once: each polls the long run as an open page does; every fifth
+also uploads an image and compares, again and again; every fifth starts runs of its own, which the limits must refuse
+with a message.
 """
 
 import asyncio
@@ -12,53 +13,49 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+import psutil
 
 from kd.errors import UserError
 from kd.runs.run import CLOSED
+from kd.system.files import ASSETS
 
 HERE = ("127.0.0.1", "localhost", "::1")
+EXAMPLE = ASSETS / "examples" / "coat-1.png"
 
+# Between two polls of a visitor, as in the page's script, and between two starts of runs.
 POLL_SECONDS = 0.5
-"""As the page's script polls."""
-
 START_SECONDS = 5.0
-"""Between two starts of one visitor."""
-
+# Of so many visitors one compares, and one starts runs.
 EVERY = 5
-
-PATIENCE = 600
-"""Seconds that the run which is compared may take."""
-
-BUSY = re.compile(r"queue is full|waiting or running|take [\d,]+ MB|Several others", re.IGNORECASE)
-"""What the page says when it has too much to do, or a visitor asks for too much."""
-
-POLL_P95, COMPARE_SHARE, GROWTH_MB = 250.0, 0.8, 20.0
-"""The goals: milliseconds; of one client's comparisons a second; what counts as growth of memory, MB."""
-
-PICTURE = Path(__file__).resolve().parent.parent.parent / "assets" / "examples" / "coat-1.png"
-
+# How long the short run may take, and any answer.
+TIMEOUT_SECONDS = 600
+# The settings of the long run: more epochs than the test lasts, fewer steps than the limit of a shared server.
 LONG = {"epochs": 300}
-"""More than the test lasts, and fewer steps than a shared server's limit."""
+
+# What the page answers when it has too much to do, or when a visitor asks for too much.
+BUSY = re.compile(r"queue is full|waiting or running|take [\d,]+ MB|Several others", re.IGNORECASE)
+
+# The goals: milliseconds of a poll; comparisons a second, as a share of one visitor's alone; growth of memory in MB.
+POLL_P95, COMPARE_SHARE, GROWTH_MB = 250.0, 0.8, 20.0
 
 
 @dataclass
 class Tally:
-    """What came of requests: milliseconds of each that was answered by kind, how many were refused as busy, and errors."""
+    """What became of the requests of each kind: milliseconds of those answered, how many were refused as busy, errors."""
 
     answered: dict[str, list[float]] = field(default_factory=dict)
     busy: Counter[str] = field(default_factory=Counter)
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     async def of(self, kind: str, call: Awaitable[Any]) -> Any:
-        """Await a call and count it; ``None`` where it was refused or failed."""
+        """Await a call and count it; return its answer, or ``None`` where it was refused or failed."""
         began = time.perf_counter()
         self.answered.setdefault(kind, [])
         try:
@@ -77,18 +74,18 @@ class Tally:
 
 
 class Refused(Exception):
-    """The server's words for what it did not do."""
+    """The server did not do what was asked; the message is its own."""
 
 
 class Client:
-    """A visitor: a token, and the calls of the page's script and of the public API."""
+    """A visitor with a token: the requests of the page's script, and those of the public API."""
 
     def __init__(self, http: httpx.AsyncClient, live: int, token: str) -> None:
         self.http, self.live, self.token = http, live, token
         self.session = secrets.token_hex(6)
 
     async def poll(self, run: str, owner: str, cursor: int) -> dict[str, Any]:
-        """What has happened in a run since ``cursor``: the function that the page's script calls."""
+        """Ask what has happened in a run since ``cursor``, with the function that the page's script calls."""
         asked = {"run": run, "owner": owner, "cursor": cursor}
         body = {"session_hash": self.session, "component_id": self.live, "fn_name": "poll", "data": asked}
         answer = await self.http.post("/gradio_api/component_server", json=body)
@@ -99,7 +96,7 @@ class Client:
         return answer.json()
 
     async def call(self, name: str, *data: Any) -> Any:
-        """A public endpoint, through the queue as any other program calls it."""
+        """Call a public endpoint through the queue, as any other program does."""
         answer = await self.http.post(f"/gradio_api/call/{name}", json={"data": data})
         if answer.status_code != 200:
             raise Refused(f"{answer.status_code} {answer.text}")
@@ -108,8 +105,8 @@ class Client:
             return outcome([line async for line in events.aiter_lines()])
 
     async def upload(self) -> str:
-        """The server's path of a picture that was uploaded."""
-        answer = await self.http.post("/gradio_api/upload", files={"files": (PICTURE.name, PICTURE.read_bytes())})
+        """Upload an image and return its path on the server."""
+        answer = await self.http.post("/gradio_api/upload", files={"files": (EXAMPLE.name, EXAMPLE.read_bytes())})
         if answer.status_code != 200:
             raise Refused(f"{answer.status_code} {answer.text}")
         return answer.json()[0]
@@ -118,7 +115,7 @@ class Client:
         return await self.call("compare", run, [{"path": path, "meta": {"_type": "gradio.FileData"}}], owner)
 
     async def start(self, settings: dict[str, Any]) -> str:
-        """The id of a new run of this visitor's."""
+        """Start a run of this visitor and return its id."""
         return (await self.call("start_run", "sample", settings, self.token))["run"]
 
     async def stop(self, run: str) -> None:
@@ -126,7 +123,7 @@ class Client:
 
 
 def outcome(lines: list[str]) -> Any:
-    """The answer in the lines of an event stream. Raises ``Refused``, with its words, for an error."""
+    """Return the answer in the lines of an event stream. Raises ``Refused``, with the server's message, for an error."""
     event = ""
     for line in lines:
         kind, _, text = line.partition(": ")
@@ -134,8 +131,8 @@ def outcome(lines: list[str]) -> Any:
         if kind == "data" and event == "complete":
             return json.loads(text)[0]
         if kind == "data" and event == "error":
-            said = json.loads(text)
-            raise Refused(str(said.get("error")) if isinstance(said, dict) else str(said))
+            error = json.loads(text)
+            raise Refused(str(error.get("error")) if isinstance(error, dict) else str(error))
     raise Refused("the server ended its answer early")
 
 
@@ -143,8 +140,11 @@ def outcome(lines: list[str]) -> Any:
 
 
 def check_here(url: str) -> str:
-    """``url`` without what follows the port. Raises ``ValueError`` unless it is a page of this machine: this is a load
-    test, and others' servers are not ours to load."""
+    """Return ``url`` without what follows the port.
+
+    Raises ``ValueError`` unless it is a page of this machine: this is a load test, and others' servers are not ours to
+    load.
+    """
     parts = urlsplit(url)
     if parts.scheme != "http" or parts.hostname not in HERE or not parts.port:
         raise ValueError(f"url is {url!r}; expected a page of this machine, for example http://127.0.0.1:7860.")
@@ -154,11 +154,14 @@ def check_here(url: str) -> str:
 def measure_load(
     url: str, clients: int, seconds: float, pid: int | None, tell: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Visit the page at ``url``, whose process is ``pid``: ``alone`` and ``together`` (each the seconds that it took and,
-    by kind, ``n``, ``rate`` a second, ``p50``, ``p95``, ``p99`` in milliseconds, ``busy`` and ``errors``), ``share``
-    (comparisons a second, together by alone) and ``memory`` (MB before, half-way, after).
+    """Load the page at ``url``, whose process is ``pid``, with so many ``clients`` for so many ``seconds``.
 
-    Raises ``UserError`` where the page does not answer or the run that is to be compared does not end.
+    Returns:
+        ``alone`` and ``together``: see ``summary``, with one visitor and with all; ``share``: comparisons a second,
+        together divided by alone; ``memory``: MB before, half-way and after; ``clients``.
+
+    Raises:
+        UserError: where the page does not answer, or the short run is not done in time.
     """
     try:
         return asyncio.run(_visit(check_here(url), clients, seconds, pid, tell))
@@ -172,10 +175,10 @@ async def _visit(
     url: str, clients: int, seconds: float, pid: int | None, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(PATIENCE), limits=limits) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(TIMEOUT_SECONDS), limits=limits) as http:
         live = live_component((await http.get("/config")).raise_for_status().json())
         first = Client(http, live, secrets.token_hex(16))
-        tell("a run of one epoch, to compare with")
+        tell("a run of one epoch, whose models are compared")
         compared = await first.start({"epochs": 1})
         await _until_done(first, compared)
         visit = Visit(first, compared)
@@ -196,14 +199,14 @@ async def _visit(
 
 @dataclass
 class Visit:
-    """What there is to look at, and what visitors do."""
+    """What visitors do: ``first`` is who owns the two runs, ``compared`` the short one, ``training`` the long one."""
 
     first: Client
     compared: str
     training: str = ""
 
     def of(self, nth: int, client: Client) -> "Doing":
-        """What the visitor number ``nth`` does: all poll, every fifth compares, every fifth starts runs."""
+        """Return what visitor number ``nth`` does: all poll, every fifth compares, every fifth starts runs."""
         also = {0: self.comparing, 1: self.starting}.get(nth % EVERY)
 
         async def do(tally: Tally, end: float) -> None:
@@ -213,11 +216,11 @@ class Visit:
         return do
 
     async def polling(self, client: Client, tally: Tally, end: float) -> None:
-        cursor, kind = 0, "first poll"  # which brings the whole figures
+        cursor, kind = 0, "first poll"  # its answer has the whole charts
         await asyncio.sleep(POLL_SECONDS * secrets.randbelow(1000) / 1000)
         while time.monotonic() < end:
-            news = await tally.of(kind, client.poll(self.training, self.first.token, cursor))
-            cursor, kind = (news["cursor"], "poll") if news else (cursor, kind)
+            answer = await tally.of(kind, client.poll(self.training, self.first.token, cursor))
+            cursor, kind = (answer["cursor"], "poll") if answer else (cursor, kind)
             await asyncio.sleep(POLL_SECONDS)
 
     async def comparing(self, client: Client, tally: Tally, end: float) -> None:
@@ -230,7 +233,7 @@ class Visit:
         return path and await tally.of("compare", client.compare(self.compared, self.first.token, path))
 
     async def starting(self, client: Client, tally: Tally, end: float) -> None:
-        """Start one run after the other until the limits say no, and stop them all in the end."""
+        """Start one run after the other, also once the limits refuse, and stop them all in the end."""
         begun = []
         while time.monotonic() < end:
             begun.append(await tally.of("start", client.start(LONG)))
@@ -243,14 +246,15 @@ Doing = Callable[[Tally, float], Awaitable[None]]
 
 
 async def _for(seconds: float, visitors: list[Doing]) -> tuple[Tally, float]:
-    """What came of the visitors' requests, and in how many seconds."""
+    """Let the visitors work for so many seconds; return the tally of their requests, and how long it took."""
     tally, began = Tally(), time.monotonic()
     await asyncio.gather(*(visitor(tally, began + seconds) for visitor in visitors))
     return tally, time.monotonic() - began
 
 
+@asynccontextmanager
 async def _training(client: Client, visit: Visit) -> AsyncIterator[None]:
-    """A run that trains for as long as the block lasts."""
+    """Let the long run train for as long as the block lasts."""
     visit.training = await client.start(LONG)
     try:
         yield
@@ -259,11 +263,11 @@ async def _training(client: Client, visit: Visit) -> AsyncIterator[None]:
 
 
 async def _until_done(client: Client, run: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while (news := await client.poll(run, client.token, 0))["status"] not in CLOSED and time.monotonic() < end:
+    end = time.monotonic() + TIMEOUT_SECONDS
+    while (answer := await client.poll(run, client.token, 0))["status"] not in CLOSED and time.monotonic() < end:
         await asyncio.sleep(1)
-    if news["status"] != "done":
-        raise UserError(f"The run that was to be compared is {news['status']}: {' '.join(news['line'])}")
+    if answer["status"] != "done":
+        raise UserError(f"The run whose models are to be compared is {answer['status']}: {' '.join(answer['line'])}")
 
 
 async def _after(seconds: float, pid: int | None) -> float | None:
@@ -271,60 +275,54 @@ async def _after(seconds: float, pid: int | None) -> float | None:
     return page_memory(pid)
 
 
-# --- What is read off
+# --- Memory and figures
 
 
 def live_component(config: dict[str, Any]) -> int:
-    """The number of the component whose script polls a run, from the page's ``/config``. Raises ``UserError``."""
+    """Find the number of the component whose script polls a run in the page's ``/config``. Raises ``UserError``."""
     for component in config.get("components", []):
         if component["props"].get("elem_id") == "live":
             return component["id"]
-    raise UserError("What answers there is not this page: it has no place that shows a run.")
+    raise UserError("The server there is not this page: it has no place that shows a run.")
 
 
-def rss_anon(pid: int | None) -> float | None:
-    """A process's own memory, MB; ``None`` where it is not known."""
+def own_memory(pid: int) -> float | None:
+    """Return a process's resident memory without mapped files, in MB (Linux: ``RssAnon``); ``None`` if it is not known."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
+        found = psutil.Process(pid).memory_info()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None
-    kilobytes = next((line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")), None)
-    return kilobytes and round(int(kilobytes) * 1024 / 1e6, 1)
+    return round((found.rss - getattr(found, "shared", 0)) / 1e6, 1)
 
 
 def page_memory(pid: int | None) -> float | None:
-    """The memory of the page and of the process that asks the models for it (``kd.evaluation.worker``), MB; not that of runs."""
-    found = [rss_anon(pid)]
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # ended meanwhile
-            for child in file.read_text().split():
-                if b"multiprocessing.spawn" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.append(rss_anon(int(child)))
+    """Return the memory of the page and of its model worker (``kd.evaluation.worker``), in MB, without that of runs."""
+    if pid is None:
+        return None
+    try:
+        children = psutil.Process(pid).children()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+    found = [own_memory(pid)]
+    for child in children:
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if any("multiprocessing.spawn" in word for word in child.cmdline()):
+                found.append(own_memory(child.pid))
     return None if None in found else round(sum(found), 1)
 
 
 def listener(port: int) -> int | None:
-    """The process that listens on a port of this machine; ``None`` where it is another user's, or this is not Linux."""
-    wanted = set()
-    for table in ("tcp", "tcp6"):
-        try:
-            rows = [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
-        except OSError:
-            continue
-        wanted |= {
-            f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port
-        }
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if str(link.readlink()) in wanted:
-                return int(link.parts[2])
-        except OSError:  # ended meanwhile, or not ours to see
-            continue
-    return None
+    """Return the process that listens on a port of this machine; ``None`` where the system does not say, or there is none."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return None
+    listening = (one for one in connections if one.status == psutil.CONN_LISTEN and one.laddr.port == port)
+    return next((one.pid for one in listening if one.pid), None)
 
 
 def summary(tally: Tally, seconds: float) -> dict[str, dict[str, Any]]:
-    """By kind of request: ``n`` answered, ``rate`` a second, percentiles in milliseconds, ``busy``, ``errors``."""
+    """Return for each kind of request: ``n`` answered, ``rate`` a second, percentiles in milliseconds, ``busy``, ``errors``."""
     found = {}
     for kind, times in tally.answered.items():
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).round(1).tolist() if times else [None] * 3
@@ -337,7 +335,7 @@ def summary(tally: Tally, seconds: float) -> dict[str, dict[str, Any]]:
 
 
 def rows(found: dict[str, Any]) -> list[list[str]]:
-    """``measure``'s figures as a table, its head first."""
+    """Format the figures of ``measure_load`` as a table, the head first."""
     head = ["", "answered", "a second", "p50 ms", "p95 ms", "p99 ms", "busy", "errors"]
     lines = [
         [
@@ -351,16 +349,16 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
 
 
 def goals(found: dict[str, Any]) -> list[tuple[str, bool | None]]:
-    """Each goal in words, and whether it was met; ``None`` where it could not be measured."""
+    """Return each goal as a sentence, and whether it was met; ``None`` where it could not be measured."""
     errors = Counter()
     for one in (*found["alone"].values(), *found["together"].values()):
         errors.update(one["errors"])
     p95, share = found["together"].get("poll", {}).get("p95"), found["share"]
     before, minute, after = found["memory"]
     grown = None if minute is None or after is None else after - minute
-    said = "; ".join(f"{count} x {words}" for words, count in errors.most_common(5)) or "none"
+    most = "; ".join(f"{count} x {words}" for words, count in errors.most_common(5)) or "none"
     return [
-        (f"errors that are not a clear busy: {said}", not errors),
+        (f"errors that are not a clear busy: {most}", not errors),
         (f"poll p95: {_figure(p95)} ms, below {POLL_P95:g}", None if p95 is None else p95 < POLL_P95),
         (f"compare throughput, all by one alone: {_figure(share)}, {COMPARE_SHARE} or more", None if share is None else share >= COMPARE_SHARE),
         (

@@ -1,18 +1,13 @@
-"""The page as its user meets it, measured on this machine in a real browser: how soon it answers, how soon a click on
-Distill draws its first point and where that time goes, what a poll costs, and what watching costs the training.
+"""Measure the page in a real browser on this machine.
 
-It needs Playwright and a Chromium, as the tests do. The page and its runs live in a temporary folder.
+How soon it answers, how soon a click on Distill draws its first point and where that time goes, what a poll costs, and
+what an open page costs the training. It needs Playwright and Chromium, as the tests do. The page and its runs are in a
+temporary folder.
 """
 
-import http.client
 import os
 import platform
-import signal
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,14 +15,13 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd.devtools.server import ANSWER_SECONDS, serve, stop_and_wait, temporary_folder
 from kd.errors import UserError
-from kd.runs.run import CLOSED, Run, RunDeleted
+from kd.runs.run import Run
 from kd.runs.store import list_runs
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserType, Page, Request
-
-APP = Path(__file__).resolve().parent.parent.parent / "app.py"
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -41,9 +35,10 @@ FLAGS = [
     "--disable-sync",
 ]
 
+# What the page's process should not import.
 HEAVY = ("torch", "transformers")
-"""What the page's process should not import."""
 
+# What happens between the click and the first point: the events of a run, ``loaded`` (when decoding begins) and ``page``.
 STAGES = {
     "created": "the click reaches the server, the run's folder is made",
     "started": "the run's process begins and takes the device",
@@ -56,39 +51,32 @@ STAGES = {
     "step": "the first step",
     "page": "the page asks, and draws the point",
 }
-"""What lies between the click and the first point: a run's events, ``loaded`` (when decoding began) and ``page``."""
 
 ROUNDS = 3
 
+# Epochs of the run that trains while the page is opened and closed: more than it has time for.
 EPOCHS = 1000
-"""Of the run that is watched: more than it will have time for."""
 
+# Throughput is measured over windows of this length.
 WINDOW_SECONDS = 8.0
-
+# Left out after the page was opened or closed: to draw all points so far costs more than to stay open.
 SETTLE_SECONDS = 2.0
-"""After the page is opened or closed this long is left out: drawing all that was missed costs more than watching."""
-
-ANSWER_SECONDS = 60
-
+# How long the first point may take.
 POINT_SECONDS = 180
 
-STOP_SECONDS = 60
-
-LEAVE_SECONDS = 10
-
+# JavaScript: how many points the chart of losses has, and whether the run has ended before its time.
 POINTS = "(document.querySelector('#live [data-figure=losses]')?.data?.[0].x.length ?? 0)"
-
 ENDED = "['failed', 'died', 'stopped'].includes(document.querySelector('#live .kd-run')?.dataset.status)"
 
 
 def measure_page(rounds: int = ROUNDS, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Everything, in about two minutes on two cores; ``rounds`` is 1 or more, ``tell`` is called with what is begun.
+    """Measure everything, in about two minutes on two cores. ``tell`` is called with each step as it begins.
 
     Returns:
         ``start_seconds``: from process start to the first answer (median of ``rounds``).
         ``imports``: whether the page's process imported torch and transformers, up to the end of the measurement.
-        ``first_point_seconds``: ``cold`` (nothing in the cache of pixels and targets) and ``warm``; ``stages``: the
-        same times in parts, by the names in ``STAGES``.
+        ``first_point_seconds``: ``cold`` (no pixels or targets in the cache) and ``warm``; ``stages``: the same times in
+        parts, by the names in ``STAGES``.
         ``poll``: medians of ``asked_bytes`` and ``answered_bytes`` (bodies), ``header_bytes`` (both ways) and
         ``milliseconds`` as the browser sees them, over ``n`` polls of a run that trains.
         ``watching``: see ``throughput``.
@@ -104,7 +92,7 @@ def measure_page(rounds: int = ROUNDS, tell: Callable[[str], None] = lambda text
             tell("first click on Distill, nothing in the cache")
             page, run, cold = first_point(chromium, url, folder)
             page.context.close()
-            stop(run)
+            stop_and_wait(run)
             tell("second click")
             page, run, warm = first_point(chromium, url, folder, EPOCHS)
             tell(f"{rounds} times {WINDOW_SECONDS:g} s of training with the page open, then closed")
@@ -127,12 +115,12 @@ def measure_page(rounds: int = ROUNDS, tell: Callable[[str], None] = lambda text
 
 
 def rows(found: dict[str, Any]) -> list[list[str]]:
-    """What ``measure`` returned, a row each: what, how much, and how it was found."""
+    """Format what ``measure_page`` returned as rows: what was measured, the figure, and a note."""
     poll, watching, imports = found["poll"], found["watching"], found["imports"]
     speed, seconds = watching["images_per_second"], found["first_point_seconds"]
-    said = {True: "imported", False: "not imported", None: "unknown"}
+    words = {True: "imported", False: "not imported", None: "unknown"}
     return [
-        ["the page answers", f"{found['start_seconds']:.1f} s", ", ".join(f"{n} {said[imports[n]]}" for n in HEAVY)],
+        ["the page answers", f"{found['start_seconds']:.1f} s", ", ".join(f"{n} {words[imports[n]]}" for n in HEAVY)],
         ["click to first point, cold", f"{seconds['cold']:.1f} s", "nothing in the cache"],
         ["click to first point, warm", f"{seconds['warm']:.1f} s", "pixels and targets in the cache"],
         *(
@@ -151,14 +139,8 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
 # --- The page
 
 
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="kd-bench-page-") as folder:
-        yield Path(folder)
-
-
 def start_seconds(rounds: int) -> float:
-    """Seconds from the start of ``python app.py`` to its first answer, each time in a new folder; the median."""
+    """Return the seconds from the start of ``python app.py`` to its first answer: the median of ``rounds`` starts."""
     seconds = []
     for _ in range(rounds):
         with temporary_folder() as folder, serve(folder) as (_, took):
@@ -166,127 +148,13 @@ def start_seconds(rounds: int) -> float:
     return statistics.median(seconds)
 
 
-@contextmanager
-def serve(folder: Path, *flags: str, **variables: str) -> Iterator[tuple[str, float]]:
-    """``python [flags] app.py`` over ``folder``, with these environment variables: its address, and the seconds until it
-    answered. Its output goes to ``page.txt``. In the end its runs are stopped, and it too.
-
-    Raises ``UserError`` where it does not come up.
-    """
-    if not APP.exists():
-        raise UserError(f"There is no {APP}. The page is measured from a checkout of the project.")
-    port = free_port()
-    with (folder / "page.txt").open("wb") as log:
-        began = time.perf_counter()
-        # In a session of its own: Ctrl-C is for us, and we end it in order.
-        process = subprocess.Popen(
-            [sys.executable, *flags, str(APP)], cwd=folder, env=environment(folder, port) | variables, stdin=subprocess.DEVNULL,
-            stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        wait_for_page(process, port, folder / "page.txt")
-        yield f"http://127.0.0.1:{port}/", time.perf_counter() - began
-    finally:
-        try:
-            for run in list_runs(folder / "runs"):
-                stop(run)
-        finally:
-            end(process)
-
-
-def environment(folder: Path, port: int) -> dict[str, str]:
-    """The environment of a page that touches nothing of the user's: its runs, cache and uploads are in ``folder``."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("KD_SHARED", "SPACE_ID")}
-    return {
-        **kept,
-        "KD_RUNS_DIR": str(folder / "runs"),
-        "KD_CACHE_DIR": str(folder / "cache"),
-        "GRADIO_TEMP_DIR": str(folder / "uploads"),
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "GRADIO_SERVER_PORT": str(port),
-    }
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def wait_for_page(process: subprocess.Popen, port: int, log: Path) -> None:
-    """Until ``GET /`` is answered with 200. Raises ``UserError`` if the process ends, or after ``ANSWER_SECONDS``."""
-    end = time.monotonic() + ANSWER_SECONDS
-    while not answers(port):
-        if process.poll() is not None or time.monotonic() > end:
-            lines = [line for line in log.read_text(errors="replace").splitlines() if "import time:" not in line]
-            raise UserError(f"{APP} does not answer: {lines[-1] if lines else 'it said nothing'}")
-        time.sleep(0.02)
-
-
-def answers(port: int) -> bool:
-    """Whether ``GET /`` is answered with 200. Not through urllib, which would ask a proxy."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 def imported(log: str) -> dict[str, bool | None]:
-    """Which of ``HEAVY`` a process imported, from what ``python -X importtime`` printed; ``None`` where it printed
-    nothing."""
+    """Tell which of ``HEAVY`` a process imported, from what ``python -X importtime`` printed.
+
+    ``None`` where it printed nothing.
+    """
     names = {line.rsplit("|", 1)[1].strip() for line in log.splitlines() if line.startswith("import time:")}
     return {name: name in names if names else None for name in HEAVY}
-
-
-def end(process: subprocess.Popen) -> None:
-    """End the page's process, kindly first."""
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def stop(run: Run) -> None:
-    """Ask a run to stop, kill it after ``STOP_SECONDS``, and wait until its process has gone: it takes a second to
-    leave once the run is closed, and would slow what is measured next."""
-    with suppress(RunDeleted):
-        if run.status() not in CLOSED:
-            run.ask_to_stop()
-            if not until(lambda: run.status() in CLOSED and not run.is_locked(), STOP_SECONDS):
-                kill(run)
-        begun = run.last("started")
-        if begun:
-            until(lambda: has_gone(begun["pid"]), LEAVE_SECONDS)
-
-
-def until(what: Callable[[], bool], seconds: float) -> bool:
-    """Wait for ``what()`` to be true, so long at most; whether it was."""
-    end = time.monotonic() + seconds
-    while not (true := what()) and time.monotonic() < end:
-        time.sleep(0.1)
-    return true
-
-
-def has_gone(pid: int) -> bool:
-    """Whether a process has ended, be it that nobody has collected it yet. Where there is no /proc: yes."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-def kill(run: Run) -> None:
-    """Kill the process of a run and those that it started."""
-    begun = run.last("started")
-    if begun:
-        with suppress(ProcessLookupError):
-            os.killpg(begun["pid"], signal.SIGKILL)
 
 
 # --- The browser
@@ -294,7 +162,7 @@ def kill(run: Run) -> None:
 
 @contextmanager
 def browser() -> "Iterator[Browser]":
-    """A Chromium. Raises ``UserError`` where it or Playwright is missing, or it gives up."""
+    """Start Chromium. Raises ``UserError`` where it or Playwright is missing, or the browser fails."""
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as problem:
@@ -310,16 +178,16 @@ def browser() -> "Iterator[Browser]":
                 with suppress(Error):
                     chromium.close()
     except Error as problem:
-        raise UserError(f"The browser did not get on: {problem.message.splitlines()[0]}") from problem
+        raise UserError(f"The browser failed: {problem.message.splitlines()[0]}") from problem
 
 
 def open_chromium(kind: "BrowserType") -> "Browser":
-    """The system's Chromium, or else Playwright's own. Raises ``UserError`` where there is neither."""
+    """Start the system's Chromium, or else Playwright's own. Raises ``UserError`` where there is neither."""
     from playwright.sync_api import Error
 
     path = CHROMIUM if CHROMIUM.exists() else None
     try:
-        # Left to Playwright, a Ctrl-C would take the browser away from under us.
+        # With Playwright's own handler, Ctrl-C would end the browser before we have ended the page.
         return kind.launch(executable_path=path, args=FLAGS, handle_sigint=False)
     except Error as problem:
         raise UserError(
@@ -331,17 +199,18 @@ def open_chromium(kind: "BrowserType") -> "Browser":
 def first_point(
     chromium: "Browser", url: str, folder: Path, epochs: int | None = None
 ) -> "tuple[Page, Run, dict[str, float]]":
-    """A new visitor clicks on Distill, and nothing else unless ``epochs`` are given (which change nothing before the
-    first step): the page, the run, and seconds by stage until the first point is drawn.
+    """Open the page as a new visitor and click on Distill; return the page, the run and the seconds of each stage until
+    the first point is drawn.
 
-    Raises ``UserError`` where the run ends before that.
+    If ``epochs`` are given they are set first, which changes nothing before the first step. Raises ``UserError`` where the
+    run ends too early.
     """
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(ANSWER_SECONDS * 1000)
     page.goto(url)
     if epochs:
         page.locator("#set-epochs input").fill(str(epochs))
-    page.locator("#live .kd-empty").wait_for()  # the page has asked whether there is a run to show
+    page.locator("#live .kd-empty").wait_for()  # the page knows now that there is no run to show
     page.evaluate("addEventListener('click', () => { window.clicked = Date.now() }, { capture: true })")
     page.locator("#distill").click()
     drawn = page.wait_for_function(
@@ -354,7 +223,7 @@ def first_point(
 
 
 def stages(events: list[dict[str, Any]], clicked: float, drawn: float) -> dict[str, float]:
-    """Seconds of each of ``STAGES`` between the click and the drawing of the first point (Unix seconds)."""
+    """Return the seconds of each of ``STAGES``, from the click to the drawing of the first point (both Unix seconds)."""
     first = {event["event"]: event for event in reversed(events)}
     moments = {name: first[name]["time"] for name in STAGES if name in first}
     moments |= {"loaded": first["data"]["time"] - first["data"]["seconds"], "page": drawn}
@@ -365,31 +234,31 @@ def stages(events: list[dict[str, Any]], clicked: float, drawn: float) -> dict[s
 
 
 def watch(page: "Page", url: str, run: Run, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``poll`` and ``watching``: the page is opened on a run that trains and closed again, ``rounds`` times.
+    """Open the page on a run that trains and close it again, ``rounds`` times; return ``poll`` and ``watching``.
 
-    Both in one run, side by side: on a machine with other users, two runs one after the other differ by more than
-    watching costs. Chromium stays, on an empty page; only the watching comes and goes. Playwright's own share in the
-    watching, a small one, is in the figure.
+    One run is measured with and without the page: on a machine with other users, two runs differ by more than an open
+    page costs. The browser stays open on an empty page. The figure includes what Playwright itself costs, which is
+    little.
     """
     windows: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
     polls: list[dict[str, float]] = []
     for _ in range(rounds):
         page.goto(url)
         page.wait_for_function(f"{POINTS} > 0", polling=100)
-        asked, window = look(page)
+        requests, window = record(page)
         windows["with"].append(window)
-        polls += [poll_of(request) for request in asked if '"poll"' in (request.post_data or "")]
+        polls += [poll_of(request) for request in requests if '"poll"' in (request.post_data or "")]
         page.goto("about:blank")
-        windows["without"].append(look(page)[1])
+        windows["without"].append(record(page)[1])
     return medians(polls), throughput(run.events(), windows)
 
 
-def look(page: "Page") -> "tuple[list[Request], tuple[float, float]]":
-    """One window, after a while for settling: the requests that were answered in it, its ends (Unix seconds)."""
-    asked: list[Request] = []
+def record(page: "Page") -> "tuple[list[Request], tuple[float, float]]":
+    """Wait ``SETTLE_SECONDS``, then one window; return the requests answered in it, and its ends (Unix seconds)."""
+    requests: list[Request] = []
 
     def note(request: "Request") -> None:
-        asked.append(request)
+        requests.append(request)
 
     page.wait_for_timeout(SETTLE_SECONDS * 1000)
     page.on("requestfinished", note)
@@ -397,11 +266,11 @@ def look(page: "Page") -> "tuple[list[Request], tuple[float, float]]":
     page.wait_for_timeout(WINDOW_SECONDS * 1000)
     window = began, time.time()
     page.remove_listener("requestfinished", note)
-    return asked, window
+    return requests, window
 
 
 def poll_of(request: "Request") -> dict[str, float]:
-    """What one request cost: bytes, and milliseconds from its start to the last byte of its answer."""
+    """Return the bytes of a request, and the milliseconds from its start to the last byte of its answer."""
     sizes = request.sizes()
     return {
         "asked_bytes": sizes["requestBodySize"],
@@ -415,9 +284,9 @@ def poll_of(request: "Request") -> dict[str, float]:
 
 
 def medians(polls: list[dict[str, float]]) -> dict[str, Any]:
-    """The median of each figure, and how many polls there were (``n``). Raises ``UserError`` if there was none."""
+    """Return the median of each figure and the number of polls (``n``). Raises ``UserError`` if there was none."""
     if not polls:
-        raise UserError("The page did not ask for news of the run while it was open.")
+        raise UserError("The page did not poll the run while it was open.")
     middle = {name: statistics.median(poll[name] for poll in polls) for name in polls[0]}
     return {name: round(value, 1) if name == "milliseconds" else round(value) for name, value in middle.items()} | {
         "n": len(polls)
@@ -425,19 +294,19 @@ def medians(polls: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def throughput(events: list[dict[str, Any]], windows: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
-    """What watching costs: ``windows`` are the spans (Unix seconds) ``with`` a page open and ``without``, in turns.
+    """Compare the throughput of training ``with`` a page open and ``without``; ``windows`` are in Unix seconds.
 
     Returns:
         ``images_per_second``: the medians over the step events wholly inside a window, ``with`` and ``without``;
-        ``ratio``: the first through the second, below 1 where watching slows training; ``rounds``: the ratio in each
-        round alone, for an idea of the noise; ``events``: how many there were.
+        ``ratio``: the first divided by the second, below 1 where an open page slows training; ``rounds``: the ratio of
+        each round, which shows the noise; ``events``: how many step events there were.
 
     Raises:
         UserError: where a window has no step event wholly inside.
     """
     speeds = {name: [speeds_inside(events, window) for window in spans] for name, spans in windows.items()}
     if not all(found for spans in speeds.values() for found in spans):
-        raise UserError("The run told of no step while it was looked at: it ended early, or a step takes seconds.")
+        raise UserError("The run reported no step in a window: it ended early, or a step takes seconds.")
     middle = {name: statistics.median(chain(*spans)) for name, spans in speeds.items()}
     pairs = zip(speeds["with"], speeds["without"], strict=True)
     return {
@@ -449,8 +318,10 @@ def throughput(events: list[dict[str, Any]], windows: dict[str, list[tuple[float
 
 
 def speeds_inside(events: list[dict[str, Any]], window: tuple[float, float]) -> list[float]:
-    """``images_per_second`` of the step events that lie wholly in a window. Each tells of the time since the event
-    before it, at most."""
+    """Return ``images_per_second`` of the step events that lie wholly in a window.
+
+    A step event is about the time since the event before it.
+    """
     return [
         event["images_per_second"]
         for before, event in pairwise(events)

@@ -1,6 +1,6 @@
 """Remake the embedded sample and its teacher: ``python -m kd sample build``.
 
-The pictures are Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017, arXiv:1708.07747; MIT licence) as Debian's
+The images are Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017, arXiv:1708.07747; MIT licence) as Debian's
 package ``dataset-fashion-mnist`` installs them. Everything is seeded: the splits are the same on every machine.
 """
 
@@ -51,14 +51,14 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in a gzipped IDX file (http://yann.lecun.com/exdb/mnist): uint8, ``[N, 28, 28]`` or ``[N]``."""
+    """Read the array in a gzipped IDX file (http://yann.lecun.com/exdb/mnist): uint8, ``[N, 28, 28]`` or ``[N]``."""
     raw = gzip.decompress(path.read_bytes())
     shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 
 def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """``size`` indices with an equal share of each class, sorted. Raises ``ValueError`` if a share is not whole."""
+    """Draw ``size`` indices, as many of each class, sorted. Raises ``ValueError`` if that is not a whole number."""
     classes = np.unique(labels)
     share, rest = divmod(size, len(classes))
     if rest:
@@ -68,8 +68,10 @@ def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
 
 
 def split(source: Path = SOURCE) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Pictures and labels of ``train``, ``validation``, ``test`` and of ``teacher`` (all of the official training
-    set that is not in ``validation``). The test split comes from the official test set, which nothing trains on.
+    """Return images and labels of ``train``, ``validation``, ``test`` and ``teacher``.
+
+    ``teacher`` is the official training set without ``validation``. ``test`` is part of the official test set, on which
+    nothing is trained.
 
     Raises ``FileNotFoundError`` where the Debian package is not installed.
     """
@@ -94,14 +96,14 @@ def split(source: Path = SOURCE) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """The PNG file of a grey picture ``[28, 28]`` uint8."""
+    """Return the PNG file of a grey image, ``[28, 28]`` uint8."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def write_dataset(splits: dict, folder: Path) -> None:
-    """``folder/{train,validation,test}.parquet`` with `datasets` features, the licence and a card."""
+    """Write ``folder/{train,validation,test}.parquet`` with the features of ``datasets``, the licence and a card."""
     folder.mkdir(parents=True, exist_ok=True)
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=CLASSES)})
     for name in SIZES:
@@ -121,17 +123,17 @@ def write_dataset(splits: dict, folder: Path) -> None:
 
 
 def write_examples(splits: dict, folder: Path) -> None:
-    """A dozen pictures of the test split as PNG: one of each class and a second of the two that are mixed up most."""
+    """Write a dozen test images as PNG: one of each class, and a second of the two that are confused most often."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels, labels = splits["test"]
     for nth, label in [*((0, c) for c in range(10)), (1, CLASSES.index("Shirt")), (1, CLASSES.index("Coat"))]:
         name = CLASSES[label].lower().replace("/", "-").replace(" ", "-")
-        picture = pixels[np.flatnonzero(labels == label)[nth]]
-        (folder / f"{name}-{nth + 1}.png").write_bytes(png(picture))
+        image = pixels[np.flatnonzero(labels == label)[nth]]
+        (folder / f"{name}-{nth + 1}.png").write_bytes(png(image))
 
 
 def teacher_model():
-    """A ResNet of 1.6 M parameters for 56 px: at 28 px the stem's stride of four would leave 7 x 7 pixels."""
+    """Build a ResNet of 1.6 M parameters for 56 px: at 28 px the stem, with a stride of four, would leave 7 x 7 pixels."""
     return ResNetForImageClassification(
         ResNetConfig(
             embedding_size=64, hidden_sizes=[64, 128, 256], depths=[2, 2, 1], layer_type="basic",
@@ -141,7 +143,7 @@ def teacher_model():
 
 
 def teacher_processor(pixels: np.ndarray):
-    """The teacher's processor: 56 px, bilinear, mean and deviation of ``pixels`` (``[N, 28, 28]`` uint8)."""
+    """Return the teacher's processor: 56 px, bilinear, mean and standard deviation of ``pixels`` (``[N, 28, 28]`` uint8)."""
     mean, std = round(float(pixels.mean()) / 255, 4), round(float(pixels.std()) / 255, 4)
     return ViTImageProcessorPil(
         size={"height": 56, "width": 56}, resample=2, image_mean=[mean] * 3, image_std=[std] * 3
@@ -149,7 +151,7 @@ def teacher_processor(pixels: np.ndarray):
 
 
 def jitter(batch, generator):
-    """``[B, 1, 28, 28]`` moved by up to two pixels, half of them mirrored, an 8 px square of half of them blanked."""
+    """Shift images ``[B, 1, 28, 28]`` by up to two pixels, mirror half of them, blank an 8 px square of half of them."""
     b, _, h, w = batch.shape
     dy, dx = torch.randint(0, 5, (2, b, 1), generator=generator)
     rows, cols = dy + torch.arange(h), dx + torch.arange(w)
@@ -164,9 +166,11 @@ def jitter(batch, generator):
     return moved.masked_fill(hole & blanked, 0)[:, None]
 
 
-def train_teacher(splits: dict, folder: Path, epochs: int, say=print) -> list[dict]:
-    """Train the teacher on ``splits["teacher"]``, save it to ``folder`` and return a row an epoch
-    (``epoch, seconds, loss, validation``). The last epoch is kept: nothing is chosen on any split."""
+def train_teacher(splits: dict, folder: Path, epochs: int, tell=print) -> list[dict]:
+    """Train the teacher on ``splits["teacher"]`` and save it to ``folder``; return a row for each epoch.
+
+    A row is ``epoch, seconds, loss, validation``. The last epoch is kept: nothing is chosen on any split.
+    """
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
     model = teacher_model().to(memory_format=torch.channels_last)
@@ -209,14 +213,14 @@ def train_teacher(splits: dict, folder: Path, epochs: int, say=print) -> list[di
             "validation": accuracy(*splits["validation"]),
         }
         log.append(row)
-        say(json.dumps(row), flush=True)
+        tell(json.dumps(row), flush=True)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return log
 
 
 def measure_teacher(assets: Path) -> float:
-    """The saved teacher's accuracy on the saved test split, by the ruler that every run uses."""
+    """Return the accuracy of the saved teacher on the saved test split, scored as every run scores its models."""
     splits = load_splits(DistillConfig(dataset=str(assets / "sample")))
     teacher = load_teacher(str(assets / "sample-teacher"), splits.classes)
     found = score(teacher, teacher.processor, splits.test, torch.device("cpu"))
@@ -224,7 +228,7 @@ def measure_teacher(assets: Path) -> float:
 
 
 def write_teacher_card(folder: Path, log: list[dict], test: float) -> None:
-    """The teacher's README: what it is, how well it does, and the log of its training."""
+    """Write the teacher's README: what it is, its accuracy, and the log of its training."""
     rows = "".join(f"| {r['epoch']} | {r['seconds']} | {r['loss']:.4f} | {r['validation']:.1%} |\n" for r in log)
     (folder / "README.md").write_text(
         "---\nlicense: mit\npipeline_tag: image-classification\nlibrary_name: transformers\n---\n\n"
@@ -240,12 +244,12 @@ def write_teacher_card(folder: Path, log: list[dict], test: float) -> None:
     )
 
 
-def build(assets: Path, source: Path = SOURCE, epochs: int = 20, say=print) -> None:
+def build(assets: Path, source: Path = SOURCE, epochs: int = 20, tell=print) -> None:
     """Write ``assets/sample`` and ``assets/examples``, and train ``assets/sample-teacher``."""
     splits = split(source)
     write_dataset(splits, assets / "sample")
     write_examples(splits, assets / "examples")
-    say(f"Wrote {assets / 'sample'} and {assets / 'examples'}.", flush=True)
-    log = train_teacher(splits, assets / "sample-teacher", epochs, say)
+    tell(f"Wrote {assets / 'sample'} and {assets / 'examples'}.", flush=True)
+    log = train_teacher(splits, assets / "sample-teacher", epochs, tell)
     write_teacher_card(assets / "sample-teacher", log, measure_teacher(assets))
-    say(f"Wrote {assets / 'sample-teacher'}.", flush=True)
+    tell(f"Wrote {assets / 'sample-teacher'}.", flush=True)

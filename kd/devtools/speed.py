@@ -1,8 +1,8 @@
-"""How fast: the guide's way, ours, and the ceiling, side by side on this machine.
+"""The benchmark: the throughput of the Transformers guide's code, of ours, and of the student alone, on this machine.
 
-Each way (a *row*, see ``kd.devtools.contenders``) works in a process of its own, so that its memory and its allocator are its
-own; they take turns, a few steps each, so that a noisy moment hits all of them, and the medians of the rounds are
-compared. Nothing here is for training: a run never imports it.
+Each of these (a *row*, see ``kd.devtools.contenders``) trains in a process with memory and an allocator of its own. They
+take turns of a few steps, so that a noisy moment hits all of them, and the medians of the rounds are compared. No run
+imports this.
 """
 
 import multiprocessing
@@ -17,46 +17,43 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kd.devtools.contenders import SCALES, Cost, Plan, prepare, work_on
+from kd.devtools.contenders import SCALES, Execute, Row, work_on_row
+from kd.devtools.timing import Cost
+from kd.devtools.workload import Plan, prepare
 from kd.errors import UserError
 from kd.runs.process import KEEP_MEMORY
 
+# The rows of `kd bench`, and of its flags.
 ROWS = ("guide", "online", "cached", "ceiling", "plain", "student only")
-
 FULL_ROWS = ("guide", "online", "cached")
-
 SWEEP_ROWS = ("cached", "student only")
-
 SCALE_ROWS = tuple(f"cached {times}x" for times in SCALES)
 
-AS_IT_COMES = ("guide", "plain")
-"""The rows whose process has the allocator's own settings."""
+# The rows whose process keeps the default settings of the allocator.
+DEFAULT_ALLOCATOR_ROWS = ("guide", "plain")
 
 SWEEP_POINTS = 12
 
+# In the order of a run.
 STAGES = (
     "start", "decode", "crop", "targets", "forward/backward", "optimiser", "Trainer and callbacks", "evaluation",
     "saving",
 )  # fmt: skip
-"""In the order of a run."""
 
 
-def measure_speed(
-    plan: Plan, rows: tuple[str, ...], folder: Path, tell: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
-    """Each row's ``images_per_second``, ``recipe_seconds``, ``peak_mb``, ``stages`` and what they were made from."""
-    workers = {}
+def measure_speed(rows: list[Row], tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Measure the ``images_per_second``, ``recipe_seconds``, ``peak_mb`` and ``stages`` of each row, by its name."""
+    plan = rows[0].plan
+    workers, answers = {}, {}
     with ExitStack() as stack:
         for row in rows:
-            tell(f"{row}: setting up")
-            workers[row] = stack.enter_context(worker(row, plan, folder))
-            if not plan.full:
-                receive(workers[row], row)  # one at a time: two that decode would slow each other
-            else:
-                workers[row] = receive(workers[row], row)
+            tell(f"{row.name}: setting up")
+            workers[row.name] = stack.enter_context(worker(row))
+            # One after the other: two that decode at the same time would slow each other.
+            answers[row.name] = receive(workers[row.name], row.name)
         if plan.full:
-            return {row: finish_full(facts) for row, facts in workers.items()}
-        turns: dict[str, list[tuple[float, dict]]] = {row: [] for row in rows}
+            return {row: finish_full(facts) for row, facts in answers.items()}
+        turns: dict[str, list[tuple[float, dict]]] = {row: [] for row in workers}
         for turn in range(plan.rounds):
             for row, connection in workers.items():
                 connection.send("stages" if turn == plan.rounds - 1 else "go")
@@ -74,15 +71,15 @@ def measure_speed(
 
 
 @contextmanager
-def worker(row: str, plan: Plan, folder: Path) -> Iterator[Any]:
-    """A row's process, as a connection; it ends with the context."""
+def worker(row: Row) -> Iterator[Any]:
+    """Start the process of a row and yield the connection to it; the process ends with the context."""
     context = multiprocessing.get_context("spawn")
     ours_, theirs = context.Pipe()
     before = dict(os.environ)
-    os.environ.update({} if row in AS_IT_COMES else KEEP_MEMORY)
-    os.environ["KD_CACHE_DIR"] = str(folder / f"cache-{row.replace(' ', '-')}")
+    os.environ.update({} if row.name in DEFAULT_ALLOCATOR_ROWS else KEEP_MEMORY)
+    os.environ["KD_CACHE_DIR"] = str(row.folder / f"cache-{row.name.replace(' ', '-')}")
     try:
-        process = context.Process(target=work_on, args=(row, plan, folder, theirs), daemon=False)
+        process = context.Process(target=work_on_row, args=(row, theirs), daemon=False)
         process.start()
     finally:
         os.environ.clear()
@@ -97,20 +94,20 @@ def worker(row: str, plan: Plan, folder: Path) -> Iterator[Any]:
 
 
 def receive(connection: Any, row: str) -> Any:
-    """What a row's process says next. Raises its ``UserError``, or one if it has ended."""
+    """Return the next answer of a row's process. Raises its ``UserError``, or one that says that it has ended."""
     try:
-        said = connection.recv()
+        answer = connection.recv()
     except EOFError:
-        raise UserError(f"The bench's process of {row!r} ended without an answer; see its words above.") from None
-    if isinstance(said, UserError):
-        raise said
-    return said
+        raise UserError(f"The benchmark's process of {row!r} ended without an answer; see its output above.") from None
+    if isinstance(answer, UserError):
+        raise answer
+    return answer
 
 
 def finish(plan: Plan, facts: dict[str, Any], turns: list[tuple[float, dict]]) -> dict[str, Any]:
-    """A row's figures: the median of its turns, and its recipe's seconds by stage with the arithmetic.
+    """Return the figures of a row: the median of its turns, and the seconds of its recipe, with the arithmetic.
 
-    Where a row has no recipe, ``recipe_seconds`` is ``None`` and ``stages`` are those of a step.
+    Where a row has no recipe, ``recipe_seconds`` is ``None`` and ``stages`` are the shares of a step.
     """
     speed = statistics.median(speed for speed, _ in turns)
     step, costs = turns[-1][1], facts.pop("costs")
@@ -138,29 +135,36 @@ def finish(plan: Plan, facts: dict[str, Any], turns: list[tuple[float, dict]]) -
 
 
 def rounded(shares: dict[str, float]) -> dict[str, float]:
+    """Round the shares of the stages, in the order of a run."""
     return {stage: round(shares[stage], 4) for stage in STAGES if stage in shares}
 
 
 def finish_full(facts: dict[str, Any]) -> dict[str, Any]:
-    """A row that was run from beginning to end."""
+    """Return the figures of a row whose whole recipe was run."""
     return {"images_per_second": None, "recipe_seconds": round(facts["seconds"], 1), "stages": {}, **facts}
 
 
-def bench(plan: Plan, rows: tuple[str, ...] = ROWS, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """``rows`` side by side: figures in ``rows`` by name, ``ratios``, ``machine`` and the ``plan``.
+def bench(
+    plan: Plan,
+    rows: tuple[str, ...] = ROWS,
+    tell: Callable[[str], None] = lambda text: None,
+    execute: Execute | None = None,
+) -> dict[str, Any]:
+    """Measure ``rows`` and return their figures (``rows``, by name), ``ratios``, ``machine`` and the ``plan``.
 
-    Raises ``UserError`` where the teacher, the pictures or the student cannot be had.
+    ``execute`` (``kd.distill.execute``) is needed where the plan is ``full``. Raises ``UserError`` where the teacher, the
+    images or the student cannot be loaded.
     """
     with tempfile.TemporaryDirectory(prefix="kd-bench-") as name:
         folder = Path(name)
         tell("making the teacher and the pictures")
         prepare(plan, folder)
-        found = measure_speed(plan, rows, folder, tell)
+        found = measure_speed([Row(name, plan, folder, execute) for name in rows], tell)
     return {"rows": found, "ratios": ratios(plan, found), "machine": machine(), "plan": asdict(plan)}
 
 
 def ratios(plan: Plan, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The figures that the project is held to, of the rows that there are."""
+    """Return the ratios that the project promises, as far as their rows were measured."""
 
     def of(figure: str, one: str, other: str) -> float | None:
         values = [rows.get(row, {}).get(figure) for row in (one, other)]
@@ -179,7 +183,10 @@ def ratios(plan: Plan, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def four_views_ratio(plan: Plan, rows: dict[str, dict[str, Any]]) -> float | None:
-    """``recipe_guide_over_cached`` if the teacher saw four views; ``None`` where the row was measured in full."""
+    """Return ``recipe_guide_over_cached`` as it would be if the teacher saw four views.
+
+    ``None`` where whole recipes were run: then it is not known what the targets cost.
+    """
     cached = rows["cached"]
     targets = cached["recipe_seconds"] * cached["stages"].get("targets", 0)
     if not targets:
@@ -189,20 +196,22 @@ def four_views_ratio(plan: Plan, rows: dict[str, dict[str, Any]]) -> float | Non
 
 
 def sweep_ratio(rows: dict[str, dict[str, Any]], points: int = SWEEP_POINTS) -> float:
-    """Seconds of a sweep over those of as many trainings without a teacher."""
+    """Divide the seconds of a sweep by those of as many trainings without a teacher."""
     sweep, students = (sweep_seconds(rows[row], points) for row in SWEEP_ROWS)
     return round(sum(sweep.values()) / sum(students.values()), 3)
 
 
 def sweep_seconds(row: dict[str, Any], points: int = SWEEP_POINTS) -> dict[str, float]:
-    """What ``points`` runs of a row cost: seconds of ``decode`` and ``teacher`` (its targets and scores), which the
-    first run leaves for the others, and of the ``rest``."""
+    """Return what ``points`` runs of a row cost, in seconds.
+
+    ``decode`` and ``teacher`` (its targets and scores) are spent once, by the first run; the ``rest`` by every run.
+    """
     shared = row["shared_seconds"]
     return {**shared, "rest": round(points * (row["recipe_seconds"] - sum(shared.values())), 1)}
 
 
 def table(found: dict[str, Any]) -> list[list[str]]:
-    """What ``bench`` returned, the head first, then a line a row."""
+    """Format what ``bench`` returned as a table: the head, then a line for each row."""
     stages = [stage for stage in STAGES if any(stage in row["stages"] for row in found["rows"].values())]
     lines = [["", "images/s", "recipe s", "peak MB", "precision", *stages]]
     for name, row in found["rows"].items():
@@ -216,7 +225,7 @@ def table(found: dict[str, Any]) -> list[list[str]]:
 
 
 def notes(plan: Plan, found: dict[str, Any]) -> list[str]:
-    """What a reader of the table needs: how its recipes were reckoned, ratios, the machine."""
+    """List what the table does not say: how the seconds of its recipes were computed, the ratios, the machine."""
     rows = found["rows"]
     recipe = (
         f"The recipe: {plan.epochs} epochs on {plan.images:,} pictures of {plan.image_size} px, batch {plan.batch_size}, "
@@ -241,7 +250,7 @@ def notes(plan: Plan, found: dict[str, Any]) -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """What all this was measured on."""
+    """Describe the machine and the versions with which all this was measured."""
     import torch
 
     info = Path("/proc/cpuinfo")

@@ -1,8 +1,8 @@
-"""A study: the same settings with a few changes, over seeds, each compared with one of them on the same test pictures.
+"""A study: variants of the same settings, trained with several seeds and compared on the same test images.
 
-``python -m kd study FILE`` reads what to do from a JSON file and appends each training's result to ``FILE.results`` as it
-comes; begun again, it goes on where it was. Everything that is said is reckoned from that file alone. A result knows its
-settings and its test pictures: one of others is not counted.
+``python -m kd study FILE`` reads the study from a JSON file and adds the result of each training to ``FILE.results``; when
+it is started again, it goes on from there. Its table is computed from that file alone. A result has its settings and the
+fingerprint of its test split: those of other settings or another split are not counted.
 """
 
 import base64
@@ -23,18 +23,22 @@ from kd.runs.process import finish_run
 from kd.runs.run import Run
 from kd.runs.store import create_run, list_runs, local_owner, resolve, with_upload
 from kd.system.ids import ID
+from kd.text import count_of
 
+# What the JSON file of a study can have.
 KEYS = ("preset", "settings", "vary", "seeds", "against")
-
-APART = ("seed", "device")
-"""Settings that a result does not keep among the others: the one is beside them, the other is the machine's."""
+# Settings that are not among the settings of a result: the seed is a field of its own, the device is the machine's.
+NOT_COMPARED = ("seed", "device")
 
 
 @dataclass(frozen=True)
 class Study:
-    """``vary``: label -> the settings (public names) that it changes; ``against`` is the label that the others are
-    compared with, ``None`` for no comparison. ``$NAMES`` in them are of the environment, so that they name no one's
-    folders."""
+    """The JSON file of a study.
+
+    ``vary`` has the settings (by their public names) that each label changes; ``against`` is the label with which the
+    others are compared, ``None`` for no comparison. Values may contain environment variables, such as ``$PHOTOS``, so
+    that the file needs to name nobody's folders.
+    """
 
     path: Path
     preset: str
@@ -48,19 +52,22 @@ class Study:
         return self.path.with_name(self.path.name + ".results")
 
     def asked(self, label: str, seed: int) -> DistillConfig:
-        """What is varied has the last word, and before it what comes with its recipe and method. Raises ``ValueError``."""
+        """Return the settings of one training as the file gives them. Raises ``ValueError``.
+
+        The settings of the label come first, then those of its recipe and method, then those that all labels share.
+        """
         own = self.vary[label]
-        brought = {**RECIPES.get(str(own.get("recipe")), {}), **METHODS.get(str(own.get("method")), {})}
-        return DistillConfig.preset(self.preset, **{**self.settings, **brought, **own, "seed": seed})
+        implied = {**RECIPES.get(str(own.get("recipe")), {}), **METHODS.get(str(own.get("method")), {})}
+        return DistillConfig.preset(self.preset, **{**self.settings, **implied, **own, "seed": seed})
 
     def config(self, label: str, seed: int) -> DistillConfig:
-        """``asked`` on this machine. Raises ``UserError`` for a name that the environment has not."""
+        """Return ``asked`` with environment variables replaced. Raises ``UserError`` for one that is not set."""
         asked = self.asked(label, seed).to_dict()
         return DistillConfig.from_dict({name: _expanded(name, value) for name, value in asked.items()})
 
 
 def load_study(path: Path) -> Study:
-    """Read a study. Raises ``UserError`` in words where the file is not there, not JSON, or not a study."""
+    """Read a study. Raises ``UserError`` if the file cannot be read, is not JSON, or is not a study."""
     try:
         asked = json.loads(Path(path).read_text())
     except OSError as error:
@@ -94,7 +101,7 @@ def load_study(path: Path) -> Study:
 
 
 def check_study_teacher(teacher: str) -> None:
-    """Raises ``ValueError`` for one that is another run's student by the time of the next training."""
+    """Raise ``ValueError`` for a teacher that may be another run by the time of the next training (``run:last``)."""
     if teacher.startswith(RUN_TEACHER) and not ID.fullmatch(teacher.removeprefix(RUN_TEACHER)):
         raise ValueError(
             f"the teacher {teacher} is not always the same run. Give the whole id, as `python -m kd runs` has it."
@@ -110,8 +117,8 @@ def _expanded(name: str, value: Any) -> Any:
     return expanded
 
 
-def kept(study: Study) -> list[dict[str, Any]]:
-    """All of the file's results; a line that a killed process left half written is not one. Raises ``UserError``."""
+def read_results(study: Study) -> list[dict[str, Any]]:
+    """Read all results of the file, except for a line that a killed process left half written. Raises ``UserError``."""
     try:
         lines = study.results.read_text().split("\n")[:-1]
     except FileNotFoundError:
@@ -119,41 +126,42 @@ def kept(study: Study) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
-        raise UserError(f"{study.results} has a line that is not a result: {error}. Mend or remove it.") from error
+        raise UserError(f"{study.results} has a line that is not a result: {error}. Correct or remove it.") from error
 
 
-def rows_of(study: Study) -> list[dict[str, Any]]:
-    """The results of what the study asks for today: of its labels and seeds, each with its settings."""
+def current_results(study: Study) -> list[dict[str, Any]]:
+    """Return the results that belong to the study as it is now: to its labels, its seeds and their settings."""
     return [
         row
-        for row in kept(study)
-        if row["label"] in study.vary and row["seed"] in study.seeds and _is_as_asked(study, row)
+        for row in read_results(study)
+        if row["label"] in study.vary and row["seed"] in study.seeds and _has_current_settings(study, row)
     ]
 
 
-def _is_as_asked(study: Study, row: dict[str, Any]) -> bool:
-    """A setting that the row does not know, as it is younger, had its default; an old row knows none, and is of nothing."""
-    if not row.keys() >= {"settings", "test"}:
-        return False
-    asked = settings_of(study.asked(row["label"], row["seed"]))
-    return {**settings_of(DistillConfig()), **row["settings"]} == asked
+def _has_current_settings(study: Study, row: dict[str, Any]) -> bool:
+    """Tell whether a result was trained with what the study asks for now.
+
+    A setting that did not exist yet when the result was written counts with its default.
+    """
+    now = compared_settings(study.asked(row["label"], row["seed"]))
+    return {**compared_settings(DistillConfig()), **row["settings"]} == now
 
 
-def settings_of(config: DistillConfig) -> dict[str, Any]:
-    """What a result must have been trained with to be one of ``config``."""
-    return {name: value for name, value in config.to_dict().items() if name not in APART}
+def compared_settings(config: DistillConfig) -> dict[str, Any]:
+    """Return the settings by which results of a study are told apart."""
+    return {name: value for name, value in config.to_dict().items() if name not in NOT_COMPARED}
 
 
-def test_pictures(config: DistillConfig) -> str:
-    """A hash of the test split, the same wherever it lies."""
+def fingerprint_of_test_split(config: DistillConfig) -> str:
+    """Return a hash of the images and labels of the test split, the same in any folder."""
     from kd.data.pixels import fingerprint
     from kd.data.splits import load_splits
 
     return fingerprint(load_splits(config).test)
 
 
-def keep(study: Study, row: dict[str, Any]) -> None:
-    """Add a result, in the place of a line that a killed process has left half written."""
+def add_result(study: Study, row: dict[str, Any]) -> None:
+    """Add a result to the file, in place of a line that a killed process left half written."""
     with study.results.open("a+b") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
@@ -161,12 +169,12 @@ def keep(study: Study, row: dict[str, Any]) -> None:
 
 
 def work_on_study(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
-    """Train what is missing, seed by seed, so that comparisons are in pairs early.
+    """Train what is missing, all labels for one seed after the other, so that they can be compared early.
 
-    Raises ``UserError`` where the file's results are of other test pictures, before anything is trained, and where a run
-    ends before it is done; what came before is kept.
+    Raises ``UserError``, before anything is trained, if the results in the file are of other test images; and if a run
+    ends before it is done: the results so far are in the file.
     """
-    done = rows_of(study)
+    done = current_results(study)
     missing = [
         (seed, label)
         for seed in study.seeds
@@ -175,43 +183,38 @@ def work_on_study(study: Study, folder: Path, tell: Callable[[str], None]) -> No
     ]
     if not missing:
         return
-    tests: dict[tuple, str] = {}
-    for label in study.vary:
-        config = with_upload(study.config(label, study.seeds[0]), folder, local_owner(folder))
-        pictures = tuple(getattr(config, name) for name in OF_PICTURES)
-        tests[pictures] = tests.get(pictures) or test_pictures(config)
-        if others := [row for row in done if row["label"] == label and row["test"] != tests[pictures]]:
-            raise UserError(
-                f"{study.results} holds {len(others)} result{'s' * (len(others) > 1)} of {label!r} on other test pictures than "
-                f"those that {config.dataset} gives now. Move that file away, or name the pictures that it is of."
-            )
+    check_test_splits(study, folder, done)
     for seed, label in missing:
-        run = trained(
+        run = train_to_the_end(
             study.config(label, seed), folder, lambda text, at=(label, seed): tell(f"{at[0]}, seed {at[1]}: {text}")
         )
-        settings = settings_of(study.asked(label, seed))
-        keep(study, {"label": label, "seed": seed, **result_of(run), "settings": settings})
+        settings = compared_settings(study.asked(label, seed))
+        add_result(study, {"label": label, "seed": seed, **result_of(run), "settings": settings})
 
 
-def _has(run: Run, config: DistillConfig) -> bool:
-    try:
-        return run.config() == config
-    except UserError:  # damaged, or another version's
-        return False
+def check_test_splits(study: Study, folder: Path, done: list[dict[str, Any]]) -> None:
+    """Raise ``UserError`` if results are of other test images than those that their label's dataset has now."""
+    fingerprints: dict[tuple, str] = {}
+    for label in study.vary:
+        config = with_upload(study.config(label, study.seeds[0]), folder, local_owner(folder))
+        images = tuple(getattr(config, name) for name in OF_PICTURES)
+        fingerprints[images] = fingerprints.get(images) or fingerprint_of_test_split(config)
+        if others := [row for row in done if row["label"] == label and row["test"] != fingerprints[images]]:
+            raise UserError(
+                f"{study.results} holds {count_of(len(others), 'result')} of {label!r} on other test pictures than those that "
+                f"{config.dataset} has now. Move that file away, or name the dataset from which its results are."
+            )
 
 
-def _is_of(run: Run, config: DistillConfig) -> bool:
-    """Whether a run that is done was measured on the test pictures that ``config`` names today."""
-    return run.last("data").get("test_pictures") == test_pictures(config)
+def train_to_the_end(config: DistillConfig, folder: Path, tell: Callable[[str], None]) -> Run:
+    """Return a run of ``config`` that is done.
 
-
-def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) -> Run:
-    """A run of ``config`` that is done: an earlier one, one that is under way, one that was interrupted and goes on, or
-    a new one."""
+    It is an earlier run, one at work, one that was interrupted and goes on, or a new one.
+    """
     wanted = resolve(with_upload(config, folder, local_owner(folder)), folder)
     same = {}
     for run in list_runs(folder):
-        if _has(run, wanted) and (run.status() != "done" or _is_of(run, wanted)):
+        if _has_config(run, wanted) and (run.status() != "done" or _has_test_split(run, wanted)):
             same[run.status()] = run
     if "done" in same:
         return same["done"]
@@ -226,9 +229,21 @@ def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) ->
     if status != "done":
         last = run.last("failed", "stopped")
         raise UserError(
-            f"Run {run.id} is {status}. {last['message'] if last else ''} The study goes on when begun again."
+            f"Run {run.id} is {status}. {last['message'] if last else ''} The study goes on when it is started again."
         )
     return run
+
+
+def _has_config(run: Run, config: DistillConfig) -> bool:
+    try:
+        return run.config() == config
+    except UserError:  # damaged, or of another version
+        return False
+
+
+def _has_test_split(run: Run, config: DistillConfig) -> bool:
+    """Tell whether a run that is done was measured on the test images that ``config`` names now."""
+    return run.last("data")["test_pictures"] == fingerprint_of_test_split(config)
 
 
 def _tell_epoch(event: dict[str, Any], tell: Callable[[str], None]) -> None:
@@ -237,7 +252,7 @@ def _tell_epoch(event: dict[str, Any], tell: Callable[[str], None]) -> None:
 
 
 def result_of(run: Run) -> dict[str, Any]:
-    """A run's scores, and for each test picture whether the student was right (``right``, packed bits in base64)."""
+    """Return the scores of a run, and for each test image whether the student was right (``right``: bits in base64)."""
     report = run.report()
     own = report["trials"][0]
     with np.load(run.path / "arms" / f"distilled-{own['seed']}" / "test.npz") as file:
@@ -254,28 +269,24 @@ def result_of(run: Run) -> dict[str, Any]:
 
 
 def right_of(row: dict[str, Any]) -> np.ndarray:
-    """bool ``[M]`` of a result."""
+    """Unpack ``right`` of a result: bool ``[M]``, one value for each test image."""
     return np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8), count=row["pictures"]).astype(bool)
 
 
 def study_table(study: Study) -> list[list[str]]:
-    """The results so far, the head first: means over seeds, their spread, minutes, and the comparison over the seeds
-    that both sides have, on the same test pictures."""
-    head = [
-        "",
-        "seeds",
-        "test accuracy",
-        "validation",
-        "epochs",
-        "minutes",
-        f"against {study.against}" if study.against else "",
-    ]
-    found = rows_of(study)
+    """Return the results so far as a table, the head first.
+
+    It has means over seeds, standard deviations, minutes, and the comparison over those seeds that both sides have on the
+    same test images.
+    """
+    compared = f"against {study.against}" if study.against else ""
+    head = ["", "seeds", "test accuracy", "validation", "epochs", "minutes", compared]
+    found = current_results(study)
     lines = [head]
     for label in study.vary:
         rows = {row["seed"]: row for row in found if row["label"] == label}
         if rows:
-            lines.append([label, *_means(list(rows.values())), _against(study, label, rows, found)])
+            lines.append([label, *_means(list(rows.values())), _comparison(study, label, rows, found)])
     return lines
 
 
@@ -289,11 +300,12 @@ def _means(rows: list[dict[str, Any]]) -> list[str]:
     ]  # fmt: skip
 
 
-def _against(study: Study, label: str, rows: dict[int, dict[str, Any]], found: list[dict[str, Any]]) -> str:
+def _comparison(study: Study, label: str, rows: dict[int, dict[str, Any]], found: list[dict[str, Any]]) -> str:
     other = {row["seed"]: row for row in found if row["label"] == study.against}
     both = sorted(seed for seed in rows.keys() & other.keys() if rows[seed]["test"] == other[seed]["test"])
     if label == study.against or not both:
         return ""
-    said = verdict(*(np.stack([right_of(side[seed]) for seed in both]) for side in (rows, other)))
-    words = {"helps": "better", "hurts": "worse", "one seed": "no claim"}.get(said["answer"], said["answer"])
-    return f"{said['points']:+z.1f} points (95% {said['low']:z.1f} to {said['high']:z.1f}), {len(both)} seed{'s' * (len(both) > 1)}: {words}"
+    result = verdict(*(np.stack([right_of(side[seed]) for seed in both]) for side in (rows, other)))
+    words = {"helps": "better", "hurts": "worse", "one seed": "no claim"}.get(result["answer"], result["answer"])
+    interval = f"95% {result['low']:z.1f} to {result['high']:z.1f}"
+    return f"{result['points']:+z.1f} points ({interval}), {count_of(len(both), 'seed')}: {words}"

@@ -1,4 +1,4 @@
-"""A sweep's results as tables."""
+"""The results of a sweep as tables."""
 
 from typing import Any
 
@@ -6,13 +6,16 @@ from kd.experiments.grid import Point
 from kd.experiments.halving import ranking
 from kd.experiments.sweep import Sweep
 
+# Whose labels are learned (``Sweep.labels``) -> what a heat map shows.
 MEASURED = {"dataset": "Accuracy", "teacher": "Agreement with the teacher"}
-"""By whose the labels are, what a map shows."""
 
 
 def heat_maps(sweep: Sweep) -> list[list[list[str]]]:
-    """For each method a table, its head first: a row for each lambda, a column for each temperature; in a cell the
-    accuracy on validation of the point's longest training and, in brackets, its epochs. The winner has a star."""
+    """Return a table for each method, the head first: a row for each lambda, a column for each temperature.
+
+    A cell has the accuracy on validation of the point's longest training and, in brackets, its epochs. The winner has a
+    star.
+    """
     grid, rows = sweep.grid(), sweep.points()
     best = next(iter(ranking(rows)), None) if sweep.last("done") else None
     cells = {Point.of(row): _cell(row, row is best) for row in rows}
@@ -35,7 +38,7 @@ def _cell(row: dict[str, Any], is_best: bool) -> str:
 
 
 def legend(sweep: Sweep) -> str:
-    """What a heat map's cells mean."""
+    """Say what the cells of a heat map mean."""
     words = f"{MEASURED[sweep.labels()]} on validation (epochs of the longest training); * the winner."
     if 0 in sweep.grid().lambdas:
         words += " At lambda 0 neither T nor the method matters: one training stands for all."

@@ -91,8 +91,8 @@ def test_who_listens_is_found_with_its_memory():
         server.bind(("127.0.0.1", 0))
         server.listen()
         assert load.listener(server.getsockname()[1]) == os.getpid()
-    alone = load.rss_anon(os.getpid())
-    assert alone > 10 and load.rss_anon(None) is load.page_memory(None) is None
+    alone = load.own_memory(os.getpid())
+    assert alone > 10 and load.page_memory(None) is None
     asked = Inference()
     asked(int, "1")
     assert load.page_memory(os.getpid()) > alone + 5
@@ -108,3 +108,24 @@ def test_the_page_is_told_by_the_place_that_shows_a_run():
 def test_neither_gradio_nor_torch_is_imported():
     code = "import sys, json; import kd.devtools.load; print(json.dumps([m for m in ('gradio', 'torch') if m in sys.modules]))"
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) == []
+
+
+def test_the_long_run_trains_as_long_as_the_test_lasts_and_is_stopped_then():
+    done = []
+
+    class Visitor:
+        async def start(self, settings: dict) -> str:
+            done.append("start")
+            return "1"
+
+        async def stop(self, run: str) -> None:
+            done.append(f"stop {run}")
+
+    async def visit() -> None:
+        one = load.Visit(Visitor(), "0")
+        async with load._training(one.first, one):
+            done.append(f"training {one.training}")
+
+    with ThreadPoolExecutor() as thread:
+        thread.submit(lambda: asyncio.run(visit())).result()
+    assert done == ["start", "training 1", "stop 1"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.devtools import page
+from kd.devtools import page, server
 from kd.errors import UserError
 from tests.support.paths import ROOT
 
@@ -28,16 +28,16 @@ def temporary(tmp_path, monkeypatch) -> Path:
 
 def test_the_start_of_the_page_is_timed_and_leaves_nothing_behind(temporary, tmp_path, monkeypatch):
     monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path / "mine"))
-    assert 0.5 < page.start_seconds(1) < page.ANSWER_SECONDS
+    assert 0.5 < page.start_seconds(1) < server.ANSWER_SECONDS
     assert not list(temporary.iterdir())
     assert not (tmp_path / "mine").exists()
 
 
 def test_the_page_imports_neither_torch_nor_transformers(tmp_path):
-    with page.serve(tmp_path, "-X", "importtime") as (url, _):
+    with server.serve(tmp_path, "-X", "importtime") as (url, _):
         port = int(url.rstrip("/").rpartition(":")[2])
-        assert page.answers(port)
-    assert not page.answers(port)
+        assert server.answers(port)
+    assert not server.answers(port)
     log = (tmp_path / "page.txt").read_text()
     assert page.imported(log) == {"torch": False, "transformers": False}
     assert "gradio" in {line.rpartition("|")[2].strip() for line in log.splitlines()}
@@ -53,11 +53,11 @@ def test_an_import_is_seen_at_any_depth_and_nothing_said_is_unknown():
 def test_a_page_that_ends_before_it_answers_is_an_error_with_its_last_words(tmp_path, monkeypatch):
     broken = tmp_path / "app.py"
     broken.write_text("raise SystemExit('the port is taken')")
-    monkeypatch.setattr("kd.devtools.page.APP", broken)
-    with pytest.raises(UserError, match="does not answer: the port is taken"), page.serve(tmp_path):
+    monkeypatch.setattr("kd.devtools.server.APP", broken)
+    with pytest.raises(UserError, match="does not answer: the port is taken"), server.serve(tmp_path):
         pass
-    monkeypatch.setattr("kd.devtools.page.APP", tmp_path / "nowhere.py")
-    with pytest.raises(UserError, match="There is no"), page.serve(tmp_path):
+    monkeypatch.setattr("kd.devtools.server.APP", tmp_path / "nowhere.py")
+    with pytest.raises(UserError, match="There is no"), server.serve(tmp_path):
         pass
 
 
@@ -69,7 +69,7 @@ def test_only_a_page_that_is_well_counts_as_an_answer(monkeypatch):
             return type("Response", (), {"status": 503})
 
     monkeypatch.setattr(http.client, "HTTPConnection", Ill)
-    assert not page.answers(1)
+    assert not server.answers(1)
 
 
 # --- What is missing
@@ -86,11 +86,11 @@ def test_without_a_chromium_the_error_says_what_to_install(tmp_path, monkeypatch
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))
     script = """
 from pathlib import Path
-from kd import bench_page
-bench_page.CHROMIUM = Path("/nowhere/chromium")
+from kd.devtools import page
+page.CHROMIUM = Path("/nowhere/chromium")
 try:
-    bench_page.measure()
-except bench_page.UserError as problem:
+    page.measure_page()
+except page.UserError as problem:
     print(problem)
 """  # in a process of its own: one has one Playwright only, and here the page's tests may have it
     said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -131,9 +131,9 @@ def test_watching_is_the_median_with_a_page_open_against_the_median_without():
 
 
 def test_a_window_without_a_step_is_an_error_and_not_a_figure():
-    with pytest.raises(UserError, match="told of no step"):
+    with pytest.raises(UserError, match="reported no step"):
         page.throughput([step(1, 1), step(2, 1)], {"with": [(0, 3)], "without": [(3, 6)]})
-    with pytest.raises(UserError, match="did not ask"):
+    with pytest.raises(UserError, match="did not poll"):
         page.medians([])
 
 

@@ -10,7 +10,8 @@ import pytest
 from kd.config import DistillConfig
 from kd.data.splits import load_splits
 from kd.devtools import speed
-from kd.devtools.contenders import Cost, Enough, Memory, Plan, Stages, Turns, prepare
+from kd.devtools.timing import Cost, Enough, PeakMemory, Stages, Turns
+from kd.devtools.workload import Plan, prepare
 from kd.errors import UserError
 from tests.support.command import kd
 
@@ -135,18 +136,18 @@ def test_of_stages_inside_each_other_a_moment_counts_for_the_inner_one():
 
 
 def test_memory_counts_what_cannot_be_given_back_and_not_what_is_mapped(tmp_path):
-    before = Memory.now()
+    before = PeakMemory.now()
     held = mmap.mmap(-1, 100_000_000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # the allocator may have as much left over
     for start in range(0, len(held), 2**20):
         held[start : start + 2**20] = b"1" * len(held[start : start + 2**20])
-    assert 95 < Memory.now() - before < 110
+    assert 95 < PeakMemory.now() - before < 110
     held.close()
     path = tmp_path / "pixels.npy"
     np.save(path, np.ones(100_000_000, np.uint8))
-    before = Memory.now()
+    before = PeakMemory.now()
     mapped = np.load(path, mmap_mode="r")
     assert mapped.sum() == 100_000_000
-    assert Memory.now() - before < 20
+    assert PeakMemory.now() - before < 20
 
 
 def test_a_turn_does_not_end_before_its_time_and_no_more_comes_after_the_last():

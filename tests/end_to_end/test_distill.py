@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kd.cli import main, runs
-from kd.cli.screen import Screen, pace, result_table, size
+from kd.cli.screen import Screen, result_table, size_words, speed_words
 from kd.config import DistillConfig
 from kd.data.library.store import short_name
 from kd.distill import execute
@@ -158,9 +158,9 @@ def test_compare_shows_both_on_good_pictures_and_names_the_bad_one(finished, col
 
 
 def test_what_is_slower_or_larger_is_called_that():
-    assert [pace(ratio) for ratio in (2, 1.01, 0.5)] == ["2 times faster", "as fast", "2 times slower"]
-    assert [size(ratio) for ratio in (3.8, 1.0, 0.25)] == ["3.8 times smaller", "as large", "4 times larger"]
-    assert size(0.0) == "2e+02 times larger"  # rounded away
+    assert [speed_words(ratio) for ratio in (2, 1.01, 0.5)] == ["2 times faster", "as fast", "2 times slower"]
+    assert [size_words(ratio) for ratio in (3.8, 1.0, 0.25)] == ["3.8 times smaller", "as large", "4 times larger"]
+    assert size_words(0.0) == "2e+02 times larger"  # rounded away
 
 
 def test_runs_lists_it_and_resume_and_stop_say_it_is_done(finished):

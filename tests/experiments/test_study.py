@@ -11,13 +11,14 @@ from kd.errors import UserError
 from kd.experiments import study
 from kd.experiments.study import (
     Study,
-    keep,
+    add_result,
+    compared_settings,
+    current_results,
+    fingerprint_of_test_split,
     load_study,
     right_of,
-    rows_of,
-    settings_of,
     study_table,
-    trained,
+    train_to_the_end,
     work_on_study,
 )
 from tests.support.command import kd
@@ -42,7 +43,7 @@ def test_a_study_trains_each_once_compares_and_goes_on_where_it_was(small_study,
     command = ["study", str(small_study), "--runs-dir", str(tmp_path / "runs")]
     assert main.main(command) == 0
     done = capsys.readouterr().out
-    first, second = rows_of(load_study(small_study))
+    first, second = current_results(load_study(small_study))
     assert (first["label"], second["label"], first["seed"]) == ("labels", "dist", 7)
     assert first["accuracy"] == pytest.approx(right_of(first).mean(), abs=1e-4)
     *_, labels, dist = done.splitlines()
@@ -56,11 +57,11 @@ def test_a_study_trains_each_once_compares_and_goes_on_where_it_was(small_study,
     assert kd("study", small_study, "--show").stdout == done
     # a run of the same settings whose pictures have changed since is not taken
     config = load_study(small_study).config("labels", 7)
-    assert trained(config, tmp_path / "runs", print).last("data")["test_pictures"] == first["test"]
-    monkeypatch.setattr("kd.experiments.study.test_pictures", lambda config: "others")
+    assert train_to_the_end(config, tmp_path / "runs", print).last("data")["test_pictures"] == first["test"]
+    monkeypatch.setattr("kd.experiments.study.fingerprint_of_test_split", lambda config: "others")
     monkeypatch.setattr(study, "create_run", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        trained(config, tmp_path / "runs", print)
+        train_to_the_end(config, tmp_path / "runs", print)
 
 
 def kept(file, **changes) -> None:
@@ -70,40 +71,32 @@ def kept(file, **changes) -> None:
     row = {
         "label": "labels", "seed": 7, "accuracy": 1.0, "validation": 1.0, "epochs": 1, "seconds": 1.0, "pictures": 4,
         "right": study.base64.b64encode(np.packbits(right)).decode(),
-        "test": study.test_pictures(one.config("labels", 7)), "settings": settings_of(one.asked("labels", 7)),
+        "test": fingerprint_of_test_split(one.config("labels", 7)), "settings": compared_settings(one.asked("labels", 7)),
     }  # fmt: skip
-    keep(one, {**row, **changes})
+    add_result(one, {**row, **changes})
 
 
 def test_a_result_of_other_settings_is_not_counted_and_younger_settings_had_their_defaults(small_study, capsys):
     kept(small_study)
-    (row,) = rows_of(load_study(small_study))
+    (row,) = current_results(load_study(small_study))
     younger = {name: value for name, value in row["settings"].items() if name != "split_seed"}
     kept(small_study, settings=younger)
-    assert len(rows_of(load_study(small_study))) == 2
+    assert len(current_results(load_study(small_study))) == 2
     kept(small_study, settings={**younger, "split_seed": 3})
     kept(small_study, settings={**younger, "student": "resnet_18"})
     kept(small_study, seed=9)
-    kept(small_study)
-    results = load_study(small_study).results
-    lines = results.read_text().splitlines()
-    older = {name: value for name, value in json.loads(lines[-1]).items() if name not in ("settings", "test")}
-    results.write_text("".join(line + "\n" for line in [*lines[:-1], json.dumps(older)]))
-    assert len(rows_of(load_study(small_study))) == 2
+    assert len(current_results(load_study(small_study))) == 2
     small_study.write_text(small_study.read_text().replace('"epochs": 1', '"epochs": 2'))
-    assert not rows_of(load_study(small_study))
+    assert not current_results(load_study(small_study))
     shown = kd("study", small_study, "--show")
-    assert (
-        shown.returncode == 0
-        and "6 of other labels, seeds or settings, or of an older version, left out" in shown.stderr
-    )
+    assert shown.returncode == 0 and "5 results of other labels, seeds or settings, left out" in shown.stderr
 
 
 def test_results_on_other_test_pictures_are_refused_before_anything_is_trained(small_study, tmp_path):
     kept(small_study, test="0" * 32)
     with pytest.raises(
         UserError,
-        match=r"study.json.results holds 1 result of 'labels' on other test pictures than those that .* gives",
+        match=r"study.json.results holds 1 result of 'labels' on other test pictures than those that .* has",
     ):
         work_on_study(Study(**{**vars(load_study(small_study)), "seeds": [7, 8]}), tmp_path / "runs", print)
     assert not list((tmp_path / "runs").glob("2*"))
@@ -112,7 +105,7 @@ def test_results_on_other_test_pictures_are_refused_before_anything_is_trained(s
 def test_results_on_different_pictures_are_not_compared(small_study):
     kept(small_study)
     one = load_study(small_study)
-    kept(small_study, label="dist", test="0" * 32, settings=settings_of(one.asked("dist", 7)))
+    kept(small_study, label="dist", test="0" * 32, settings=compared_settings(one.asked("dist", 7)))
     assert [line[0] for line in study_table(one)[1:]] == ["labels", "dist"] and study_table(one)[2][-1] == ""
 
 
@@ -172,4 +165,4 @@ def test_what_is_no_study_is_refused_in_words(text, words, tmp_path):
 def test_a_results_line_that_is_damaged_is_named(small_study):
     small_study.with_name("study.json.results").write_text("<<<<<<< HEAD\n")
     with pytest.raises(UserError, match=r"study.json.results has a line that is not a result"):
-        rows_of(load_study(small_study))
+        current_results(load_study(small_study))
