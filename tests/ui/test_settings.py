@@ -16,11 +16,11 @@ from kd.errors import UserError
 from kd.runs.store import create_run, delete_dataset, local_owner, lost_teacher
 from kd.system.ids import new_id
 from kd.ui import access, compare, dark_knowledge, settings, theme
-from kd.ui.disagreement import analysis, picture
+from kd.ui.disagreement import analysis, image_url
 from kd.ui.distill import on_make, on_method, on_preset, on_recipe, on_student
 from kd.ui.page import blocked_paths, to_dataset
 from kd.ui.progress import Summary
-from kd.ui.result import result, seeds_table
+from kd.ui.result import result
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -29,14 +29,14 @@ def report(seeds: int = 1, baseline: bool = True) -> dict:
     """What a run that is done has measured."""
     cost = {"parameters": 2e6, "megabytes": 8.0, "flops": 4e6}
     latency = {"p50": 1.0, "p95": 2.0, "dtype": "fp32", "device": "cpu", "threads": 1, "n": 50}
-    side = {"accuracy": 0.9, "f1": 0.9, **cost, "latency_ms": latency}
+    side = {"accuracy": 0.9, "f1": 0.9, **cost, "latency_ms": latency, "seed": 0}
     arms = ("distilled", "baseline") if baseline else ("distilled",)
     trials = [{"arm": arm, "seed": seed, "accuracy": 0.8 + 0.01 * seed - 0.05 * (arm == "baseline")} for seed in range(seeds) for arm in arms]  # fmt: skip
     answer = {"answer": "helps", "sentence": f"Distillation helps {EVIL}"}
     return {
         "teacher": side, "student": side, "agreement": 0.9, "size_ratio": 1.0, "speedup": 1.0, "trials": trials,
         "baseline": {"accuracy": 0.75, "f1": 0.7, "agreement": 0.7} if baseline else None,
-        "verdict": answer if baseline else None,
+        "verdict": answer if baseline else None, "data": {"labels": "dataset"},
     }  # fmt: skip
 
 
@@ -157,15 +157,14 @@ def test_a_verdict_comes_first_with_a_sign_and_its_words_escaped():
 def test_without_a_baseline_there_is_no_verdict():
     text = result(report(baseline=False))
     assert "kd-verdict" not in text and "without the teacher" not in text
-    assert "verdict" not in result({k: v for k, v in report().items() if k not in ("trials", "verdict")})
 
 
 def test_several_seeds_are_a_table_with_their_differences_and_mean():
-    text = seeds_table(report(seeds=3))
+    text = result(report(seeds=3))
     assert text.count("+5.00 points") == 4 and "Mean" in text and "81.00%" in text
-    alone = seeds_table(report(seeds=3, baseline=False))
+    alone = result(report(seeds=3, baseline=False))
     assert "Difference" not in alone and "81.00%" in alone
-    assert not seeds_table(report(seeds=1))
+    assert "Mean" not in result(report(seeds=1))
 
 
 # --- An analysis
@@ -185,7 +184,14 @@ def found() -> dict:
     top = [{"label": EVIL, "confidence": 0.9}, {"label": "sky", "confidence": 0.1}]
     row = {"place": 0, "divergence": 0.5, "truth": EVIL, "teacher": top, "student": top[::-1], "picture": "gallery/0.webp"}  # fmt: skip
     lost = [{"label": EVIL, "points": 12.0}]
-    return {"classes": [EVIL, "sky"], "teacher": side, "student": side, "lost_most": lost, "disagreements": [row]}
+    return {
+        "classes": [EVIL, "sky"],
+        "teacher": side,
+        "student": side,
+        "lost_most": lost,
+        "disagreements": [row],
+        "labels": "dataset",
+    }
 
 
 def test_class_names_are_text_in_an_analysis(run):
@@ -196,18 +202,18 @@ def test_class_names_are_text_in_an_analysis(run):
     assert "mostly too sure" in answer["html"]
 
 
-def test_an_older_run_says_that_it_kept_nothing(run):
-    assert "Distill once more" in analysis({"run": run.id})["problem"]
+def test_without_an_analysis_the_run_is_not_done_yet(run):
+    assert "is not done yet" in analysis({"run": run.id})["problem"]
 
 
 def test_a_gallery_shows_its_own_pictures_and_no_more_than_fit(run, monkeypatch):
     (run.path / "gallery").mkdir()
     Image.new("RGB", (8, 8)).save(run.path / "gallery" / "0.webp")
     row = found()["disagreements"][0]
-    assert picture(row, run, 10_000)[0].startswith("data:image/webp;base64,")
-    assert picture(row, run, 10) == ("", 0)
+    assert image_url(row, run, 10_000)[0].startswith("data:image/webp;base64,")
+    assert image_url(row, run, 10) == ("", 0)
     for name in ("../config.json", "gallery/../../x.webp", "gallery/9.webp"):
-        assert picture({"picture": name}, run, 10_000) == ("", 0)
+        assert image_url({"picture": name}, run, 10_000) == ("", 0)
 
 
 # --- Words
