@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent / "templates"
 
 TEMPLATES = Templates(FOLDER)
 
-# The style of ``body``; its colours of text and lines are gradio's variables.
+# The style sheet of ``body``. The colours of text and lines are gradio's variables, which ``page`` sets by itself.
 CSS = (FOLDER / "dataset_report.css").read_text()
 
 # A problem that may cost so many points of the score, or more -> its rank, and the word for it
@@ -56,11 +56,13 @@ def _values(found: dict[str, Any], rename: Callable[[str], str]) -> dict[str, An
 
 
 def _problem(one: dict[str, Any], rename: Callable[[str], str]) -> dict[str, str]:
+    """Return a problem with its rank and the word for it."""
     rank, word = ranked(one["points"])
     return {"rank": rank, "word": word, **{name: rename(one[name]) for name in ("what", "why", "do")}}
 
 
 def _pair(pair: dict[str, Any], image: str) -> dict[str, Any]:
+    """Return a pair of duplicates in words, with the image that shows both."""
     images = {side: image_words(pair[side]) for side in ("one", "other")}
     return {**images, "kind": KINDS[pair["kind"]], "conflict": pair["conflict"], "image": image}
 

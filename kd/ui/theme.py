@@ -19,12 +19,14 @@ EXAMPLES = sorted((ASSETS / "examples").glob("*.png"))
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
+# The hue of what can be clicked
 COPPER = Color(
     name="copper",
     c50="#fdf6ef", c100="#faead9", c200="#f3d1b0", c300="#eab280", c400="#dd8c4c", c500="#c2661f",
     c600="#a5531a", c700="#854218", c800="#693619", c900="#532c17", c950="#2f170a",
 )  # fmt: skip
 
+# A warm grey, for all else
 STONE = Color(
     name="stone",
     c50="#faf9f7", c100="#f3f1ee", c200="#e6e2dd", c300="#d3cec7", c400="#a39c93", c500="#756e66",
