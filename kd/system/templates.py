@@ -21,6 +21,6 @@ class Templates:
             lstrip_blocks=True,
         )
 
-    def render(self, name: str, **values: Any) -> str:
+    def render(self, name: str, /, **values: Any) -> str:
         """Render the template ``name`` (without ``.html``). Each value is escaped unless it is ``Markup``."""
         return self.environment.get_template(f"{name}.html").render(**values)
