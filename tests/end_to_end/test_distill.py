@@ -27,7 +27,7 @@ from kd.training.callback import RunCallback
 from kd.training.setup import load_job_splits, load_job_teacher, plan_warnings, start_job
 from kd.ui import figures
 from kd.ui.compare import choices
-from kd.ui.disagreement import analysis, kept, shown_analysis
+from kd.ui.disagreement import analysis, load_analysis, render_analysis
 from kd.ui.result import result
 from kd.ui.runs import row
 from tests.support import toys
@@ -224,8 +224,8 @@ def test_without_labels_the_student_learns_the_teacher_s_classes_from_it_alone(s
     assert drawn.layout.title.text.startswith("Agreement") and [t.name for t in drawn.data if t.visible] == [
         "agreement"
     ]
-    apart = shown_analysis(kept(run), run)
-    assert list(figures.analysis_figures(kept(run))) == ["confusion_student"]
+    apart = render_analysis(load_analysis(run), run)
+    assert list(figures.analysis_figures(load_analysis(run))) == ["confusion_student"]
     assert "who is right is not known" in apart and "Only the teacher is right" not in apart
     with pytest.raises(UserError, match="no labels, so nothing can be learned from them without the teacher"):
         execute(create_run(settings(small, dataset=str(heap), baseline="yes"), tmp_path / "runs", "t"))

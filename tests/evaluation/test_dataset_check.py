@@ -62,6 +62,12 @@ def test_a_check_is_one_page_without_scripts_and_names_are_text_in_it(found):
     json.dumps(dataset_report.as_json(found), allow_nan=False)
 
 
+def test_flags_become_labels_in_advice_and_never_in_names(found):
+    advice = {"notes": ["Say it with --label-map."], "pictures": {"sheet": {"--label-map": ""}, "pairs": []}}
+    text = dataset_report.body(found | advice, settings.on_page)
+    assert "Say it with “Label map”." in text and "<figcaption>--label-map</figcaption>" in text
+
+
 def test_a_teacher_is_asked_once_and_one_of_other_classes_is_a_problem(colours, teacher, tmp_path, monkeypatch):
     config = DistillConfig(dataset=str(colours), teacher=str(teacher))
     first = check(config, tmp_path, ask_teacher=True)

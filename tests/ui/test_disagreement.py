@@ -7,7 +7,7 @@ from PIL import Image
 
 from kd.config import DistillConfig
 from kd.runs.store import create_run, local_owner
-from kd.ui.disagreement import analysis, picture
+from kd.ui.disagreement import analysis, image_url
 from tests.support.toys import EVIL
 
 
@@ -25,7 +25,14 @@ def found() -> dict:
     top = [{"label": EVIL, "confidence": 0.9}, {"label": "sky", "confidence": 0.1}]
     row = {"place": 0, "divergence": 0.5, "truth": EVIL, "teacher": top, "student": top[::-1], "picture": "gallery/0.webp"}  # fmt: skip
     lost = [{"label": EVIL, "points": 12.0}]
-    return {"classes": [EVIL, "sky"], "teacher": side, "student": side, "lost_most": lost, "disagreements": [row]}
+    return {
+        "classes": [EVIL, "sky"],
+        "teacher": side,
+        "student": side,
+        "lost_most": lost,
+        "disagreements": [row],
+        "labels": "dataset",
+    }
 
 
 def test_class_names_are_text_in_an_analysis(run):
@@ -36,15 +43,15 @@ def test_class_names_are_text_in_an_analysis(run):
     assert "mostly too sure" in answer["html"]
 
 
-def test_an_older_run_says_that_it_kept_nothing(run):
-    assert "Distill once more" in analysis({"run": run.id})["problem"]
+def test_without_an_analysis_the_run_is_not_done_yet(run):
+    assert "is not done yet" in analysis({"run": run.id})["problem"]
 
 
 def test_a_gallery_shows_its_own_pictures_and_no_more_than_fit(run, monkeypatch):
     (run.path / "gallery").mkdir()
     Image.new("RGB", (8, 8)).save(run.path / "gallery" / "0.webp")
     row = found()["disagreements"][0]
-    assert picture(row, run, 10_000)[0].startswith("data:image/webp;base64,")
-    assert picture(row, run, 10) == ("", 0)
+    assert image_url(row, run, 10_000)[0].startswith("data:image/webp;base64,")
+    assert image_url(row, run, 10) == ("", 0)
     for name in ("../config.json", "gallery/../../x.webp", "gallery/9.webp"):
-        assert picture({"picture": name}, run, 10_000) == ("", 0)
+        assert image_url({"picture": name}, run, 10_000) == ("", 0)

@@ -25,5 +25,6 @@ def test_what_is_said_of_flags_and_commands_is_said_of_the_page():
         "Name it with --label-column, or `python -m kd resume 2026-1`. Not --nobody, nor a -- dash."
     )
     assert said == "Name it with “Label column”, or Resume. Not --nobody, nor a -- dash."
+    assert settings.on_page("--dataset-config and --dataset") == "“Dataset configuration” and “Dataset”"
     with pytest.raises(gr.Error, match="“Label map”"), access.kind_errors():
         raise UserError("Say it with a label map (--label-map).")
