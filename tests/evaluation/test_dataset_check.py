@@ -9,6 +9,7 @@ import pytest
 from kd.config import DistillConfig
 from kd.evaluation import dataset_report
 from kd.evaluation.dataset_check import check_dataset as check
+from kd.ui import settings
 from tests.support.toys import EVIL
 
 
