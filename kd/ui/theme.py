@@ -7,11 +7,10 @@ import plotly
 from gradio.themes import Base, Color
 
 from kd.evaluation import dataset_report
+from kd.system.files import ASSETS
 from kd.ui import login
 
 FILES = Path(__file__).parent / "static"
-
-ASSETS = FILES.parent.parent.parent / "assets"
 
 EXAMPLES = sorted((ASSETS / "examples").glob("*.png"))
 
