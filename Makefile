@@ -28,7 +28,8 @@ $(BIN)/pip:
 		if ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
 			found="$$found $$python is Python $$version, which is too old."; \
 		elif ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
-			found="$$found $$python is Python $$version but cannot make virtual environments: it lacks ensurepip (Debian: apt-get install python$$version-venv)."; \
+			found="$$found $$python is Python $$version but cannot make virtual environments:"; \
+			found="$$found it lacks ensurepip (Debian: apt-get install python$$version-venv)."; \
 		else \
 			"$$python" -m venv $(VENV); exit; \
 		fi; \

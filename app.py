@@ -1,8 +1,8 @@
 """The page. ``python app.py``, then open the address it prints.
 
-A Space runs this file. It does the same as ``kd app``, which has flags for host and port; here ``GRADIO_SERVER_NAME`` and
-``GRADIO_SERVER_PORT`` are read. ``KD_RUNS_DIR`` is where runs are kept (default: ``runs``); ``KD_SHARED=1``, or
-``--shared``, keeps visitors apart as on a Space. ``kd limits`` lists the variables that set limits.
+A Space runs this file. It does the same as ``kd app``, which has flags for host and port; here they are read from
+``GRADIO_SERVER_NAME`` and ``GRADIO_SERVER_PORT``. ``KD_RUNS_DIR`` is where runs are kept (default: ``runs``);
+``KD_SHARED=1``, or ``--shared``, keeps visitors apart as on a Space. ``kd limits`` lists the variables that set limits.
 """
 
 import sys

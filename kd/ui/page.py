@@ -48,9 +48,9 @@ def serve(host: str | None = None, port: int | None = None, shared: bool = False
     except OSError as error:
         address = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
         raise UserError(
-            f"Nothing can listen at {address} on {f'port {port}' if port else 'any of the ports that were tried'}: another "
-            "program does, or the address is not one of this machine's. Choose another with `kd app --host` and `--port`, or "
-            "with GRADIO_SERVER_NAME and GRADIO_SERVER_PORT."
+            f"Nothing can listen at {address} on {f'port {port}' if port else 'any of the ports that were tried'}: "
+            "another program does, or the address is not one of this machine's. Choose another with `kd app --host` and "
+            "`--port`, or with GRADIO_SERVER_NAME and GRADIO_SERVER_PORT."
         ) from error
 
 
