@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from kd.devtools.chaos import Page, make_dataset
-from kd.devtools.page import free_port, wait_for_page
+from kd.devtools.server import free_port, wait_for_page
 from tests.support.paths import ROOT
 
 # What a build reads. It is copied, for setuptools leaves folders beside what it builds.
