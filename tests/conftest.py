@@ -27,6 +27,7 @@ LONGEST_FIRST = (
     "ui/test_sweep.py",
     "system/test_hub.py",
     "experiments/test_sweep.py",
+    "test_package.py",
     "ui/test_api.py",
     "devtools/test_speed.py",
     "experiments/test_study.py",

@@ -8,12 +8,11 @@ from gradio.themes import Base, Color
 from markupsafe import Markup
 
 from kd.evaluation import dataset_report
+from kd.system.files import ASSETS
 from kd.ui import login
 from kd.ui.rendering import TEMPLATES
 
 FILES = Path(__file__).parent / "static"
-
-ASSETS = FILES.parent.parent.parent / "assets"
 
 EXAMPLES = sorted((ASSETS / "examples").glob("*.png"))
 
