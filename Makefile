@@ -1,5 +1,6 @@
 # Two commands from a fresh checkout; each makes the virtual environment first.
-PYTHON ?= python3.11
+# It is made by the first of these that is Python 3.11 or newer; `make app PYTHON=/path/to/python` names another.
+PYTHON ?= python3 python3.11 python3.12 python3.13 python3.14 python
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -20,8 +21,24 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check --fix kd tests app.py
 	$(BIN)/ruff format kd tests app.py
 
-$(VENV)/ready: requirements.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# With pip, which a virtual environment that could not be finished lacks.
+$(BIN)/pip:
+	@for python in $(PYTHON); do \
+		version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>&1) || continue; \
+		if ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+			found="$$found $$python is Python $$version, which is too old."; \
+		elif ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+			found="$$found $$python is Python $$version but cannot make virtual environments:"; \
+			found="$$found it lacks ensurepip (Debian: apt-get install python$$version-venv)."; \
+		else \
+			"$$python" -m venv $(VENV); exit; \
+		fi; \
+	done; \
+	echo "Python 3.11 or newer is needed, and none was found that can be used (tried: $(PYTHON)).$$found" \
+		"Install one, or name it: make PYTHON=/path/to/python app" >&2; \
+	exit 1
+
+$(VENV)/ready: requirements.txt pyproject.toml | $(BIN)/pip
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 

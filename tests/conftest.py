@@ -11,9 +11,12 @@ os.environ.pop("KD_CACHE_DIR", None)
 
 import pytest
 
+from kd.config import DistillConfig
 from kd.distill import LIBRARIES
+from kd.runs.run import Run
+from kd.runs.store import create_run
 from kd.system import lazy_imports as imports
-from tests.support import toys
+from tests.support import photos, toys
 
 TESTS = Path(__file__).resolve().parent
 
@@ -24,10 +27,14 @@ LONGEST_FIRST = (
     "ui/test_sweep.py",
     "system/test_hub.py",
     "experiments/test_sweep.py",
+    "test_package.py",
     "ui/test_api.py",
     "devtools/test_speed.py",
     "experiments/test_study.py",
+    "end_to_end/test_trials.py",
     "training/test_trainer.py",
+    "runs/test_store.py",
+    "end_to_end/test_failures.py",
 )
 
 
@@ -66,3 +73,27 @@ def small(colours, teacher) -> dict:
         "views": 2,
         "precision": "fp32",
     }
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """A run that has not begun, the first of ``tmp_path``."""
+    return create_run(DistillConfig(), tmp_path, "token")
+
+
+@pytest.fixture
+def lenient(monkeypatch) -> None:
+    """Imports in which half of the files may be unreadable."""
+    monkeypatch.setenv("KD_UNREADABLE_SHARE", "0.5")
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory) -> Path:
+    """Split folders with known duplicates across the splits."""
+    return photos.plant_duplicates(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="session")
+def bad_dataset(tmp_path_factory) -> Path:
+    """Parquet files with every problem that the check of a dataset finds."""
+    return photos.bad_dataset(tmp_path_factory.mktemp("bad"))

@@ -1,12 +1,8 @@
 """Settings: ranges, words, and the one name that Python reserves."""
 
-import subprocess
-import sys
-
 import pytest
 
 from kd import DistillConfig
-from tests.support.command import kd
 
 
 def test_without_a_teacher_lambda_is_0_and_a_baseline_makes_no_sense():
@@ -83,22 +79,3 @@ def test_the_guide_s_recipe_is_the_guide_s_and_weights_that_know_something_are_m
     ours, theirs = DistillConfig.preset("custom"), DistillConfig.preset("custom", student="owner/model")
     assert (ours.recipe, theirs.recipe) == ("scratch", "pretrained") and theirs.learning_rate < ours.learning_rate
     assert DistillConfig.preset("custom", student="owner/model", recipe="scratch").learning_rate == ours.learning_rate
-
-
-def test_the_command_line_refuses_bad_settings_with_code_2_and_no_run(tmp_path):
-    done = kd("distill", "--temperature", "0", "--runs-dir", tmp_path)
-    assert done.returncode == 2
-    assert "temperature is '0'; expected a number above 0" in done.stderr and "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
-    assert kd("distill", "--preset", "nope").returncode == 2
-    assert kd("distil").returncode == 2
-
-
-def test_compare_and_distill_are_functions_also_after_their_modules_were_imported():
-    code = "import kd.compare, kd.distill; from kd import compare, distill; print(callable(compare), callable(distill))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "True True"
-
-
-def test_importing_kd_or_asking_for_help_loads_nothing_heavy():
-    code = "import sys, kd, kd.cli.main; kd.cli.main.parser(); print([m for m in ('torch', 'transformers', 'datasets', 'gradio', 'PIL') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -84,7 +84,7 @@ def label_table(options: argparse.Namespace) -> int:
         cells = [[row["class"], f"{row['pictures']:,}", row["teacher"] or "-", row["found"]] for row in rows]
         print(table(["class", "pictures", "teacher", "found by"], cells))
     match.check()
-    for sentence in match.in_words(splits.counts("train")):
+    for sentence in match.warnings(splits.counts("train")):
         print(sentence, file=sys.stderr)
     return 0
 
@@ -98,7 +98,7 @@ def check(options: argparse.Namespace) -> int:
     config, given = config_from(options), given_settings(options)
     quiet()
     from kd.evaluation import dataset_report
-    from kd.evaluation.dataset_check import check as check_dataset
+    from kd.evaluation.dataset_check import check_dataset
     from kd.system.files import cache_folder
 
     try:

@@ -3,18 +3,22 @@
 import argparse
 import json
 import math
+import os
+import shutil
 import sys
+import textwrap
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kd import limits
 from kd.cli import datasets, measure, runs
-from kd.cli.options import BadUsage, add_json, quiet
+from kd.cli.options import BadUsage, Command, add_json, quiet
 from kd.cli.screen import table
 from kd.errors import UserError
 from kd.runs import visitors
-from kd.system.files import default_runs_folder
+from kd.system.files import ASSETS, ROOT, default_runs_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,19 +49,59 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="kd", description="Turn a big image classifier into a small, fast one.")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="kd",
+        description="Turn a big image classifier into a small, fast one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", help="one of those below; `kd COMMAND --help` explains it"
+    )
+    groups: dict[str, dict[str, str]] = {}
 
-    def command(name: str, call: Any, help: str, under: Any = commands) -> argparse.ArgumentParser:
-        one = under.add_parser(name, help=help, description=help)
+    def command(group: str, name: str, call: Any, help: str, under: Any = commands) -> argparse.ArgumentParser:
+        one = under.add_parser(name.split()[-1], description=help)
+        groups.setdefault(group, {})[name] = help
         one.add_argument("--runs-dir", type=Path, default=default_runs_folder(), metavar="FOLDER",
                          help="where runs are kept (default: KD_RUNS_DIR, or runs)")  # fmt: skip
         one.set_defaults(call=call)
         return one
 
-    runs.add(command)
-    datasets.add(command)
-    measure.add(command)
+    runs.add(partial(command, "training runs"))
+    datasets.add(partial(command, "pictures"))
+    measure.add(partial(command, "proof and measuring"))
+    add(partial(command, "server and project"), commands)
+    top.epilog = grouped(groups)
+    return top
+
+
+def grouped(groups: dict[str, dict[str, str]]) -> str:
+    """Return the commands' names and helps under the titles of their groups, which argparse cannot do."""
+    width = max(shutil.get_terminal_size().columns - 2, 40)
+    indent = 4 + max(len(name) for commands in groups.values() for name in commands)
+    return "\n\n".join(
+        "\n".join(
+            [
+                f"{title}:",
+                *(
+                    textwrap.fill(help, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent)
+                    for name, help in commands.items()
+                ),
+            ]
+        )
+        for title, commands in groups.items()
+    )
+
+
+def add(command: Command, commands: Any) -> None:
+    """Add the commands that serve the page, and those for the project itself."""
+    one = command("app", app, "serve the page, until Ctrl-C")
+    one.add_argument("--host", metavar="ADDRESS", help="where to listen (default: GRADIO_SERVER_NAME, or 127.0.0.1)")
+    one.add_argument(
+        "--port", type=int, help="the port (default: GRADIO_SERVER_PORT, or the first from 7860 on that is free)"
+    )
+    one.add_argument("--shared", action="store_true", help="keep visitors apart, as on a Space or with KD_SHARED=1")
 
     one = command("students", students, "list the students with random weights: parameters and FLOPs")
     one.add_argument("--image-size", type=int, default=224, help="side of the pictures in pixels (default: 224)")
@@ -69,14 +113,25 @@ def parser() -> argparse.ArgumentParser:
 
     command("limits", show_limits, "list the limits of this server, and the environment variables that change them")
 
-    sample = commands.add_parser("sample", help="the embedded sample and its teacher").add_subparsers(
-        required=True, metavar="COMMAND"
+    sample = commands.add_parser("sample", description="The embedded sample and its teacher.").add_subparsers(
+        required=True, metavar="COMMAND", help="build: remake the sample and train its teacher"
     )
-    one = command("build", build_sample, "remake the sample and train its teacher (55 minutes on one thread)", sample)
+    help = "remake the sample and train its teacher (55 minutes on one thread)"
+    one = command("sample build", build_sample, help, under=sample)
     one.add_argument("--source", type=Path, help="folder of Fashion-MNIST's files (default: Debian's package)")
     one.add_argument("--assets", type=Path, help="folder to write to (default: the project's assets)")
     one.add_argument("--epochs", type=int, default=20)
-    return top
+
+
+def app(options: argparse.Namespace) -> int:
+    """Serve the page."""
+    if options.port is not None and not 0 < options.port < 65536:
+        raise BadUsage(f"--port is {options.port}; expected a whole number from 1 to 65535.")
+    from kd.ui.page import serve
+
+    os.environ["KD_RUNS_DIR"] = str(options.runs_dir)  # where the page looks for it
+    serve(options.host, options.port, options.shared)
+    return 0
 
 
 def clean(options: argparse.Namespace) -> int:
@@ -143,8 +198,9 @@ def students(options: argparse.Namespace) -> int:
 
 
 def build_sample(options: argparse.Namespace) -> int:
+    if options.assets is None and ASSETS.parent != ROOT:
+        raise BadUsage(f"Name the folder to write to with --assets: {ASSETS} belongs to an installed package.")
     from kd.devtools import sample
-    from kd.system.files import ASSETS
 
     sample.build(options.assets or ASSETS, options.source or sample.SOURCE, options.epochs)
     return 0

@@ -66,7 +66,7 @@ def build_trainer(
     if plan.student == "mobilenet_v2_1.0":
         student = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=len(classes)))
     else:
-        student = load_student(plan.student, classes, plan.image_size, 0, healing=False).model
+        student = load_student(plan.student, classes, plan.image_size, 0, repair=False).model
     each_epoch = "epoch" if plan.full else "no"
     trainer = ImageDistilTrainer(
         student_model=student,

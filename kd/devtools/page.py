@@ -81,7 +81,7 @@ def measure_page(rounds: int = ROUNDS, tell: Callable[[str], None] = lambda text
         ``throughput``. ``machine``: ``system``, ``cores``, ``python``, ``chromium``.
 
     Raises:
-        UserError: where Playwright, a Chromium or ``app.py`` is missing, or the page or a run fails.
+        UserError: where Playwright or a Chromium is missing, or the page or a run fails.
     """
     with browser() as chromium, temporary_folder() as folder:
         tell(f"starting the page {rounds} times")
@@ -138,7 +138,7 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
 
 
 def start_seconds(rounds: int) -> float:
-    """Return the seconds from the start of ``python app.py`` to its first answer: the median of ``rounds`` starts."""
+    """Return the seconds from the start of ``python -m kd app`` to its first answer: the median of ``rounds`` starts."""
     seconds = []
     for _ in range(rounds):
         with temporary_folder() as folder, serve(folder) as (_, took):

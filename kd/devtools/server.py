@@ -1,4 +1,4 @@
-"""Start the page of this checkout as a process of its own, wait for its first answer, and end it and its runs."""
+"""Start the page as a process of its own, wait for its first answer, and end it and its runs."""
 
 import http.client
 import os
@@ -17,8 +17,10 @@ import psutil
 from kd.errors import UserError
 from kd.runs.run import CLOSED, Run, RunDeleted
 from kd.runs.store import list_runs
+from kd.system.processes import kd_environment
 
-APP = Path(__file__).resolve().parent.parent.parent / "app.py"
+# What Python is told, to serve the page.
+APP = ("-m", "kd", "app")
 
 # Seconds that the page may take to answer, a run to stop, and its process to end after that.
 ANSWER_SECONDS = 60
@@ -35,13 +37,11 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def serve(folder: Path, *flags: str, **variables: str) -> Iterator[tuple[str, float]]:
-    """Run ``python [flags] app.py`` over ``folder``, with these environment variables.
+    """Run ``python [flags] -m kd app`` over ``folder``, with these environment variables.
 
     Yields its address and the seconds until it answered; its output goes to ``page.txt``. In the end its runs are
     stopped, then the page itself. Raises ``UserError`` where it does not start.
     """
-    if not APP.exists():
-        raise UserError(f"There is no {APP}. The page is measured from a checkout of the project.")
     port, log = free_port(), folder / "page.txt"
     began = time.perf_counter()
     process = start_page(folder, environment(folder, port) | variables, flags)
@@ -57,13 +57,13 @@ def serve(folder: Path, *flags: str, **variables: str) -> Iterator[tuple[str, fl
 
 
 def start_page(folder: Path, variables: dict[str, str], flags: tuple[str, ...] = ()) -> subprocess.Popen:
-    """Start ``app.py`` in ``folder`` with this environment; its output is added to ``page.txt``.
+    """Start the page in ``folder`` with this environment; its output is added to ``page.txt``.
 
     It has a session of its own, so that Ctrl-C in a terminal ends us first, and we end the page in order.
     """
     with (folder / "page.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, *flags, str(APP)],
+            [sys.executable, *flags, *APP],
             cwd=folder,
             env=variables,
             stdin=subprocess.DEVNULL,
@@ -75,7 +75,7 @@ def start_page(folder: Path, variables: dict[str, str], flags: tuple[str, ...] =
 
 def environment(folder: Path, port: int) -> dict[str, str]:
     """Return the environment of a page whose runs, cache and uploads are in ``folder``, apart from the user's own."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("KD_SHARED", "SPACE_ID")}
+    kept = {name: value for name, value in kd_environment().items() if name not in ("KD_SHARED", "SPACE_ID")}
     return {
         **kept,
         "KD_RUNS_DIR": str(folder / "runs"),
@@ -99,7 +99,7 @@ def wait_for_page(process: subprocess.Popen, port: int, log: Path) -> None:
     while not answers(port):
         if process.poll() is not None or time.monotonic() > end:
             lines = [line for line in log.read_text(errors="replace").splitlines() if "import time:" not in line]
-            raise UserError(f"{APP} does not answer: {lines[-1] if lines else 'it printed nothing'}")
+            raise UserError(f"The page does not answer: {lines[-1] if lines else 'it printed nothing'}")
         time.sleep(0.02)
 
 

@@ -1,4 +1,4 @@
-"""One ruler for teacher, student and baseline: original files, each model's own processor, float32."""
+"""Compare a run's teacher and student on a few images: predictions, latency and size, each with its own processor."""
 
 import os
 from collections.abc import Callable
@@ -22,40 +22,46 @@ from kd.runs.store import check_teacher_exists
 from kd.system.cache import Cache, stamp
 from kd.text import some
 
+# Most likely classes returned for each image.
 TOP = 5
 
+# The teachers and students that were compared last, because loading a model takes longer than running it.
 _models = Cache()
-"""Teachers and students that were compared last: loading them takes longer than asking them."""
 
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """A model ready to be compared, and what it costs."""
+    """A loaded model with its processor and its ``cost``; ``unknown`` are the classes that a teacher does not know."""
 
     model: Any
     processor: Any
     cost: dict[str, Any]
     unknown: tuple[str, ...] = ()
-    """The classes that a teacher does not know."""
 
     def megabytes(self) -> float:
-        """What its parameters and buffers take in memory, MB."""
+        """Return the memory that its parameters and buffers take, in MB."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
 
 
 def cached_student(run: Run) -> ComparedModel:
-    """A run's student, from memory if it was compared before and is still the same. Raises ``UserError``."""
+    """Return a run's student, from the cache where its files have not changed since.
+
+    Raises ``UserError`` where the run has no student.
+    """
 
     def load() -> ComparedModel:
-        model, processor, its = load_run_student(run)
-        return ComparedModel(model, processor, model_cost(model, its.size))
+        model, processor, normalization = load_run_student(run)
+        return ComparedModel(model, processor, model_cost(model, normalization.size))
 
     return _cached(("student", run.path), run.path / "student", load)
 
 
 def cached_teacher(name: str, classes: list[str], label_map: str | None = None) -> ComparedModel:
-    """A teacher, its outputs in the order of ``classes``, from memory likewise. Raises ``UserError``."""
+    """Return a teacher with its outputs in the order of ``classes``, from the cache where its files have not changed since.
+
+    Raises ``UserError`` as ``load_teacher`` does.
+    """
 
     def load() -> ComparedModel:
         teacher = load_teacher(name, classes, label_map)
@@ -67,17 +73,20 @@ def cached_teacher(name: str, classes: list[str], label_map: str | None = None) 
 
 
 def _cached(key: tuple, folder: Path, load: Callable[[], ComparedModel]) -> ComparedModel:
+    """Return the model under ``key``, loaded again where it is not cached or the files in ``folder`` have changed."""
     return _models.get(key, lambda: stamp(folder), load, ComparedModel.megabytes, limits.current().compare_mb)
 
 
 def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> dict[str, Any]:
-    """A run's teacher and student side by side on pictures (paths, or ``PIL.Image``).
+    """Compare a run's teacher and student on images, given as paths or as ``PIL.Image``.
 
-    Returns ``pictures`` (for each: ``name`` and either ``error`` or ``teacher``, ``student`` (the top five as
-    ``label, confidence``) and ``agree``), ``teacher`` and ``student`` (parameters, megabytes, FLOPs, latency),
-    ``agreement``, ``speedup``, ``size_ratio`` and ``note``. A picture that cannot be read does not spoil the others.
+    Returns:
+        ``pictures``, ``teacher`` and ``student`` (parameters, megabytes, FLOPs, latency), ``agreement``, ``speedup``,
+        ``size_ratio`` and ``note``. Each of ``pictures`` has a ``name`` and either ``teacher``, ``student`` (the top five
+        as ``label, confidence``) and ``agree``, or ``error`` where the image cannot be read.
 
-    Raises ``UserError`` if the run has no student, or no teacher, or none of the pictures can be read.
+    Raises:
+        UserError: where the run has no student or no teacher, or where no image can be read.
     """
     run = run if isinstance(run, Run) else Run(Path(run))
     check_teacher_exists(run)
@@ -85,68 +94,73 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
     id2label = student.model.config.id2label
     classes = [id2label[i] for i in range(len(id2label))]
     teacher = cached_teacher(run.config().teacher, classes, run.config().label_map)
-    where = torch.device(device)
-
-    both = {"teacher": (teacher.model, teacher.processor), "student": (student.model, student.processor)}
-    rows, first, inputs = [], None, {name: [] for name in both}
-    for nth, image in enumerate(images):  # one at a time: 64 large ones would take gigabytes
-        name, picture = _opened(image, nth)
-        if isinstance(picture, BadPicture):
-            rows.append({"name": name, "error": str(picture)})
-            continue
-        rows.append({"name": name})
-        first = first or picture
-        for side, (_, processor) in both.items():
-            inputs[side].append(run_processor(processor, [picture]))
-    if first is None:
-        raise UserError(" ".join(row["error"] for row in rows) or "No pictures were given.")
-    tops = {name: _top(model, inputs[name], classes, where) for name, (model, _) in both.items()}
-    for row, ours, theirs in zip((r for r in rows if "error" not in r), tops["teacher"], tops["student"], strict=True):
-        row |= {"teacher": ours, "student": theirs, "agree": ours[0]["label"] == theirs[0]["label"]}
+    both, torch_device = {"teacher": teacher, "student": student}, torch.device(device)
+    rows, first, inputs = _read_images(images, both)
+    predictions = {name: _top(one.model, inputs[name], classes, torch_device) for name, one in both.items()}
+    readable = [row for row in rows if "error" not in row]
+    for row, ours, other in zip(readable, predictions["student"], predictions["teacher"], strict=True):
+        row |= {"teacher": other, "student": ours, "agree": ours[0]["label"] == other[0]["label"]}
 
     was_busy = is_any_run_training(run.path.parent)
-    timed = measure_latency(both, first, where)
-    sides = {
-        "teacher": {**teacher.cost, **timed["teacher"]},
-        "student": {**student.cost, **timed["student"]},
-    }
+    latency = measure_latency({name: (one.model, one.processor) for name, one in both.items()}, first, torch_device)
+    costs = {name: {**one.cost, **latency[name]} for name, one in both.items()}
+    notes = (
+        [f"The teacher does not know {some(teacher.unknown)}, so it never predicts that."] if teacher.unknown else []
+    )
+    if was_busy or is_any_run_training(run.path.parent):
+        notes.append(BUSY_NOTE)
     return {
         "run": run.id,
         "pictures": rows,
-        **sides,
-        "agreement": sum(row.get("agree", False) for row in rows) / len(inputs["teacher"]),
-        **cost_ratios(sides["teacher"], sides["student"]),
-        "note": " ".join(
-            [*_unknown(teacher.unknown), *([BUSY_NOTE] if was_busy or is_any_run_training(run.path.parent) else [])]
-        )
-        or None,
+        **costs,
+        "agreement": sum(row["agree"] for row in readable) / len(readable),
+        **cost_ratios(costs["teacher"], costs["student"]),
+        "note": " ".join(notes) or None,
     }
 
 
-def _unknown(names: tuple[str, ...]) -> list[str]:
-    """Words about the classes that a teacher does not know."""
-    return [f"The teacher does not know {some(names)}: it never says so."] if names else []
+def _read_images(
+    images: list[Any], models: dict[str, ComparedModel]
+) -> tuple[list[dict[str, Any]], Image.Image, dict[str, list[torch.Tensor]]]:
+    """Read images and prepare them for each model, one by one, because many large originals would fill the memory.
+
+    Returns a row for each image with its ``name`` and, where it cannot be read, its ``error``; the first readable image;
+    and for each model its inputs ``[1, 3, H, W]``. Raises ``UserError`` where no image can be read.
+    """
+    rows, first, inputs = [], None, {name: [] for name in models}
+    for index, source in enumerate(images):
+        name, image = _opened(source, index)
+        if isinstance(image, BadPicture):
+            rows.append({"name": name, "error": str(image)})
+            continue
+        rows.append({"name": name})
+        first = first or image
+        for model, one in models.items():
+            inputs[model].append(run_processor(one.processor, [image]))
+    if first is None:
+        raise UserError(" ".join(row["error"] for row in rows) or "No pictures were given.")
+    return rows, first, inputs
 
 
-def _opened(image: Any, nth: int) -> tuple[str, Image.Image | BadPicture]:
-    if isinstance(image, Image.Image):
-        return f"picture {nth + 1}", upright_rgb(image)
+def _opened(source: Any, index: int) -> tuple[str, Image.Image | BadPicture]:
+    """Return an image's name and the image, or the reason why it cannot be read."""
+    if isinstance(source, Image.Image):
+        return f"picture {index + 1}", upright_rgb(source)
     try:
-        return str(image), open_picture(Path(image))
+        return str(source), open_picture(Path(source))
     except BadPicture as problem:
-        return str(image), problem
+        return str(source), problem
 
 
 @torch.inference_mode()
 def _top(model: Any, inputs: list[torch.Tensor], classes: list[str], device: torch.device) -> list[list[dict]]:
-    """For each picture (``[1, 3, H, W]``) the most likely classes, best first: ``label`` and ``confidence`` (a
-    probability)."""
-    answers = []
+    """Return each image's most likely classes, the most likely first: ``label`` and ``confidence`` (a probability)."""
+    found = []
     for start in range(0, len(inputs), SCORING_BATCH):
         values = torch.cat(inputs[start : start + SCORING_BATCH]).to(device)
         best = model.eval().to(device)(pixel_values=values).logits.float().softmax(-1).topk(min(TOP, len(classes)))
-        for chances, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            answers.append(
-                [{"label": classes[i], "confidence": round(p, 5)} for i, p in zip(indices, chances, strict=True)]
+        for probabilities, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            found.append(
+                [{"label": classes[i], "confidence": round(p, 5)} for i, p in zip(indices, probabilities, strict=True)]
             )
-    return answers
+    return found

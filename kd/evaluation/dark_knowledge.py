@@ -1,47 +1,53 @@
-"""Soften a teacher's answer and say in words what it knows beyond its first choice."""
+"""Soften a teacher's logits and describe in words what they tell a student beyond the most likely class.
 
+The page imports this module, so `scipy` is imported only in the functions that use it.
+"""
+
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-NEARLY_UNIFORM = 0.03  # bits that an answer says more than none: about 60% of two classes, 17% of ten
+# KL divergence from the uniform distribution, in bits, below which the probabilities count as uniform. It is reached by a
+# largest probability of about 60% with two classes, 17% with ten.
+NEARLY_UNIFORM = 0.03
 
+# Probability of the most likely class from which the teacher counts as sure.
 SURE = 0.99
 
-EVEN = 1.5  # the other classes share the rest evenly where the most likely has less than this times the least
+# The other classes count as equally likely where the most likely of them has less than this times the least likely.
+EVEN = 1.5
 
 
 def softened(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities of logits ``[C]`` or ``[M, C]`` at a temperature T: softmax(logits / T), float64.
+    """Return the probabilities softmax(logits / T) of logits ``[C]`` or ``[M, C]`` at a temperature T, in float64.
 
     Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network* (2015, arXiv:1503.02531). Raises
     ``ValueError`` where T is not above 0.
     """
     if not temperature > 0:
         raise ValueError(f"The temperature is {temperature}. It must be above 0.")
-    return np.exp(log_softmax(np.asarray(logits, dtype=np.float64) / temperature))
+    from scipy.special import softmax
+
+    return softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
 
 
 def standardised_logits(logits: np.ndarray) -> np.ndarray:
-    """Logits ``[C]`` with mean 0 and standard deviation 1 (of C - 1), as ``kd.training.losses.standardised`` of a batch; logits that
-    are all the same become 0. What a student of a ``+std`` method sees (Sun et al., CVPR 2024, arXiv:2403.01427)."""
+    """Return logits ``[C]`` with mean 0 and standard deviation 1, which a ``+std`` method compares (arXiv:2403.01427).
+
+    ``kd.training.losses.standardise`` does the same to a batch, with torch, which the page must not import.
+    """
     logits = np.asarray(logits, dtype=np.float64)
     return (logits - logits.mean()) / (logits.std(ddof=1) + 1e-7)
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.asarray(logits, dtype=np.float64)
-    shifted = shifted - shifted.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
 def dark_knowledge(logits: np.ndarray, names: Sequence[str], label_index: int, temperature: float) -> str:
-    """What a student learns from the teacher's softened answer to one picture beyond its label, in a sentence or two.
+    """Describe in a sentence or two what a student learns beyond the label from the teacher's logits of one image.
 
     Args:
-        logits: the teacher's, ``[C]``, two classes or more.
-        names: of the classes.
-        label_index: the picture's class.
+        logits: the teacher's logits ``[C]``, for two classes or more.
+        names: the names of the classes.
+        label_index: the index of the image's class.
         temperature: T > 0.
 
     Raises:
@@ -66,7 +72,8 @@ def dark_knowledge(logits: np.ndarray, names: Sequence[str], label_index: int, t
             f"{at} says {top} ({_percent(p[first])}) and shares the rest evenly among the others: the student learns "
             "how sure to be, hardly what it looks like."
         )
-    others = [index for index in order[1:3] if p[index] >= p[second] / 4]  # a distant third is not a likeness
+    # The third class counts as similar only where it is not far less likely than the second.
+    others = [index for index in order[1:3] if p[index] >= p[second] / 4]
     named = " and ".join(f"{names[index]} ({_percent(p[index])})" for index in others)
     like = "those" if len(others) > 1 else names[second]
     unlike = ""
@@ -79,11 +86,14 @@ def dark_knowledge(logits: np.ndarray, names: Sequence[str], label_index: int, t
 
 
 def _bits_beyond_uniform(p: np.ndarray) -> float:
-    """KL(p || uniform) in bits."""
-    return float(np.sum(p * np.log2(np.maximum(p, 1e-300) * len(p))))
+    """Return KL(p || uniform) in bits."""
+    from scipy.special import rel_entr
+
+    return float(rel_entr(p, 1 / len(p)).sum() / math.log(2))
 
 
 def _percent(p: float) -> str:
+    """Return a probability as a percentage for people, with a digit more near 0% and 100%."""
     if p > 0.9995:
         return "over 99.9%"
     if p < 0.0005:

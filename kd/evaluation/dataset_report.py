@@ -1,71 +1,95 @@
-"""What ``kd.evaluation.dataset_check`` has found, as one HTML page without scripts, and as lines of text. All names are escaped."""
+"""Render what ``kd.evaluation.dataset_check`` has found: as one HTML page without scripts, and as lines of text."""
 
-import html
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from kd.evaluation.dataset_check import MOST_CLASSES, MOST_NAMED, MOST_PAIRS
+from kd.system.templates import Templates
 
-CSS = """
-.kd-check { color: var(--body-text-color); line-height: 1.5; overflow-wrap: anywhere; }
-.kd-check h3 { margin: 24px 0 6px; font-size: 1.05rem; font-weight: 600; }
-.kd-check p { margin: 0 0 8px; }
-.kd-check small, .kd-check .kd-quiet { color: var(--body-text-color-subdued); }
-.kd-check ol { list-style: none; margin: 0; padding: 0; }
-.kd-check ol li { margin: 0 0 10px; padding: 10px 14px; border-left: 4px solid #8a8f98; border-radius: 6px;
-  background: color-mix(in srgb, #8a8f98 12%, transparent); }
-.kd-check ol li[data-rank=high] { border-color: #b91c1c; background: color-mix(in srgb, #b91c1c 11%, transparent); }
-.kd-check ol li[data-rank=middle] { border-color: #d97706; background: color-mix(in srgb, #d97706 11%, transparent); }
-.kd-check li p { margin: 2px 0 0; }
-.kd-check .kd-wide { overflow-x: auto; }
-.kd-check table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9375rem; width: 100%; margin: 0; }
-.kd-check :is(th, td) { text-align: right; padding: 5px 0 5px 14px; border: 0; border-bottom: 1px solid var(--border-color-primary); }
-.kd-check :is(th, td):first-child { text-align: left; padding-left: 0; font-weight: 400; }
-.kd-check thead th { color: var(--body-text-color-subdued); font-size: .8125rem; font-weight: 600; }
-.kd-check .kd-few { font-weight: 700; }
-.kd-sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 10px 20px; }
-.kd-sheet figure, .kd-twins figure { margin: 0; min-width: 0; }
-.kd-sheet img, .kd-twins img { display: block; max-width: 100%; height: auto; margin: 0; border-radius: 6px; background: #fff; }
-.kd-sheet figcaption, .kd-twins figcaption { font-size: .875rem; }
-.kd-twins { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(230px, 100%), 1fr)); gap: 14px 20px; }
-.kd-check ul { margin: 0; padding-left: 20px; }
-"""
+FOLDER = Path(__file__).parent / "templates"
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Check of @title</title><style>
-:root { color-scheme: light dark; --body-text-color: #1c1917; --body-text-color-subdued: #575149; --border-color-primary: #d3cec7; --page: #faf9f7; }
-@media (prefers-color-scheme: dark) { :root { --body-text-color: #f3f1ee; --body-text-color-subdued: #d3cec7; --border-color-primary: #433e38; --page: #12100e; } }
-body { font-family: ui-sans-serif, system-ui, sans-serif; background: var(--page); color: var(--body-text-color); max-width: 960px; margin: 0 auto; padding: 24px 16px; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
-@css</style></head><body><h1>Check of @title</h1>@body</body></html>
-"""
+TEMPLATES = Templates(FOLDER)
 
+# The style sheet of ``body``. The colours of text and lines are gradio's variables, which ``page`` sets by itself.
+CSS = (FOLDER / "dataset_report.css").read_text()
+
+# A problem that may cost so many points of the score, or more -> its rank, and the word for it
 RANKS = ((5.0, "high", "Serious"), (1.0, "middle", "Worth a look"), (0.0, "low", "Minor"))
-"""From so many points on, its name and its word."""
+
+# kind of a pair of duplicates -> the words for it
+KINDS = {"exact": "The same file", "near": "The same photo"}
 
 
 def page(found: dict[str, Any]) -> str:
-    """The whole page; it needs nothing else."""
-    parts = {"title": html.escape(found["dataset"]), "css": CSS, "body": body(found)}
-    text = PAGE
-    for name in ("css", "title", "body"):  # the body last: its words are not to be looked through for marks
-        text = text.replace(f"@{name}", parts[name])
-    return text
+    """Return the findings as a whole HTML page, which loads nothing else."""
+    return TEMPLATES.render("dataset_report_page", title=found["dataset"], **_values(found, str))
 
 
-def body(found: dict[str, Any]) -> str:
-    """The findings as HTML, the worst problem first."""
-    sections = (summary, problems, counts, sheet, duplicates, teacher, unreadable)
-    return f'<div class="kd-check">{"".join(section(found) for section in sections)}</div>'
+def body(found: dict[str, Any], rename: Callable[[str], str] = str) -> str:
+    """Return the findings as a part of an HTML page, the worst problem first.
+
+    ``rename`` puts other names of settings in the place of flags. It is applied to advice alone, not to names of classes and
+    files, which may look like flags.
+    """
+    return TEMPLATES.render("dataset_report", **_values(found, rename))
+
+
+def _values(found: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """Return what the template ``dataset_report`` shows."""
+    pairs, unreadable = found["duplicates"], found["unreadable"]
+    return {
+        "lead": lead(found),
+        "notes": map(rename, found["notes"]),
+        "problems": [_problem(one, rename) for one in found["problems"]],
+        "splits": list(found["counts"]),
+        "counts": list(zip(found["classes"], *found["counts"].values(), strict=True)),
+        "more_classes": _more(found["classes"], MOST_CLASSES),
+        "sheet": found["pictures"]["sheet"],
+        "pair_count": f"{len(pairs):,} pair{'s' * (len(pairs) > 1)}",
+        "pairs": [_pair(*each) for each in zip(pairs, found["pictures"]["pairs"], strict=False)],
+        "more_pairs": _more(pairs, MOST_PAIRS),
+        "teacher": found["teacher"] and _teacher(found["teacher"], rename),
+        "unreadable": [f"{place(one)}: {one['reason']}" for one in unreadable[:MOST_NAMED]],
+        "more_unreadable": _more(unreadable, MOST_NAMED),
+    }
+
+
+def _problem(one: dict[str, Any], rename: Callable[[str], str]) -> dict[str, str]:
+    """Return a problem with its rank and the word for it."""
+    rank, word = ranked(one["points"])
+    return {"rank": rank, "word": word, **{name: rename(one[name]) for name in ("what", "why", "do")}}
+
+
+def _pair(pair: dict[str, Any], image: str) -> dict[str, Any]:
+    """Return a pair of duplicates in words, with the image that shows both."""
+    images = {side: image_words(pair[side]) for side in ("one", "other")}
+    return {**images, "kind": KINDS[pair["kind"]], "conflict": pair["conflict"], "image": image}
+
+
+def _teacher(one: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """Return the teacher's accuracy, the classes that it mixes up and, where names differ, which class is which."""
+    labels = {"labels": one["labels"], "renamed": any(row["teacher"] != row["class"] for row in one["labels"])}
+    if one["problem"] or one["accuracy"] is None:
+        return {"accuracy": "", **labels}
+    return {"accuracy": accuracy(one), "confused": confused(one), "warnings": map(rename, one["said"]), **labels}
+
+
+def _more(items: list[Any], most: int) -> str:
+    """Return how many of ``items`` are not shown; nothing where all are."""
+    return f"{len(items) - most:,}" if len(items) > most else ""
+
+
+# --- In words
 
 
 def ranked(points: float) -> tuple[str, str]:
-    """A problem's rank, and its word."""
+    """Return a problem's rank, and the word for it."""
     return next((name, word) for least, name, word in RANKS if points >= least)
 
 
 def lead(found: dict[str, Any]) -> str:
-    """How much was looked at and what its sizes are, in two sentences."""
+    """Return how many images there are and their sizes, in two sentences."""
     sizes, splits = found["sizes"], found["pictures_in_all"]
     each = ", ".join(f"{count:,} {name}" for name, count in splits.items())
     small, middle, large = (" x ".join(map(str, sizes[name])) for name in ("smallest", "median", "largest"))
@@ -76,129 +100,28 @@ def lead(found: dict[str, Any]) -> str:
     )
 
 
-def summary(found: dict[str, Any]) -> str:
-    notes = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in found["notes"])
-    return f"<p>{html.escape(lead(found))}</p>{notes}"
+def place(image: dict[str, Any]) -> str:
+    """Return the split and, if there is one, the class that an image is in: "train, coat"."""
+    return f"{image['split']}, {image['label']}" if image["label"] else image["split"]
 
 
-def problems(found: dict[str, Any]) -> str:
-    if not found["problems"]:
-        return "<h3>No problems</h3><p>Nothing was found that would spoil a result.</p>"
-    rows = []
-    for one in found["problems"]:
-        rank, word = ranked(one["points"])
-        what, why, do = (html.escape(one[name]) for name in ("what", "why", "do"))
-        rows.append(f'<li data-rank="{rank}"><b>{what}</b> <small>{word}</small><p>{why}</p><p>{do}</p></li>')
-    return f"<h3>Problems, the worst first</h3><ol>{''.join(rows)}</ol>"
-
-
-def counts(found: dict[str, Any]) -> str:
-    """A table of pictures a class and split."""
-    if not found["classes"]:
-        return ""
-    head = "".join(f'<th scope="col">{name}</th>' for name in found["counts"])
-    rows = "".join(
-        f'<tr><th scope="row">{html.escape(label)}</th>{"".join(_number(count) for count in each)}</tr>'
-        for label, *each in zip(found["classes"], *found["counts"].values(), strict=True)
-    )
-    return (
-        f'<h3>Pictures a class</h3><div class="kd-wide"><table><thead><tr><th scope="col">class</th>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _number(count: int) -> str:
-    return f"<td>{count:,}</td>" if count else '<td class="kd-few">none</td>'
-
-
-def sheet(found: dict[str, Any]) -> str:
-    """A strip of pictures for each class."""
-    strips = found["pictures"]["sheet"]
-    figures = "".join(
-        f'<figure><figcaption>{html.escape(name)}</figcaption><img alt="Training pictures: {html.escape(name)}" src="{html.escape(address)}"></figure>'
-        for name, address in strips.items()
-    )
-    more = len(found["classes"]) - MOST_CLASSES
-    rest = f"<p><small>And {more} more classes.</small></p>" if more > 0 else ""
-    return f'<h3>Some of each class</h3><div class="kd-sheet">{figures}</div>{rest}'
-
-
-def duplicates(found: dict[str, Any]) -> str:
-    """The pairs, each with its pictures."""
-    pairs = found["duplicates"]
-    if not pairs:
-        return "<h3>No duplicates</h3><p>No two pictures are the same photo, as far as can be told.</p>"
-    figures = "".join(map(_twins, pairs, found["pictures"]["pairs"]))
-    more = len(pairs) - MOST_PAIRS
-    rest = f"<p><small>And {more:,} more pairs; the JSON has them all.</small></p>" if more > 0 else ""
-    return (
-        f'<h3>Duplicates: {len(pairs):,} pair{"s" * (len(pairs) > 1)}</h3><div class="kd-twins">{figures}</div>{rest}'
-    )
-
-
-def _twins(pair: dict[str, Any], address: str) -> str:
-    words = "<br>".join(html.escape(in_words(pair[side])) for side in ("one", "other"))
-    kind = "The same file" if pair["kind"] == "exact" else "The same photo"
-    conflict = "<br><b>Two labels</b>" if pair["conflict"] else ""
-    return f'<figure><img alt="{kind}, twice" src="{html.escape(address)}"><figcaption>{words}<br><small>{kind}</small>{conflict}</figcaption></figure>'
-
-
-def in_words(picture: dict[str, Any]) -> str:
-    """ "train, coat: 17.jpg"."""
-    label = f", {picture['label']}" if picture["label"] else ""
-    return f"{picture['split']}{label}: {picture['name']}"
-
-
-def teacher(found: dict[str, Any]) -> str:
-    """The teacher's accuracy, which classes it mixes up, and which of its classes is which of the dataset's."""
-    if not (one := found["teacher"]):
-        return ""
-    if one["problem"] or one["accuracy"] is None:
-        return matched(one["labels"])
-    rows = "".join(f"<li>{html.escape(line)}</li>" for line in confused(one))
-    said = "".join(f"<p><small>{html.escape(words)}</small></p>" for words in one["said"])
-    return f"<h3>The teacher</h3><p>{html.escape(accuracy(one))}</p><ul>{rows}</ul>{said}{matched(one['labels'])}"
-
-
-def matched(rows: list[dict[str, Any]]) -> str:
-    """A table of the dataset's classes and the teacher's, unless all have the same names."""
-    if all(row["teacher"] == row["class"] for row in rows):
-        return ""
-    cells = "".join(
-        f'<tr><th scope="row">{html.escape(row["class"])}</th><td>{html.escape(row["teacher"] or "none")}</td>'
-        f"<td>{html.escape(row['found'])}</td>{_number(row['pictures'])}</tr>"
-        for row in rows
-    )
-    return (
-        '<h3>Which class is which</h3><p>Another one is said with the label map: "class=teacher class".</p><div class="kd-wide">'
-        '<table><thead><tr><th scope="col">class</th><th scope="col">of the teacher</th><th scope="col">found by</th>'
-        f'<th scope="col">training pictures</th></tr></thead><tbody>{cells}</tbody></table></div>'
-    )
+def image_words(image: dict[str, Any]) -> str:
+    """Return where an image is and what it is called: "train, coat: 17.jpg"."""
+    return f"{place(image)}: {image['name']}"
 
 
 def accuracy(one: dict[str, Any]) -> str:
+    """Return the teacher's accuracy in a sentence."""
     return f"{one['name']} is right on {one['accuracy']:.1%} of the validation pictures."
 
 
 def confused(one: dict[str, Any]) -> list[str]:
+    """Return the pairs of classes that the teacher mixes up, a line each."""
     return [f"{row['count']} of {row['of']} {row['truth']} taken for {row['answer']}" for row in one["confused"]]
 
 
-def unreadable(found: dict[str, Any]) -> str:
-    """The files that cannot be read, each with the reason, which names it."""
-    files = found["unreadable"]
-    if not files:
-        return ""
-    rows = "".join(
-        f"<li>{html.escape(one['split'])}{html.escape(', ' + one['label'] if one['label'] else '')}: {html.escape(one['reason'])}</li>"
-        for one in files[:MOST_NAMED]
-    )
-    more = f"<p><small>And {len(files) - MOST_NAMED:,} more.</small></p>" if len(files) > MOST_NAMED else ""
-    return f"<h3>Files that cannot be read</h3><ul>{rows}</ul>{more}"
-
-
 def lines(found: dict[str, Any]) -> list[str]:
-    """The findings as text, without the table of counts."""
+    """Return the findings as lines of text, without the table of counts."""
     said = [lead(found), *found["notes"], ""]
     for nth, one in enumerate(found["problems"], start=1):
         word = ranked(one["points"])[1].lower()
@@ -207,7 +130,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     for pair in found["duplicates"][:MOST_PAIRS]:
         kind = "same file " if pair["kind"] == "exact" else "same photo"
         conflict = "  two labels" if pair["conflict"] else ""
-        said.append(f"{kind}  {in_words(pair['one'])}  =  {in_words(pair['other'])}{conflict}")
+        said.append(f"{kind}  {image_words(pair['one'])}  =  {image_words(pair['other'])}{conflict}")
     said += [f"unreadable  {one['split']}: {one['reason']}" for one in found["unreadable"][:MOST_NAMED]]
     if (one := found["teacher"]) and not one["problem"] and one["accuracy"] is not None:
         said += [accuracy(one), *(f"  {line}" for line in confused(one))]
@@ -215,5 +138,5 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 
 def as_json(found: dict[str, Any]) -> dict[str, Any]:
-    """The findings without the pictures."""
+    """Return the findings without the images."""
     return {name: value for name, value in found.items() if name != "pictures"}

@@ -1,4 +1,4 @@
-"""Where teacher and student differ on the test split: pictures, classes, and how sure each is."""
+"""Compare teacher and student on the test split: images they disagree on, confusion by class, and calibration."""
 
 import json
 import math
@@ -9,41 +9,45 @@ from typing import Any
 import numpy as np
 
 from kd.data.images import open_row
-from kd.evaluation.dark_knowledge import log_softmax, softened
+from kd.evaluation.dark_knowledge import softened
 from kd.system.files import write_whole
 
+# Most likely classes listed for each image.
 TOP = 3
 
-SIDE = 224
-"""The gallery's pictures have this side in pixels at most."""
+# Longest side in pixels of the images kept for the gallery.
+GALLERY_SIDE = 224
+
+# Jensen-Shannon divergence in bits from which two models notably disagree: about 90% against 60% for one of two classes.
+DISAGREEMENT = 0.1
 
 
 def analyse(teacher: np.ndarray, student: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, Any]:
-    """Two models' logits ``[M, C]`` on the same pictures with ``labels`` ``[M]``, compared.
+    """Compare two models by their logits ``[M, C]`` on the same images with ``labels`` ``[M]``.
 
     Returns:
-        ``classes``; for ``teacher`` and ``student`` each: ``confusion`` ``[C][C]`` (rows are the truth), ``f1`` ``[C]``
-        and ``calibration``; ``lost_most`` (class, points of F1 that the student has less); ``disagreements``, the largest
-        first: ``place`` in M, ``divergence`` (bits), ``truth`` and both models' top three (``label, confidence``).
+        ``classes``; for ``teacher`` and ``student`` each ``confusion`` ``[C][C]`` (rows are the true classes), ``f1`` ``[C]``
+        and ``calibration``; ``lost_most`` (class, points of F1 lost from teacher to student); ``disagreements``, the largest
+        first: ``place`` in M, ``divergence`` (bits), ``truth`` and each model's top three (``label, confidence``).
     """
-    sides = {}
+    models = {}
     for name, logits in (("teacher", teacher), ("student", student)):
         matrix = confusion(logits.argmax(-1), labels, len(classes))
-        sides[name] = {
+        models[name] = {
             "confusion": matrix.tolist(),
             "f1": per_class_f1(matrix).round(4).tolist(),
             "calibration": calibration(logits, labels),
         }
-    apart = jensen_shannon(teacher, student)
-    lost = lost_most(np.array(sides["teacher"]["f1"]), np.array(sides["student"]["f1"]), classes)
+    divergence = jensen_shannon(teacher, student)
+    lost = lost_most(np.array(models["teacher"]["f1"]), np.array(models["student"]["f1"]), classes)
     return {
         "classes": classes,
-        **sides,
+        **models,
         "lost_most": [{"label": label, "points": round(points, 2)} for label, points in lost],
         "disagreements": [
             {
                 "place": int(place),
-                "divergence": round(float(apart[place]), 3),
+                "divergence": round(float(divergence[place]), 3),
                 "truth": classes[labels[place]],
                 "teacher": _top(teacher[place], classes),
                 "student": _top(student[place], classes),
@@ -54,43 +58,41 @@ def analyse(teacher: np.ndarray, student: np.ndarray, labels: np.ndarray, classe
 
 
 def _top(logits: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
-    """The most likely classes, best first: ``label`` and ``confidence`` (a probability)."""
-    chances = softened(logits, 1.0)
-    best = np.argsort(-chances, kind="stable")[:TOP]
-    return [{"label": classes[index], "confidence": round(float(chances[index]), 5)} for index in best]
+    """Return the most likely classes of one image, the most likely first: ``label`` and ``confidence`` (a probability)."""
+    probabilities = softened(logits, 1.0)
+    best = np.argsort(-probabilities, kind="stable")[:TOP]
+    return [{"label": classes[index], "confidence": round(float(probabilities[index]), 5)} for index in best]
 
 
 def save_analysis(found: dict[str, Any], test: Any, indices: np.ndarray, folder: Path) -> None:
-    """Keep an analysis as ``analysis.json``, and small copies of the pictures that it shows as ``gallery/N.webp``, their
-    names in ``picture``: a run's folder can be read where the dataset is not.
+    """Save an analysis as ``analysis.json``, with small copies of the images it lists as ``gallery/N.webp``.
 
-    ``test`` is the split's dataset, ``indices`` ``[M]`` the rows that were measured.
+    Each disagreement's ``picture`` names its copy, so that a run's folder can be read on a machine without the dataset.
+    ``test`` is the test split's dataset, ``indices`` ``[M]`` are the rows that were scored.
     """
     gallery = folder / "gallery"
     gallery.mkdir(exist_ok=True)
     for nth, row in enumerate(found["disagreements"]):
-        picture = open_row(test[int(indices[row["place"]])])
-        picture.thumbnail((SIDE, SIDE))
-        picture.save(gallery / f"{nth}.webp", quality=85)
+        image = open_row(test[int(indices[row["place"]])])
+        image.thumbnail((GALLERY_SIDE, GALLERY_SIDE))
+        image.save(gallery / f"{nth}.webp", quality=85)
         row["picture"] = f"gallery/{nth}.webp"
     write_whole(folder / "analysis.json", json.dumps(found))
 
 
-DISAGREEMENT = 0.1  # bits from which two answers differ notably: about 90% against 60% of two classes
-
-
 def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> dict[str, Any]:
-    """Whether a model is right as often as it says: Guo et al., *On Calibration of Modern Neural Networks* (2017,
-    arXiv:1706.04599).
+    """Measure whether a model's confidence matches its accuracy.
+
+    Guo et al., *On Calibration of Modern Neural Networks* (2017, arXiv:1706.04599).
 
     Args:
         logits: ``[M, C]``.
         labels: ``[M]`` class indices.
-        bins: how many, of equal width: bin b holds the confidences in (b / bins, (b + 1) / bins].
+        bins: number of bins of equal width: bin b holds the confidences in (b / bins, (b + 1) / bins].
 
     Returns:
-        ``ece``, the expected calibration error (0 to 1: the mean gap between confidence and accuracy), and for each bin
-        ``confidence`` and ``accuracy`` (means, None where it is empty) and ``count``.
+        ``ece``, the expected calibration error (0 to 1, the mean gap between confidence and accuracy), and for each bin
+        ``confidence`` and ``accuracy`` (means, None where the bin is empty) and ``count``.
     """
     probabilities = softened(logits, 1.0)
     confidence, right = probabilities.max(-1), probabilities.argmax(-1) == labels
@@ -105,9 +107,9 @@ def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> dict[
 
 
 def confusion(predictions: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """How many pictures of each class (row) were taken for each class (column): int ``[C, C]`` from indices ``[M]``.
+    """Count how many images of each class (row) were predicted as each class (column): int ``[C, C]`` from indices ``[M]``.
 
-    Raises ``ValueError`` where an index is not one of the classes: it would be counted as another.
+    Raises ``ValueError`` where an index is not one of the classes, since it would be counted as another class.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     for name, indices in (("prediction", predictions), ("label", labels)):
@@ -118,7 +120,7 @@ def confusion(predictions: np.ndarray, labels: np.ndarray, classes: int) -> np.n
 
 
 def per_class_f1(confusion: np.ndarray) -> np.ndarray:
-    """F1 of each class ``[C]`` from a confusion matrix ``[C, C]``; 0 where a class has neither pictures nor predictions."""
+    """Return each class's F1 ``[C]`` from a confusion matrix ``[C, C]``; 0 for a class with neither images nor predictions."""
     occurs = confusion.sum(0) + confusion.sum(1)
     return 2 * np.diag(confusion) / np.maximum(occurs, 1)
 
@@ -126,32 +128,37 @@ def per_class_f1(confusion: np.ndarray) -> np.ndarray:
 def lost_most(
     teacher_f1: np.ndarray, student_f1: np.ndarray, names: Sequence[str], most: int = 3
 ) -> list[tuple[str, float]]:
-    """The classes whose F1 ``[C]`` fell most from teacher to student: name and points lost, the largest first."""
+    """Return the classes whose F1 ``[C]`` fell most from teacher to student: name and points lost, the largest first."""
     lost = 100 * (np.asarray(teacher_f1) - np.asarray(student_f1))
     order = np.argsort(-lost, kind="stable")[:most]
     return [(names[index], float(lost[index])) for index in order if lost[index] > 0]
 
 
 def jensen_shannon(teacher_logits: np.ndarray, student_logits: np.ndarray) -> np.ndarray:
-    """How far apart two models' answers to each picture are: from logits ``[M, C]`` to bits ``[M]``, 0 to 1.
+    """Return the Jensen-Shannon divergence ``[M]``, 0 to 1 bit, of two models' probabilities, from logits ``[M, C]``.
 
-    Lin, *Divergence measures based on the Shannon entropy* (1991, IEEE Transactions on Information Theory 37). In
-    logarithms, so that it is finite for any logits that are. Raises ``ValueError`` where the shapes differ.
+    Lin, *Divergence measures based on the Shannon entropy* (1991, IEEE Transactions on Information Theory 37). It is
+    finite for all finite logits. Raises ``ValueError`` where the shapes differ.
     """
+    from scipy.special import rel_entr
+
     if np.shape(teacher_logits) != np.shape(student_logits):
         raise ValueError(
             f"The teacher's logits have the shape {list(np.shape(teacher_logits))}, the student's "
             f"{list(np.shape(student_logits))}. Both must be [pictures, classes] over the same pictures and classes."
         )
-    teacher, student = log_softmax(teacher_logits), log_softmax(student_logits)
-    middle = np.logaddexp(teacher, student) - math.log(2)
-    nats = sum(np.sum(np.exp(log) * (log - middle), axis=-1) / 2 for log in (teacher, student))
-    return np.clip(nats / math.log(2), 0, 1)  # rounding alone leaves the range
+    teacher, student = softened(teacher_logits, 1.0), softened(student_logits, 1.0)
+    middle = (teacher + student) / 2
+    nats = (rel_entr(teacher, middle) + rel_entr(student, middle)).sum(-1) / 2
+    # Rounding can leave the range, so scipy's `jensenshannon`, which takes a square root, is not used: it may give nan.
+    return np.clip(nats / math.log(2), 0, 1)
 
 
 def disagreements(teacher_logits: np.ndarray, student_logits: np.ndarray, most: int = 24) -> np.ndarray:
-    """Indices of the pictures on which the two differ notably, the farthest apart first, at most ``most`` of them, by
-    ``jensen_shannon`` of their logits ``[M, C]``."""
-    apart = jensen_shannon(teacher_logits, student_logits)
-    order = np.argsort(-apart, kind="stable")[:most]
-    return order[apart[order] >= DISAGREEMENT]
+    """Return the indices of at most ``most`` images on which two models notably disagree, the largest divergence first.
+
+    The measure is ``jensen_shannon`` of their logits ``[M, C]``.
+    """
+    divergence = jensen_shannon(teacher_logits, student_logits)
+    order = np.argsort(-divergence, kind="stable")[:most]
+    return order[divergence[order] >= DISAGREEMENT]

@@ -1,4 +1,4 @@
-"""What a model costs: time for one picture, parameters, megabytes, FLOPs."""
+"""Measure a model's costs: latency, parameters, megabytes and FLOPs."""
 
 import time
 from collections.abc import Callable
@@ -12,9 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd.models.processor import run_processor
 
+# Calls before the timed ones, the least number of timed calls, and the least time in seconds that they take together.
+WARM_UP, TRIALS, SECONDS = 5, 30, 0.25
+
+BUSY_NOTE = "A run was training at the same time, so both models were slower than they are alone."
+
 
 def model_cost(model: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """``parameters``, ``megabytes`` and ``flops`` of a transformers model at an input size."""
+    """Return ``parameters``, ``megabytes`` and ``flops`` of a transformers model for inputs of ``size`` (height, width)."""
     return {
         "parameters": count_parameters(model),
         "megabytes": round(model_megabytes(model), 3),
@@ -24,16 +29,18 @@ def model_cost(model: Any, size: tuple[int, int]) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure_latency(
-    models: dict[str, tuple[Any, Any]], picture: Image.Image, device: torch.device
+    models: dict[str, tuple[Any, Any]], image: Image.Image, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Latency for one picture of each ``(model, processor)``, in turns: name -> ``latency_ms``, the forward pass
-    alone, and ``preprocess_ms``, the processor alone."""
+    """Measure each ``(model, processor)``'s latency for one image, the models taking turns.
+
+    Returns name -> ``latency_ms`` of the forward pass alone and ``preprocess_ms`` of the processor alone.
+    """
     forward, preprocess = {}, {}
     for name, (model, processor) in models.items():
-        values = run_processor(processor, [picture]).to(device)
+        values = run_processor(processor, [image]).to(device)
         model.eval().to(device)
         forward[name] = lambda model=model, values=values: model(pixel_values=values)
-        preprocess[name] = lambda processor=processor: run_processor(processor, [picture])
+        preprocess[name] = lambda processor=processor: run_processor(processor, [image])
     forward = timed_trials(forward, device)
     preprocess = timed_trials(preprocess, torch.device("cpu"), seconds=0.1)
     return {
@@ -45,39 +52,30 @@ def measure_latency(
     }
 
 
-BUSY_NOTE = "A run was training meanwhile: both models were slower than they are alone."
-
-
 def cost_ratios(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:
-    """How many times faster (median latency) and smaller (megabytes) the student is."""
+    """Return how many times faster (by median latency) and smaller (in megabytes) the student is than the teacher."""
     return {
         "speedup": round(teacher["latency_ms"]["p50"] / student["latency_ms"]["p50"], 2),
         "size_ratio": round(teacher["megabytes"] / student["megabytes"], 2),
     }
 
 
-WARM_UP = 5
-
-TRIALS = 30
-
-SECONDS = 0.25
-
-
 def count_parameters(model: nn.Module) -> int:
+    """Return the number of a model's parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def model_megabytes(model: nn.Module) -> float:
-    """Size of the weights as a safetensors file in the model's own dtype, in MB (10^6 bytes), without its header."""
+    """Return the size in MB (10^6 bytes) of the weights in a safetensors file of the model's dtype, without its header."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6
 
 
 @torch.inference_mode()
 def count_flops(model: Any, size: tuple[int, int]) -> int:
-    """Floating-point operations of one forward pass on one picture, a multiply-add counted as two.
+    """Count the floating-point operations of a forward pass on one image; a multiply-add counts as two.
 
-    Counted by ``torch.utils.flop_counter``, which knows matrix products and convolutions and does not see into fused
-    attention: the model attends in the open (``eager``) meanwhile.
+    ``torch.utils.flop_counter`` counts matrix products and convolutions, but not inside fused attention, so the model uses
+    ``eager`` attention while it is counted.
     """
     device = next(model.parameters()).device
     attention = model.config._attn_implementation
@@ -93,10 +91,10 @@ def count_flops(model: Any, size: tuple[int, int]) -> int:
 def timed_trials(
     calls: dict[str, Callable[[], Any]], device: torch.device, trials: int = TRIALS, seconds: float = SECONDS
 ) -> dict[str, np.ndarray]:
-    """Milliseconds of each call, the calls taking turns so that a noisy moment hits all of them.
+    """Time calls in milliseconds, in turns, so that a disturbance of the machine affects all of them.
 
-    After a warm-up, at least ``trials`` rounds and until each has run for ``seconds``; a call that is faster than the
-    slowest has as many more trials in each round (at most 50). The device is synchronised.
+    After a warm-up there are at least ``trials`` rounds, and more until each call has run for ``seconds``. A call that is n
+    times faster than the slowest is made n times in each round, at most 50. The device is synchronised after each call.
     """
 
     def trial(call: Callable[[], Any]) -> float:
@@ -116,7 +114,7 @@ def timed_trials(
 
 
 def latency_summary(times: np.ndarray, device: torch.device) -> dict[str, Any]:
-    """The report's form of a series of milliseconds."""
+    """Summarize timings in milliseconds for the report."""
     return {
         "p50": round(float(np.percentile(times, 50)), 3),
         "p95": round(float(np.percentile(times, 95)), 3),

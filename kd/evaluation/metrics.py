@@ -1,4 +1,4 @@
-"""Metrics as `evaluate` modules that need no network: `evaluate.load` would fetch a script from the Hub."""
+"""Metrics as `evaluate` modules that work offline, where `evaluate.load` would download a script from the Hub."""
 
 import datasets
 import evaluate
@@ -17,15 +17,14 @@ class _ClassMetric(evaluate.Metric):
 
 
 class Accuracy(_ClassMetric):
-    """Share of predictions that equal their reference."""
+    """The share of predictions that equal their reference."""
 
     def _compute(self, predictions, references) -> dict[str, float]:
         return {"accuracy": float(np.mean(np.equal(predictions, references)))}
 
 
 class MacroF1(_ClassMetric):
-    """F1 of each class that occurs in the predictions or references, averaged with equal weights (as scikit-learn's
-    ``f1_score(average="macro")``)."""
+    """The mean F1 of the classes that occur in predictions or references, as scikit-learn's ``f1_score(average="macro")``."""
 
     def _compute(self, predictions, references) -> dict[str, float]:
         predictions, references = np.asarray(predictions), np.asarray(references)
@@ -37,19 +36,22 @@ class MacroF1(_ClassMetric):
 
 
 class Agreement(_ClassMetric):
-    """Share of pictures on which two models choose the same class (``references``: the teacher's choices)."""
+    """The share of images for which two models predict the same class; ``references`` are the teacher's predictions."""
 
     def _compute(self, predictions, references) -> dict[str, float]:
         return {"agreement": float(np.mean(np.equal(predictions, references)))}
 
 
-def guessing(labels: np.ndarray) -> float:
-    """Up to this accuracy on ``labels`` ``[N]`` one may be guessing: that of always saying the commonest class, and three
-    standard deviations; of few pictures at most halfway to all right, for more would be no guess."""
+def chance_level(labels: np.ndarray) -> float:
+    """Return the accuracy on ``labels`` ``[N]`` up to which a model may only be guessing.
+
+    It is the accuracy of always predicting the most frequent class plus three standard deviations, but at most halfway
+    from there to 100%, since with few images the deviations alone would reach 100%.
+    """
     chance = np.bincount(labels).max() / len(labels)
     return float(min(chance + 3 * (chance * (1 - chance) / len(labels)) ** 0.5, (1 + chance) / 2))
 
 
-def classification() -> evaluate.CombinedEvaluations:
-    """Accuracy and macro F1 in one call."""
+def classification_metrics() -> evaluate.CombinedEvaluations:
+    """Return accuracy and macro F1 as one metric."""
     return evaluate.combine([Accuracy(), MacroF1()])

@@ -1,4 +1,4 @@
-"""Score a model: original files, its own processor, float32. Every reported accuracy comes from here."""
+"""Score a model in float32 on the original files, through its own processor. Every reported accuracy comes from here."""
 
 import os
 from collections.abc import Callable
@@ -13,18 +13,21 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from kd.data.images import BadPicture, open_images
 from kd.errors import UserError
-from kd.evaluation.metrics import Agreement, classification
+from kd.evaluation.metrics import Agreement, classification_metrics
 from kd.models.processor import Normalization, read_normalization, run_processor
 from kd.runs.run import Run
 from kd.system.files import mapped, npy_writer
 
+# Images in a batch while scoring.
 SCORING_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's ``logits`` float32 ``[M, C]`` on the pictures of a dataset that can be read, which are those at
-    ``indices`` ``[M]``; why others cannot is in ``unreadable``."""
+    """A model's ``logits`` float32 ``[M, C]`` for the images of a dataset that can be read.
+
+    ``indices`` ``[M]`` are their rows. ``unreadable`` holds the reasons why the other images cannot be read.
+    """
 
     logits: np.ndarray
     indices: np.ndarray
@@ -39,9 +42,9 @@ def score(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Scores:
-    """A model's answers to a dataset's pictures, by the ruler.
+    """Compute a model's logits for all images of a dataset, in float32, each through the model's own processor.
 
-    Raises ``UserError`` where no picture can be read, or the answers are not finite numbers.
+    Raises ``UserError`` where no image can be read, or the logits are not finite.
     """
     model = model.eval().to(device)
     logits, indices, unreadable, batch = [], [], [], []
@@ -50,12 +53,13 @@ def score(
         logits.append(model(pixel_values=torch.cat(batch).to(device)).logits.float().cpu().numpy())
         batch.clear()
 
-    for index, picture in open_images(dataset):
-        if isinstance(picture, BadPicture):
-            unreadable.append(str(picture))
+    for index, image in open_images(dataset):
+        if isinstance(image, BadPicture):
+            unreadable.append(str(image))
             continue
         indices.append(index)
-        batch.append(run_processor(processor, [picture]))  # at once: sixty-four originals would fill the memory
+        # Processed one by one, because a batch of large originals would fill the memory.
+        batch.append(run_processor(processor, [image]))
         if len(batch) == SCORING_BATCH:
             flush()
             progress(index + 1, len(dataset))
@@ -63,24 +67,24 @@ def score(
         flush()
     if not logits:
         raise UserError(f"None of the pictures can be read. The first: {unreadable[0]}")
-    answers = np.concatenate(logits)
-    if not np.isfinite(answers).all():
-        raise UserError("The model answers with numbers that are not finite: its weights are damaged.")
-    return Scores(answers, np.array(indices), unreadable)
+    scores = Scores(np.concatenate(logits), np.array(indices), unreadable)
+    if not np.isfinite(scores.logits).all():
+        raise UserError("The model's outputs are not finite numbers: its weights are damaged.")
+    return scores
 
 
 def quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """``accuracy`` and macro ``f1`` of logits ``[N, C]`` against labels ``[N]``."""
-    return classification().compute(predictions=logits.argmax(-1), references=labels)
+    """Return ``accuracy`` and macro ``f1`` of logits ``[N, C]`` for labels ``[N]``."""
+    return classification_metrics().compute(predictions=logits.argmax(-1), references=labels)
 
 
 def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
-    """Share of pictures on which two models choose the same class, from their logits ``[N, C]``."""
+    """Return the share of images for which two models predict the same class, from their logits ``[N, C]``."""
     return Agreement().compute(predictions=student.argmax(-1), references=teacher.argmax(-1))["agreement"]
 
 
 def load_run_student(run: Run) -> tuple[Any, Any, Normalization]:
-    """The student that a run has saved: model, processor, normalization. Raises ``UserError`` before there is one."""
+    """Load a run's student: model, processor, normalization. Raises ``UserError`` where the run has not saved one yet."""
     folder = run.path / "student"
     if not (folder / "config.json").exists():
         raise UserError(f"Run {run.id} ({run.status()}) has no student yet.")
@@ -88,14 +92,14 @@ def load_run_student(run: Run) -> tuple[Any, Any, Normalization]:
 
 
 def load_saved_student(folder: Path) -> tuple[Any, Any, Normalization]:
-    """A student as `save_student` left it, loaded as anyone would: model, processor, normalization."""
+    """Load a saved student with transformers alone, as a user would: model, processor, normalization."""
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
     return model, processor, read_normalization(processor)
 
 
 def whole_array(path: Path, size: int) -> np.ndarray | None:
-    """A file of targets for ``size`` pictures, or ``None``: missing, or cut short (it is deleted then)."""
+    """Open a file of logits for ``size`` images; return ``None`` where it is missing or truncated, and delete it then."""
     values = mapped(path)
     if values is not None and len(values) != size:
         path.unlink()
@@ -104,11 +108,15 @@ def whole_array(path: Path, size: int) -> np.ndarray | None:
 
 
 def scores_file(key: str, cache: Path) -> Path:
+    """Return the file of the logits that ``load_scores`` keeps under ``key``."""
     return Path(cache) / "scores" / f"{key}.npy"
 
 
 def load_scores(key: str, cache: Path, size: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The teacher's logits ``[size, C]`` on a split by the ruler (``kd.evaluation.compare.score``), kept like targets."""
+    """Return the logits ``[size, C]`` kept in ``cache`` under ``key``, computed by ``compute`` where they are missing.
+
+    ``key`` names teacher and split, so that the teacher is scored on each split once (``score``).
+    """
     path = scores_file(key, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):

@@ -16,7 +16,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from kd.runs.run import CLOSED, LIFECYCLE, Run, events_by_trial
 from kd.runs.store import create_run, list_runs, resolve
 from kd.system.files import SWEEPS, write_whole
 from kd.system.ids import one_of
+from kd.system.processes import kd_command, kd_environment
 from kd.text import count_of
 
 # Is called with each line of progress.
@@ -148,8 +148,6 @@ def find_sweep(folder: Path, id: str) -> Sweep:
 
 def start_sweep(sweep: Sweep) -> subprocess.Popen:
     """Work on a sweep, new or interrupted, in a detached process, which outlives this one and has a low priority."""
-    home = str(Path(__file__).resolve().parent.parent.parent)
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     sweep.forget_stop()
     try:
         log = (sweep.path / "stderr.txt").open("ab")
@@ -157,9 +155,8 @@ def start_sweep(sweep: Sweep) -> subprocess.Popen:
         raise UserError(sweep.not_writable(error)) from error
     with log:
         return subprocess.Popen(
-            [sys.executable, "-m", "kd", "run", str(sweep.path), *niceness(sweep, behind=True)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
+            kd_command("run", str(sweep.path), *niceness(sweep, behind=True)),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=kd_environment(),
         )  # fmt: skip
 
 

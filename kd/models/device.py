@@ -18,20 +18,18 @@ from kd.config import SMALL_SIDE
 from kd.errors import UserError
 from kd.system.files import write_whole
 
+# bf16 is chosen where it makes a batch this many times faster: it has only eight bits of precision, and timings are noisy.
 BF16_GAIN = 1.1
-"""bf16 is taken where a batch is this many times faster: it has eight bits of precision, and timings are noisy."""
 
+# A single measurement decides where one precision is this many times faster than the other.
 CLEAR_GAIN = 1.5
-"""One look is enough where a precision is this many times faster."""
-
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which arithmetic a model computes: ``device``, and ``precision`` of the forward pass (``fp32``, ``bf16``
-    or ``fp16``)."""
+    """The device on which a model computes and the precision of its forward pass (``fp32``, ``bf16`` or ``fp16``)."""
 
     device: torch.device
     precision: str = "fp32"
@@ -42,8 +40,11 @@ class Compute:
 
 
 def pick_device(asked: str) -> torch.device:
-    """``auto`` is a GPU where there is one, else the CPU. Raises ``UserError`` for a device that is not there."""
-    asked = os.environ.get("KD_DEVICE", asked)  # see kd.runs.queue.single_gpu_environment
+    """Return the device of a setting; ``auto`` is a GPU where there is one, else the CPU.
+
+    Raises ``UserError`` for a device that this machine does not have.
+    """
+    asked = os.environ.get("KD_DEVICE", asked)  # set by kd.runs.queue.single_gpu_environment
     if asked == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda:0")
@@ -59,11 +60,11 @@ def pick_device(asked: str) -> torch.device:
 
 
 def pick_precision(asked: str, device: torch.device, model: nn.Module, size: tuple[int, int], cache: Path) -> str:
-    """``fp32``, ``bf16`` or ``fp16``: the arithmetic of the forward pass.
+    """Return the precision of the forward pass of a setting: ``fp32``, ``bf16`` or ``fp16``.
 
-    ``auto`` takes a half type where the device computes faster in it. A GPU does; a CPU with bfloat16 instructions may,
-    by the layers and the size of the pictures, so there a few batches are timed (a step of a model with parameters
-    that learn, the forward pass of a frozen one). The answer is kept in ``cache``: the same run takes the same path.
+    ``auto`` chooses a half type where the device computes faster in it. A GPU does. A CPU with bfloat16 instructions does
+    so only for some layers and image sizes, so a few batches are timed there: training steps of a model with trainable
+    parameters, forward passes of a frozen one. The choice is kept in ``cache``, so that a repeated run computes the same.
     """
     if asked == "fp16" and device.type == "cpu":
         raise UserError("fp16 needs a GPU. On the CPU use bf16, fp32 or auto.")
@@ -85,12 +86,15 @@ def pick_precision(asked: str, device: torch.device, model: nn.Module, size: tup
 
 
 def _has_bf16() -> bool:
+    """Return whether the CPU has instructions for bfloat16."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _time_precisions(model: nn.Module, size: tuple[int, int], rounds: int = 3) -> dict[str, float]:
-    """The best time in seconds of a batch in each precision, taking turns, after one to warm up; the first is enough
-    where it is clear."""
+    """Return the shortest time in seconds of a batch in each precision.
+
+    The precisions take turns, after one round to warm up. The first measured round decides where the difference is clear.
+    """
     batch = int(np.clip(4 * 224 * 224 / (size[0] * size[1]), 4, 64))
     timed, best = _batch_timer(model, size, torch.device("cpu"), batch), {"fp32": math.inf, "bf16": math.inf}
     for nth in range(rounds + 1):
@@ -103,26 +107,30 @@ def _time_precisions(model: nn.Module, size: tuple[int, int], rounds: int = 3) -
 
 
 def batch_seconds(model: nn.Module, size: tuple[int, int], compute: Compute, batch: int, rounds: int = 5) -> float:
-    """Return the median time in seconds of a batch of ``size`` (height, width): a training step of a model with parameters
-    that learn, without its optimiser; the forward pass of a frozen one."""
+    """Return the median time in seconds of a batch of images of ``size`` (height, width).
+
+    It is that of a training step without the optimiser, or of the forward pass of a frozen model.
+    """
     timed = _batch_timer(model, size, compute.device, batch)
     timed(compute.precision)
     return float(np.median([timed(compute.precision) for _ in range(rounds)]))
 
 
 def _batch_timer(model: nn.Module, size: tuple[int, int], device: torch.device, batch: int) -> Callable[[str], float]:
-    """What times one batch in a precision, in seconds. A copy of the model is used: its statistics and gradients
-    change."""
+    """Return a function that times one batch in a given precision, in seconds.
+
+    It uses a copy of the model, because a step changes gradients and running statistics.
+    """
     values = torch.zeros(batch, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
-    learns = any(parameter.requires_grad for parameter in model.parameters())
-    twin = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train(learns)
+    trainable = any(parameter.requires_grad for parameter in model.parameters())
+    duplicate = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train(trainable)
 
     def seconds(precision: str) -> float:
         started = time.perf_counter()
-        with torch.random.fork_rng():  # dropout must not shift the run's own random numbers
-            with Compute(device, precision).autocast(), torch.set_grad_enabled(learns):
-                logits = twin(pixel_values=values).logits
-            if learns:
+        with torch.random.fork_rng():  # dropout must not change the random numbers of the run
+            with Compute(device, precision).autocast(), torch.set_grad_enabled(trainable):
+                logits = duplicate(pixel_values=values).logits
+            if trainable:
                 logits.sum().backward()
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
@@ -132,11 +140,11 @@ def _batch_timer(model: nn.Module, size: tuple[int, int], device: torch.device, 
 
 
 def pick_threads(side: int) -> int:
-    """How many threads should train a student of this input size on the CPU: all, but one core less for small ones.
+    """Return the number of CPU threads for training at this input size: all, or one fewer for small inputs.
 
-    Their operations last microseconds and end in a barrier. A neighbour that takes a core (a browser that shows the
-    page is enough) keeps one thread waiting, and with it all: on two cores 843 images/s became 32, while one thread
-    alone went from 675 to 639.
+    Operations on small inputs last microseconds, and all threads wait for the slowest at the end of each. Where another
+    process takes a core, for example the browser that shows the page, training slows down out of proportion: on two cores
+    from 843 to 32 images/s with two threads, but only from 675 to 639 with one.
     """
     threads = torch.get_num_threads()
     return max(1, threads - 1) if side <= SMALL_SIDE else threads

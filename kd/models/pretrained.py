@@ -9,21 +9,22 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from kd.errors import UserError
 
-# Without this, transformers asks a Space to convert pickled weights, which opens a pull request on their repository.
+# Without this, transformers asks a Space to convert pickled weights, which opens a pull request on the model's repository.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 
 def is_local(source: str) -> bool:
-    """Whether a source names a folder or file of this machine, not a repository of the Hub."""
+    """Return whether a source is a folder or file of this machine rather than a repository of the Hub."""
     return Path(os.path.expanduser(source)).exists()
 
 
 def model_classes(config: Any) -> list[str]:
-    """The classes that a model's config names, in their order."""
+    """Return the class names in a model's config, in the order of its outputs."""
     return [str(config.id2label[index]) for index in sorted(config.id2label)]
 
 
 def check_is_classifier(config: Any, name: str) -> None:
+    """Raise ``UserError`` where transformers cannot classify images with a model of this config."""
     if type(config) not in AutoModelForImageClassification._model_mapping:
         raise UserError(
             f"{name!r} is a {config.model_type} model, which transformers cannot use for image classification. "
@@ -32,7 +33,10 @@ def check_is_classifier(config: Any, name: str) -> None:
 
 
 def load_config(kind: str, source: str) -> Any:
-    """The checkpoint's config; of a local folder, one that is there at all."""
+    """Load a checkpoint's config; ``kind`` (teacher or student) is for error messages.
+
+    Raises ``UserError`` where a folder has no config, or transformers does not know the model's architecture.
+    """
     path = Path(os.path.expanduser(source))
     if path.is_dir() and not (path / "config.json").exists():
         raise UserError(f"The {kind} folder {source} has no config.json. Expected a folder saved with save_pretrained.")
@@ -41,13 +45,13 @@ def load_config(kind: str, source: str) -> Any:
     except ValueError as error:
         if "model_type" in str(error) or "model type" in str(error):
             raise UserError(
-                f"The {kind} {source!r} is of a kind that this version of transformers does not know."
+                f"The {kind} {source!r} has an architecture that this version of transformers does not know."
             ) from error
         raise
 
 
 def load_weights(kind: str, source: str, **options: Any) -> Any:
-    """Weights in float32. Only safetensors: a pickle can run anything when it is loaded."""
+    """Load a classifier's weights in float32, from safetensors only, because loading a pickle can run any code."""
     try:
         return AutoModelForImageClassification.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, **options

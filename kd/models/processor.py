@@ -1,4 +1,4 @@
-"""Read the arithmetic of an image processor (size, channel order, scale, offset), load and resize processors."""
+"""Load image processors, change their size, and read what they compute: size, channel order, scale and offset."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,10 @@ from kd.errors import UserError
 
 @dataclass(frozen=True)
 class Normalization:
-    """A processor as arithmetic: resize to ``size`` (height, width), reorder the channels, ``pixel * scale + offset``
-    for pixels of 0 to 255."""
+    """What a processor computes: resize to ``size`` (height, width), reorder the channels, then ``pixel * scale + offset``.
+
+    ``scale`` and ``offset`` are those for pixels from 0 to 255, one for each channel of the output.
+    """
 
     size: tuple[int, int]
     channels: tuple[int, int, int]
@@ -22,7 +24,7 @@ class Normalization:
     offset: tuple[float, float, float]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` of 0 to 255, at ``size`` already, to what the model expects."""
+        """Normalize images ``[B, 3, H, W]`` with values from 0 to 255 that have the right size already."""
         scale, offset = (pixels.new_tensor(v).view(1, 3, 1, 1) for v in (self.scale, self.offset))
         if self.channels != (0, 1, 2):
             pixels = pixels[:, list(self.channels)]
@@ -30,10 +32,12 @@ class Normalization:
 
 
 def read_normalization(processor: Any) -> Normalization:
-    """Read a processor's arithmetic off what it does to plain pictures: every family names its settings differently
-    (EfficientNet's divides by the deviation twice, MobileViT's swaps channels).
+    """Find out what a processor computes from its outputs for images of a single colour.
 
-    Raises ``UserError`` where it is not a per-channel scale and offset.
+    Its settings cannot be relied on, since every family of models interprets them differently: EfficientNet's divides by
+    the standard deviation twice, MobileViT's swaps channels.
+
+    Raises ``UserError`` where the outputs are not a scale and an offset for each channel.
     """
     colours = ["black", "red", "lime", "blue"]
     outputs = [np.asarray(run_processor(processor, [Image.new("RGB", (512, 512), c)])[0], np.float64) for c in colours]
@@ -49,25 +53,27 @@ def read_normalization(processor: Any) -> Normalization:
 
 
 def run_processor(processor: Any, images: list[Image.Image]) -> Tensor:
-    """Pictures through a model's own processor: float32 ``[B, 3, H, W]``."""
+    """Return the inputs float32 ``[B, 3, H, W]`` that a model's own processor makes of images."""
     return processor(images, return_tensors="pt")["pixel_values"]
 
 
 def load_processor(source: str, kind: str, name: str) -> Any:
-    """The image processor that a checkpoint was saved with."""
+    """Load the image processor of a checkpoint; ``kind`` and ``name`` are for error messages."""
     try:
         return AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         if "preprocessor_config" in str(error) or "image processor" in str(error).lower():
             raise UserError(
-                f"The {kind} {name!r} has no preprocessor_config.json: it cannot be told how to see."
+                f"The {kind} {name!r} has no preprocessor_config.json, which says how to prepare its input pictures."
             ) from error
         raise
 
 
 def resized_processor(processor: Any, side: int) -> Any:
-    """A copy of a processor that hands out squares of ``side`` pixels, in its own way: by a resize, or by a resize of
-    the shorter side and a crop of the centre."""
+    """Return a copy of a processor whose outputs are squares of ``side`` pixels.
+
+    Like the original, it resizes both sides, or resizes the shorter side and crops the centre.
+    """
     settings, square = processor.to_dict(), {"height": side, "width": side}
     if settings["size"].get("shortest_edge"):
         return type(processor).from_dict(

@@ -10,57 +10,57 @@ from torch import nn
 from transformers import PreTrainedModel, ViTImageProcessorPil
 
 from kd.errors import UserError
-from kd.models.class_map import nameless, plain_name
+from kd.models.class_map import has_no_names, plain_name
 from kd.models.depthwise import speed_up_depthwise
 from kd.models.pretrained import check_is_classifier, is_local, load_config, load_weights, model_classes
 from kd.models.processor import Normalization, load_processor, read_normalization, resized_processor
-from kd.models.repair import heal
-from kd.models.zoo import BIG_SIDE, STUDENTS, label_config
+from kd.models.repair import repair_training_settings
+from kd.models.zoo import DEFAULT_SIDE, STUDENTS, label_config
 from kd.system import memory
 from kd.system.hub import from_hub
 
 
 @dataclass(frozen=True)
 class Student:
-    """A model, its processor, and what was changed in it (``healed``)."""
+    """A student model with its processor; ``repairs`` are the changes made to its training settings, in words."""
 
     model: PreTrainedModel
     processor: Any
     normalization: Normalization
     pretrained: bool
-    healed: list[str] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)
 
 
-def load_student(name: str, classes: list[str], side: int | None, seed: int, healing: bool = True) -> Student:
-    """Load a student with random weights (a name in ``STUDENTS``), or with pretrained ones (a Hub id or a folder).
+def load_student(name: str, classes: list[str], side: int | None, seed: int, repair: bool = True) -> Student:
+    """Load a student with random weights (a name in ``STUDENTS``) or with pretrained weights (a Hub id or a folder).
 
     Args:
-        name: what to load.
-        classes: what it is to tell apart, in this order; pretrained weights get a new head unless they know these.
-        side: side of its input in pixels; ``None`` for 224, or for what a pretrained student's processor says.
-        seed: of the random weights.
-        healing: whether to repair what transformers carries over from TensorFlow (``kd.models.repair``).
+        name: a name in ``STUDENTS``, a Hub id or a folder.
+        classes: the classes of its outputs, in this order; pretrained weights of other classes get a new head.
+        side: side of its input in pixels; ``None`` stands for 224, or for the size in a pretrained student's processor.
+        seed: seed of the random weights.
+        repair: whether to repair the settings that transformers carries over from TensorFlow (``kd.models.repair``).
 
-    Raises ``UserError`` if it is not there, cannot be reached or does not take this input size.
+    Raises ``UserError`` if the student does not exist, cannot be reached or does not take this input size.
     """
     torch.manual_seed(seed)
     if name in STUDENTS:
-        side = side or BIG_SIDE
+        side = side or DEFAULT_SIDE
         model = STUDENTS[name](side, label_config(classes))
         processor = ViTImageProcessorPil(
             size={"height": side, "width": side}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
         )
-        student = Student(
-            model, processor, read_normalization(processor), pretrained=False, healed=heal(model) if healing else []
-        )
+        repairs = repair_training_settings(model) if repair else []
+        student = Student(model, processor, read_normalization(processor), pretrained=False, repairs=repairs)
     else:
-        student = _pretrained_student(name, classes, side, healing)
+        student = _pretrained_student(name, classes, side, repair)
     check_input_size(name, student, student.normalization.size)
     speed_up_depthwise(student.model)
     return student
 
 
-def _pretrained_student(name: str, classes: list[str], side: int | None, healing: bool) -> Student:
+def _pretrained_student(name: str, classes: list[str], side: int | None, repair: bool) -> Student:
+    """Load a student with pretrained weights and a new head unless it has these classes already."""
     if "/" not in name and not Path(os.path.expanduser(name)).is_dir():
         raise UserError(
             f"There is no student {name!r}. The students are {', '.join(STUDENTS)}; or give a Hub id or a folder."
@@ -70,23 +70,23 @@ def _pretrained_student(name: str, classes: list[str], side: int | None, healing
         config = load_config("student", name)
         check_is_classifier(config, name)
         model = load_weights("student", name, ignore_mismatched_sizes=True, **label_config(classes))
-        return model if has_classes(config, classes) else renew_head(model), load_processor(name, "student", name)
+        return model if has_classes(config, classes) else reset_head(model), load_processor(name, "student", name)
 
     model, processor = from_hub("student", name, load, is_local(name))
     if side is not None:
         processor = resized_processor(processor, side)
-    healed = heal(model, random=False) if healing else []
-    return Student(model, processor, read_normalization(processor), pretrained=True, healed=healed)
+    repairs = repair_training_settings(model, random_weights=False) if repair else []
+    return Student(model, processor, read_normalization(processor), pretrained=True, repairs=repairs)
 
 
 def has_classes(config: Any, classes: list[str]) -> bool:
-    """Whether a model's outputs are these classes, in this order: by their names, if it has any."""
-    theirs = model_classes(config)
-    return not nameless(theirs) and list(map(plain_name, theirs)) == list(map(plain_name, classes))
+    """Return whether a model's outputs have the names of these classes, in this order."""
+    names = model_classes(config)
+    return not has_no_names(names) and list(map(plain_name, names)) == list(map(plain_name, classes))
 
 
-def renew_head(model: PreTrainedModel) -> PreTrainedModel:
-    """Fresh weights for all that is not the backbone: a head that fits by its size knows other classes."""
+def reset_head(model: PreTrainedModel) -> PreTrainedModel:
+    """Give random weights to everything but the backbone: a head of the right size was trained on other classes."""
     for name, child in model.named_children():
         if name != model.base_model_prefix:
             for module in child.modules():
@@ -97,8 +97,7 @@ def renew_head(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.inference_mode()
 def check_input_size(name: str, student: Student, size: tuple[int, int]) -> None:
-    """One picture of ``size`` (height, width) through the student: one that it cannot take is a ``UserError`` here, not in
-    the middle of a run."""
+    """Raise ``UserError`` where the student cannot process images of ``size`` (height, width), before a run starts."""
     height, width = size
     try:
         student.model.eval()(pixel_values=torch.zeros(1, 3, height, width))

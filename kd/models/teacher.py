@@ -1,4 +1,4 @@
-"""Teachers and students: loading, building, healing, and the check of labels before a second is spent."""
+"""Load a teacher and bring its outputs into the order of the dataset's classes."""
 
 import hashlib
 from typing import Any
@@ -17,18 +17,16 @@ from kd.system.files import ASSETS
 from kd.system.hub import from_hub
 from kd.text import some
 
-# --- Teacher
-
-
-NEVER = -1e4
-"""The logit of a class that the teacher does not know: no chance at all, and finite in every type."""
+# The logit of a class that the teacher does not know: its probability is 0, and it is finite in every float type.
+UNKNOWN_LOGIT = -1e4
 
 
 class Teacher(nn.Module):
-    """A frozen classifier whose logits come in the order of ``classes``: the dataset's, or its own where that has none.
+    """A frozen classifier whose logits are in the order of ``classes``: the dataset's, or its own without a dataset's.
 
-    ``known`` is bool ``[C]``, which of the classes it knows, or ``None`` for all; the logit of another is ``NEVER``.
-    ``warnings`` are what the user should know about how its classes were matched (``kd.models.class_map``).
+    ``columns`` holds, for each class, the index of the model's own output, ``None`` for a class that the model does not
+    know. ``known`` is bool ``[C]``, the classes that it knows, or ``None`` where it knows all; the logit of any other class
+    is ``UNKNOWN_LOGIT``. ``warnings`` tell the user how its classes were matched (``kd.models.class_map``).
     """
 
     def __init__(
@@ -49,20 +47,20 @@ class Teacher(nn.Module):
         self.warnings: list[str] = []
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        """``[B, 3, H, W]`` to ``logits`` ``[B, C]``."""
+        """Return ``logits`` ``[B, C]`` for images ``[B, 3, H, W]``."""
         logits = self.model(pixel_values=pixel_values).logits
         if self.columns is not None:
             logits = logits[:, [column or 0 for column in self.columns]]
         if self.known is not None:
-            logits = logits.masked_fill(~self.known, NEVER)
+            logits = logits.masked_fill(~self.known, UNKNOWN_LOGIT)
         return ImageClassifierOutput(logits=logits)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Stays in evaluation mode: dropout must not blur the targets."""
+        """Stay in evaluation mode, because dropout would add noise to the targets."""
         return super().train(False)
 
     def key(self) -> str:
-        """A hash of weights, architecture, processor and order of classes: what the answers depend on."""
+        """Return a hash of all that the logits depend on: weights, architecture, processor and order of classes."""
         digest = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -76,13 +74,17 @@ class Teacher(nn.Module):
 def load_teacher(
     name: str, classes: list[str] | None, label_map: str | None = None, counts: list[int] | None = None
 ) -> Teacher:
-    """Load a teacher, its outputs in the order of ``classes``, or in its own where none are given.
+    """Load a teacher with its outputs in the order of ``classes``, or in its own order where none are given.
 
-    ``counts``: the training images of each class, to be named in its ``warnings``.
+    Args:
+        name: a Hub id, a folder or ``sample``.
+        classes: the dataset's classes.
+        label_map: the user's assignment of classes to the teacher's, where their names differ.
+        counts: number of training images of each class, for the teacher's ``warnings``.
 
-    Raises ``UserError`` if it is not there, cannot be reached, has an untrained head, or other classes.
+    Raises ``UserError`` if it does not exist, cannot be reached, has an untrained head, or has other classes.
     """
-    source = _source(name)
+    source = _teacher_source(name)
 
     def load() -> tuple[Any, dict[str, Any], Any]:
         check_is_classifier(load_config("teacher", source), name)
@@ -101,22 +103,25 @@ def load_teacher(
         return Teacher(model, processor)
     match = match_classes(model_classes(model.config), classes, label_map)
     match.check()
-    in_order = match.columns == list(range(len(match.theirs)))
+    in_order = match.columns == list(range(len(match.teacher_classes)))
     teacher = Teacher(model, processor, None if in_order else match.columns, classes)
-    teacher.warnings = match.in_words(counts)
+    teacher.warnings = match.warnings(counts)
     return teacher
 
 
 def teacher_classes(name: str) -> list[str]:
-    """The classes of a teacher, without its weights. Raises ``UserError`` if it is not there, or no classifier."""
-    source = _source(name)
+    """Return a teacher's classes without loading its weights.
+
+    Raises ``UserError`` if it does not exist, cannot be reached, or is no classifier.
+    """
+    source = _teacher_source(name)
     config = from_hub("teacher", name, lambda: load_config("teacher", source), is_local(source))
     check_is_classifier(config, name)
     return model_classes(config)
 
 
-def _source(name: str) -> str:
-    """A teacher's folder or Hub id."""
+def _teacher_source(name: str) -> str:
+    """Return a teacher's folder or Hub id."""
     if name == NO_TEACHER:
-        raise UserError("The teacher is none: nobody can be asked. Choose a Hub id, a folder, or 'sample'.")
+        raise UserError("The teacher is none, so there is no model to load. Choose a Hub id, a folder, or 'sample'.")
     return str(ASSETS / "sample-teacher") if name == SAMPLE else name

@@ -22,26 +22,34 @@ from transformers import (
 
 from kd.config import SMALL_SIDE
 
-BIG_SIDE = 224
+# Side in pixels of a student's input where the images are not small.
+DEFAULT_SIDE = 224
+
+# Architectures whose config has no strides, so that small images would leave too small a last feature map: their processor
+# enlarges small images to this side.
+ENLARGED_SIDES = {"resnet_18": 112}
 
 
 def label_config(classes: list[str]) -> dict[str, Any]:
+    """Return the entries of a model's config that name its classes."""
     return {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
 
 
 def _stride(size: int, least: int = 16) -> int:
-    """The largest total stride that leaves a last map of 4 x 4 pixels, but not under ``least``.
+    """Return the largest total stride that leaves a last feature map of at least 4 x 4, but no stride under ``least``.
 
-    16 leaves 2 x 2 of 28 or 32 pixels: in the same minutes a MobileNetV2 learned more on it than on 4 x 4, which cost
-    twice the time a picture (83% against 79% on the sample, one seed).
+    For inputs of 28 or 32 pixels, 16 leaves 2 x 2. In the same number of minutes a MobileNetV2 learned more with it than
+    with a map of 4 x 4, which takes twice the time per image (83% against 79% on the sample, one seed).
     """
     return next((stride for stride in (32, 16) if math.ceil(size / stride) >= 4), least)
 
 
 def _mobilenet_v2(width: float) -> Callable[[int, dict], PreTrainedModel]:
+    """Return the builder of a MobileNetV2 whose layers have ``width`` times the channels of the paper's."""
+
     def build(size: int, names: dict) -> PreTrainedModel:
         return MobileNetV2ForImageClassification(
-            # TensorFlow's lopsided padding serves its weights only, and costs a copy before every convolution.
+            # TensorFlow's asymmetric padding only matters to weights trained with it, and copies the input of every layer.
             MobileNetV2Config(
                 depth_multiplier=width, image_size=size, output_stride=_stride(size), tf_padding=False, **names
             )
@@ -101,6 +109,7 @@ def _deit_tiny(size: int, names: dict) -> PreTrainedModel:
     )
 
 
+# Students with random weights: name -> builder, which takes the side of the input in pixels and ``label_config``.
 STUDENTS: dict[str, Callable[[int, dict], PreTrainedModel]] = {
     **{f"mobilenet_v2_{width}": _mobilenet_v2(width) for width in (1.4, 1.0, 0.75, 0.5, 0.35)},
     "mobilevit_xx_small": _mobilevit_xx_small,
@@ -109,17 +118,16 @@ STUDENTS: dict[str, Callable[[int, dict], PreTrainedModel]] = {
     "convnextv2_atto": _convnextv2_atto,
     "deit_tiny": _deit_tiny,
 }
-"""Students with random weights: name -> builder of (input side in pixels, class names)."""
-
-ENLARGED = {"resnet_18": 112}
-"""Architectures with no setting for strides: their processor enlarges small pictures to this side."""
 
 
-def student_side(name: str, asked: int | None, picture_side: int) -> int:
-    """The side in pixels of a random-weights student's input: what was asked for, else the pictures' own where they
-    are small (up to 64, a multiple of 4), else 224."""
+def student_side(name: str, asked: int | None, image_side: int) -> int:
+    """Return the input side in pixels of a student with random weights.
+
+    It is ``asked`` where that is given, else the images' own side, rounded up to a multiple of 4, where they are small (up
+    to 64 pixels), else 224.
+    """
     if asked is not None:
         return asked
-    if picture_side > SMALL_SIDE:
-        return BIG_SIDE
-    return max(math.ceil(picture_side / 4) * 4, 28, ENLARGED.get(name, 0))
+    if image_side > SMALL_SIDE:
+        return DEFAULT_SIDE
+    return max(math.ceil(image_side / 4) * 4, 28, ENLARGED_SIDES.get(name, 0))

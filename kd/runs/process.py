@@ -1,15 +1,13 @@
 """Start a run in a process of its own, and let one run at a time have a device."""
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from kd.errors import UserError
 from kd.runs.queue import POLL_SECONDS, device_name, single_gpu_environment
 from kd.runs.run import CLOSED, Run
+from kd.system.processes import kd_command, kd_environment
 
 NICE = 10
 """By so much a run that the page has started on a CPU lets others go first."""
@@ -25,12 +23,9 @@ def start_run(run: Run, resume: bool = False, behind: bool = False) -> subproces
 
     Raises ``UserError`` where nothing can be written to the run's folder.
     """
-    environment = dict(os.environ)
-    home = str(Path(__file__).resolve().parent.parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH")]))
-    environment |= single_gpu_environment(device_name(run.config().device)) | KEEP_MEMORY
+    environment = kd_environment() | single_gpu_environment(device_name(run.config().device)) | KEEP_MEMORY
     going_on = ["--resume"] if resume else []
-    command = [sys.executable, "-m", "kd", "run", str(run.path), *going_on, *niceness(run, behind)]
+    command = kd_command("run", str(run.path), *going_on, *niceness(run, behind))
     try:
         log = (run.path / "stderr.txt").open("ab")
     except OSError as error:

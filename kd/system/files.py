@@ -12,7 +12,13 @@ from filelock import FileLock, Timeout
 if TYPE_CHECKING:
     import numpy as np
 
-ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
+# The folder that holds the package ``kd``: the checkout, or site-packages where it was installed.
+ROOT = Path(__file__).resolve().parents[2]
+
+# The sample, its teacher and the examples. A wheel carries them inside the package; in a checkout they lie beside it.
+ASSETS = ROOT / "kd" / "assets"
+if not ASSETS.is_dir():
+    ASSETS = ROOT / "assets"
 
 NPY_HEADER = 128
 """Bytes of the header of an ``.npy`` file of at most four axes."""

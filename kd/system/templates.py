@@ -1,4 +1,4 @@
-"""Render HTML from jinja2 templates; whatever is put into one is escaped."""
+"""Render HTML from jinja2 templates with autoescape."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 class Templates:
-    """The templates of one room, in its folder ``templates``. A name that a template uses and is not given is an error."""
+    """The templates in one folder, with whatever is put into them escaped.
+
+    A name that a template uses and ``render`` is not given is an error.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.environment = Environment(
@@ -18,6 +21,6 @@ class Templates:
             lstrip_blocks=True,
         )
 
-    def render(self, name: str, **values: Any) -> str:
-        """Return the template ``name`` (without ``.html``) with these values, each escaped unless it is ``Markup``."""
+    def render(self, name: str, /, **values: Any) -> str:
+        """Render the template ``name`` (without ``.html``). Each value is escaped unless it is ``Markup``."""
         return self.environment.get_template(f"{name}.html").render(**values)

@@ -1,4 +1,4 @@
-"""Cut whole batches of views from decoded images, on the device."""
+"""Crop whole batches of views from decoded images, on the device."""
 
 import dataclasses
 
@@ -12,19 +12,19 @@ from kd.models.processor import Normalization
 
 
 class ViewBatches(torch.utils.data.Dataset):
-    """Batches of one view, cut for all pictures at once on the device; ``view`` is changed between epochs.
+    """A dataset that crops all images of a batch at once, on the device; ``show`` sets the view between epochs.
 
-    `Trainer` hands a whole batch of indices to ``__getitems__``, which answers with the batch itself (``collate``).
-    Decoded images that leave a GPU three quarters of its free memory live there. On the CPU nothing is fetched ahead:
-    no core is idle while the student computes.
+    `Trainer` passes the indices of a whole batch to ``__getitems__``, which returns the finished batch; ``collate`` hands
+    it on unchanged. Decoded images are kept on the GPU where they take less than a quarter of its free memory. On the CPU
+    no batch is prefetched, because the student's computation leaves no core idle.
 
     Args:
         pixels: the decoded images and their labels.
         views: the crops of these images.
         student: the student's normalization and input size.
-        device: where the batches are made.
-        teacher: the teacher's kept logits, for each view ``[N, C]``, which go with the batch as ``teacher_logits``; or,
-            for a teacher that is asked in every step, its normalization, by which ``teacher_pixel_values`` are made.
+        device: the device on which batches are made.
+        teacher: the teacher's cached logits, ``[N, C]`` for each view, which the batch holds as ``teacher_logits``; or the
+            normalization of a teacher that is called in every step, with which ``teacher_pixel_values`` are made.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ViewBatches(torch.utils.data.Dataset):
         device: torch.device,
         teacher: list[np.ndarray] | Normalization | None = None,
     ) -> None:
-        # Where images are decoded by worker processes, batches stay on the CPU and `Trainer` moves them.
+        # Worker processes that decode images make their batches on the CPU, and `Trainer` moves them to the device.
         self.undecoded = isinstance(pixels.values, Undecoded)
         self.device = torch.device("cpu") if self.undecoded else device
         self.views, self.student, self.teacher = views, student, teacher
@@ -46,7 +46,7 @@ class ViewBatches(torch.utils.data.Dataset):
         self.show(0)
 
     def show(self, view: int, size: tuple[int, int] | None = None) -> None:
-        """Make ``view`` the one that batches are cut from, for a student's input of ``size`` (default: its own)."""
+        """Crop the following batches from ``view``, for a student's input of ``size`` (default: unchanged)."""
         self.view = view
         self.student = dataclasses.replace(self.student, size=size or self.student.size)
         self.boxes, self.mirrored = (torch.from_numpy(part).to(self.device) for part in self.views.boxes(view))
@@ -58,28 +58,30 @@ class ViewBatches(torch.utils.data.Dataset):
         return {name: value[0] for name, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """Return the batch of the images at ``indices``."""
         rows = self._to_device(torch.tensor(indices))
         on_device = torch.is_tensor(self.values)
         values = self.values[rows] if on_device else self._to_device(torch.from_numpy(self.values[indices]))
         boxes, mirrored = self.boxes[rows], self.mirrored[rows]
 
-        def seen_by(normalization: Normalization) -> Tensor:
+        def inputs_for(normalization: Normalization) -> Tensor:
             batch = normalization(crop(values, boxes, mirrored, normalization.size))
             return batch.contiguous(memory_format=torch.channels_last)
 
-        batch = {"pixel_values": seen_by(self.student), "labels": self.labels[rows]}
+        batch = {"pixel_values": inputs_for(self.student), "labels": self.labels[rows]}
         if isinstance(self.teacher, Normalization):
-            batch["teacher_pixel_values"] = seen_by(self.teacher)
+            batch["teacher_pixel_values"] = inputs_for(self.teacher)
         elif self.teacher is not None:
             batch["teacher_logits"] = self._to_device(torch.from_numpy(self.teacher[self.view][indices]))
         return batch
 
     def _to_device(self, values: Tensor) -> Tensor:
-        """Without waiting for a GPU, so that a batch is gathered while the one before is learned from."""
+        """Copy values to the device; a GPU is not waited for, so that it trains on the batch before in the meantime."""
         if self.device.type == "cuda":
             return values.pin_memory().to(self.device, non_blocking=True)
         return values.to(self.device)
 
     @staticmethod
     def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the batch of ``__getitems__`` as it is."""
         return batch

@@ -1,4 +1,4 @@
-"""A moving average of a student's weights, which is validated, saved and kept in the place of the last ones."""
+"""An exponential moving average of a student's weights, which is evaluated and saved in place of the weights themselves."""
 
 import copy
 from collections.abc import Iterator
@@ -10,16 +10,19 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+# The file in a checkpoint with the weights from which training continues; the checkpoint's model is their average.
 OWN = "own.safetensors"
-"""In a checkpoint: the weights with which training goes on; its model is the average."""
 
 
-class Average(TrainerCallback):
-    """The exponential moving average of the weights of `Trainer`'s model and of its norms' statistics.
+# torch's own `AveragedModel` is not used: it copies its counter to the GPU in every step, so that the CPU waits for the
+# GPU; its first update copies instead of averaging; and it averages integer counters (``num_batches_tracked``), which are
+# copied here. Working around these takes more lines than it saves.
+class WeightAverage(TrainerCallback):
+    """The exponential moving average of the parameters of `Trainer`'s model and of its norm layers' statistics.
 
-    After step n of the optimiser the average goes from a to d a + (1 - d) w, with d = min(``decay``, (1 + n) / (10 + n)): the
-    random weights at the beginning are soon forgotten (as in TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``).
-    It costs a copy of the model in memory.
+    After step n of the optimiser the average a becomes d a + (1 - d) w, with d = min(``decay``, (1 + n) / (10 + n)), so
+    that the random weights of the beginning are soon forgotten (as in TensorFlow's ``ExponentialMovingAverage`` with
+    ``num_updates``). It takes the memory of a second model.
     """
 
     def __init__(self, decay: float) -> None:
@@ -27,13 +30,13 @@ class Average(TrainerCallback):
         self.average: nn.Module | None = None
 
     def on_train_begin(self, args, state, control, model, **kwargs) -> None:
-        if self.average is None:  # a resumed one has it from its checkpoint
+        if self.average is None:  # a resumed training has loaded it from its checkpoint
             self.average = copy.deepcopy(model)
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, model, **kwargs) -> None:
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        averages, values = tensors(self.average), tensors(model)
+        averages, values = _tensors(self.average), _tensors(model)
         floating = [nth for nth, value in enumerate(values) if value.is_floating_point()]
         torch._foreach_lerp_([averages[nth] for nth in floating], [values[nth] for nth in floating], 1 - decay)
         for nth in set(range(len(values))) - set(floating):
@@ -42,40 +45,40 @@ class Average(TrainerCallback):
     @torch.no_grad()
     def on_train_end(self, args, state, control, model, **kwargs) -> None:
         if not args.load_best_model_at_end or state.best_model_checkpoint is None:
-            swap(self.average, model)
+            _swap(self.average, model)
         self.average = None
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
-        """The average in ``model``, while there is one."""
+        """Put the average into ``model`` for the time of the context, if there is an average already."""
         if self.average is None:
             yield
             return
-        swap(self.average, model)
+        _swap(self.average, model)
         try:
             yield
         finally:
-            swap(self.average, model)
+            _swap(self.average, model)
 
     def save_own(self, model: nn.Module, checkpoint: Path) -> None:
-        """Put the weights with which training goes on into a checkpoint whose model is the average."""
+        """Save the weights from which training continues into a checkpoint whose model is the average."""
         save_model(model, str(checkpoint / OWN))
 
     def resume(self, model: nn.Module, checkpoint: Path) -> None:
-        """Take the average from ``model``, which was loaded from ``checkpoint``, and put the weights of training there."""
+        """Take the average from ``model``, as loaded from ``checkpoint``, and load the weights of training into ``model``."""
         self.average = copy.deepcopy(model)
         load_model(model, str(checkpoint / OWN))
 
 
-def tensors(model: nn.Module) -> list[Tensor]:
-    """Weights and statistics."""
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Return a model's parameters and buffers."""
     return [*model.parameters(), *model.buffers()]
 
 
 @torch.no_grad()
-def swap(one: nn.Module, other: nn.Module) -> None:
-    """Exchange the weights and statistics of two models, one tensor after the other: on a GPU a copy of all may not fit."""
-    for mine, theirs in zip(tensors(one), tensors(other), strict=True):
-        kept = mine.clone()
-        mine.copy_(theirs)
-        theirs.copy_(kept)
+def _swap(one: nn.Module, other: nn.Module) -> None:
+    """Exchange the parameters and buffers of two models, tensor by tensor: a third model may not fit into a GPU."""
+    for first, second in zip(_tensors(one), _tensors(other), strict=True):
+        copied = first.clone()
+        first.copy_(second)
+        second.copy_(copied)

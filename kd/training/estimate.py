@@ -1,4 +1,4 @@
-"""How long a run will take here, from a short measurement: a few batches of both models, a few pictures decoded."""
+"""Estimate how long a run will take here, by timing a few batches of both models and decoding a few images."""
 
 import dataclasses
 import time
@@ -22,25 +22,31 @@ from kd.training.setup import build_student, load_job_teacher, online_seconds, t
 from kd.training.targets import TargetCache
 from kd.training.throughput import measure_throughput
 
+# So many images are decoded to time it, and so many of 224 pixels are in a batch that is timed.
 FEW = 8
-"""Pictures that are decoded for their speed, and that are measured at once where they are of 224 pixels."""
-
+# Work is timed at least LEAST times, then for SECONDS or until it was timed MOST times.
 LEAST, MOST, SECONDS = 3, 25, 0.4
-"""They are measured at least so often and then, up to the second number, for so long."""
-
+# Timing both models at the end of a run (``kd.evaluation.latency``) takes about as long as this many forward passes of
+# the slower one.
 LATENCY_TRIALS = 70
-"""About so many forward passes of the slower model time both (``kd.evaluation.latency``)."""
 
 
 def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> dict[str, Any]:
-    """Seconds of a run of ``config``: by stage in ``stages`` (``start``, ``pictures``, ``teacher``, ``targets``,
-    ``training``, ``test``) and their ``seconds`` in all; ``epochs`` and ``images_per_second`` of its training.
+    """Estimate the seconds of a run of ``config``. It takes a few seconds itself.
 
-    What is in ``cache`` already, or is kept there by this, costs nothing. ``began`` (``time.thread_time``) is before the
-    libraries were imported, where that is to count. Takes a few seconds itself. Raises ``UserError`` as the run would.
+    Args:
+        config: the settings of the run.
+        cache: where pixels and targets are kept; what is there already, or is kept there by this, costs nothing.
+        began: ``time.thread_time()`` from before the libraries were imported, where that is to count.
+
+    Returns:
+        The seconds by stage in ``stages`` (``start``, ``pictures``, ``teacher``, ``targets``, ``training``, ``test``),
+        their sum in ``seconds``; ``epochs`` and ``images_per_second`` of its training.
+
+    Raises:
+        UserError: as the run would.
     """
-    # This thread's own work: while it waits for the disk, or for whoever else has the core, nothing is done that a run
-    # would have to do again, for what was read is in memory then.
+    # thread_time counts this thread's own work, not its waiting for the disk: what was read is in memory when the run begins.
     began = time.thread_time() if began is None else began
     device = pick_device(config.device)
     splits = load_splits(config)
@@ -90,8 +96,8 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
 
 
 def steady(work: Callable[[], object]) -> float:
-    """The median of the seconds that ``work`` takes. Each of them stands for thousands of pictures: a moment in which the
-    browser had the core would become a minute."""
+    """Return the median of the seconds that ``work`` takes. A single timing would be multiplied by thousands of images,
+    and with it any moment in which the browser had the core."""
     work()
     times: list[float] = []
     while len(times) < LEAST or (len(times) < MOST and sum(times) < SECONDS):
@@ -102,24 +108,24 @@ def steady(work: Callable[[], object]) -> float:
 
 
 def at_once(size: tuple[int, int]) -> int:
-    """How many pictures of this size are measured in a batch: of small ones as many as a run takes, for threads wait for
-    each other in every operation, however few pictures it is for."""
+    """Return how many images of this size are timed in a batch: of small ones as many as a run has in one, because
+    threads wait for each other in every operation, however few images it is for."""
     return int(np.clip(FEW * 224 * 224 / np.prod(size), FEW, SCORING_BATCH))
 
 
 def _per_image(model: tuple[Any, Any], dataset: Any, device: Any) -> float:
-    """Seconds of the ruler for a picture: decoding, the processor, the model in float32."""
+    """Return the seconds of scoring one image: decoding, the processor, the model in float32."""
     few = dataset.select(range(min(at_once(read_normalization(model[1]).size), len(dataset))))
     return steady(lambda: score(*model, few, device)) / len(few)
 
 
 def _is_scored(teacher: Any, dataset: Any, cache: Path) -> bool:
-    """Whether the teacher's answers to a split are kept."""
+    """Tell whether the teacher's logits on a split are kept."""
     return scores_file(f"{teacher.key()}-{fingerprint(dataset)}", cache).exists()
 
 
 def _decoding(dataset: Any, side: int, cache: Path) -> float:
-    """Seconds until a split is decoded; none where it is."""
+    """Return the seconds until a split is decoded; 0 where it is already."""
     if (pixels_folder(fingerprint(dataset), side, cache) / "pixels.npy").exists():
         return 0.0
     few = Squeezed(dataset.select(range(min(FEW, len(dataset)))), side)

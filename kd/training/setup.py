@@ -269,7 +269,7 @@ def tell_models(job: Job, plan: Plan, teacher: "Teacher | None", student: "Stude
         teacher=teacher and {"name": config.teacher, **model_cost(teacher.model, teacher.normalization.size)},
         student={"name": config.student, **model_cost(student.model, plan.input_size)},
         image_size=list(plan.input_size),
-        healed=student.healed,
+        healed=student.repairs,
         warnings=plan.warnings,
         device=str(job.device),
         precision=plan.precision,
@@ -298,7 +298,7 @@ def check_teacher(job: Job, splits: "Splits", teacher: "Teacher", validation: "P
     logits ``[N, C]`` on those that can be read."""
     import numpy as np
 
-    from kd.evaluation.metrics import guessing
+    from kd.evaluation.metrics import chance_level
     from kd.evaluation.scoring import load_scores, quality, score
     from kd.training.labels import check_variety, known_rows
 
@@ -314,7 +314,7 @@ def check_teacher(job: Job, splits: "Splits", teacher: "Teacher", validation: "P
     labels, right = validation.labels[rows], quality(logits[rows], validation.labels[rows])["accuracy"]
     chance = np.bincount(labels).max() / len(labels)
     warnings = []
-    if right <= guessing(labels):
+    if right <= chance_level(labels):
         warnings.append(
             f"The teacher is right on {right:.1%} of the validation pictures, no better than always saying "
             f"the commonest class ({chance:.1%}). Are these its classes, in its order?"

@@ -1,4 +1,4 @@
-"""Training: the guide's ``ImageDistilTrainer``, the batches it eats, and the callback that writes a run's events."""
+"""`Trainer` with the loss of distillation, and its settings for a run."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -11,26 +11,35 @@ from transformers import Trainer, TrainingArguments
 
 from kd.config import DistillConfig
 from kd.models.device import Compute
-from kd.training.ema import Average
+from kd.training.ema import WeightAverage
 from kd.training.losses import DistillationLoss, Method, distillation_loss
 
 
 class Diverged(Exception):
-    """The loss is not a number any more."""
+    """The loss or the weights are no longer finite numbers."""
 
 
 class ImageDistilTrainer(Trainer):
     """`Trainer` with the loss of distillation.
 
-    A batch that has ``teacher_logits`` ``[B, C]`` needs no teacher; else ``teacher_model`` answers in every step, from
-    ``teacher_pixel_values`` where the batch has them (the same crop at the teacher's own size) or ``pixel_values``.
+    A batch with ``teacher_logits`` ``[B, C]`` needs no teacher. For any other batch ``teacher_model`` is called in every
+    step, with ``teacher_pixel_values`` where the batch has them (the same crop at the teacher's input size), otherwise
+    with ``pixel_values``.
 
-    The arguments are those of the Transformers guide "Knowledge distillation for computer vision", among them
-    ``training_args``, which the guide writes for `Trainer`'s ``args``. ``method`` is another loss than the guide's, which
-    then has its own temperature; its weight grows evenly over the first ``warmup_epochs``. ``mixup`` is the parameter of its
-    Beta distribution, 0 for none. ``ema`` is the decay of an average of the weights, which is evaluated and saved in their place,
-    0 for none (``kd.training.ema``). ``known``, bool ``[C]``, are the classes that the teacher knows, if not all. With
-    ``lambda_param`` 0 there need be no teacher.
+    The positional arguments are those of the Transformers guide "Knowledge distillation for computer vision". All
+    arguments of `Trainer` can be given too.
+
+    Args:
+        teacher_model: the teacher; not needed where batches have ``teacher_logits`` or ``lambda_param`` is 0.
+        student_model: the model to train.
+        temperature: T > 0 of the guide's loss.
+        lambda_param: weight of the soft loss, 0 to 1.
+        method: a soft loss other than the guide's, with its own temperature.
+        warmup_epochs: epochs over which the weight of the soft loss grows linearly from 0.
+        mixup: parameter of mixup's Beta distribution; 0 turns mixup off.
+        ema: decay of the average of the weights that is evaluated and saved (``kd.training.ema``); 0 turns it off.
+        known: bool ``[C]``, the classes that the teacher knows, where it does not know all.
+        training_args: the guide's name for `Trainer`'s ``args``.
 
     Raises:
         ValueError: for a temperature of 0 or less, or a lambda outside 0 to 1.
@@ -63,38 +72,42 @@ class ImageDistilTrainer(Trainer):
         self.method, self.warmup_epochs, self.mixup = method, warmup_epochs, mixup
         self.known = None if known is None else known.to(self.args.device)
         self.teacher = teacher_model and teacher_model.to(self.args.device).eval()
-        self.average = Average(ema) if ema else None
+        self.average = WeightAverage(ema) if ema else None
         if self.average:
             self.add_callback(self.average)
-        # Our loss divides by the number of pictures of the whole accumulated batch, whatever the model's signature.
+        # `_divisor` averages over the images of the whole accumulated batch, so `Trainer` must not divide once more.
         self.model_accepts_loss_kwargs = True
-        # Sums over the pictures seen since the last look (total, soft, hard, count): read without stopping the device.
+        # Sums over the images since `take_means` was last called (total, soft, hard, count). They stay on the device, so that
+        # no training step waits for it.
         self.sums = torch.zeros(4, device=self.args.device)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of a batch of ``pixel_values`` ``[B, 3, H, W]`` and ``labels`` ``[B]``."""
+        """Return the loss of a batch of ``pixel_values`` ``[B, 3, H, W]`` and ``labels`` ``[B]``."""
         share = self._mix(inputs) if model.training and self.mixup else 1.0
         outputs, labels = model(pixel_values=inputs["pixel_values"]), inputs["labels"]
         teacher = self._teacher_logits(inputs)
-        loss = self._sums(outputs.logits, teacher, labels)
+        loss = self._summed_loss(outputs.logits, teacher, labels)
         if share < 1:
-            # Kept answers are mixed as the labels are; a teacher that was asked has seen the mixed pictures themselves.
-            theirs = teacher.flip(0) if "teacher_logits" in inputs else teacher
-            other = self._sums(outputs.logits, theirs, labels.flip(0))
+            # Stored logits belong to the unmixed images, so the second loss takes those of the second image, as it takes its
+            # label. A teacher that was called just now has seen the mixed images.
+            other_teacher = teacher.flip(0) if "teacher_logits" in inputs else teacher
+            other = self._summed_loss(outputs.logits, other_teacher, labels.flip(0))
             loss = DistillationLoss(*(share * a + (1 - share) * b for a, b in zip(loss, other, strict=True)))
         if model.training:
-            seen = self.sums.new_tensor(len(labels))
-            self.sums += torch.stack([*(part.detach().float() for part in loss), seen])
-        total = loss.total / self._share(num_items_in_batch, len(labels))
+            count = self.sums.new_tensor(len(labels))
+            self.sums += torch.stack([*(part.detach().float() for part in loss), count])
+        total = loss.total / self._divisor(num_items_in_batch, len(labels))
         return (total, {"logits": outputs.logits}) if return_outputs else total
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate the averaged weights, where an average is kept."""
         with self._averaged():
             return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the averaged weights, where an average is kept."""
         with self._averaged():
             super().save_model(output_dir, _internal_call)
 
@@ -109,20 +122,22 @@ class ImageDistilTrainer(Trainer):
             self.average.resume(self.model, Path(resume_from_checkpoint))
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """The averaged weights in the model, where they are asked for."""
+        """Return a context with the averaged weights in the model, where an average is kept."""
         return self.average.in_place(self.model) if self.average else nullcontext()
 
-    def _sums(self, logits: Tensor, teacher: Tensor | None, labels: Tensor) -> DistillationLoss:
-        """The loss summed over a batch's pictures."""
-        warmth = min(1.0, (self.state.epoch or 0.0) / self.warmup_epochs) if self.warmup_epochs else 1.0
+    def _summed_loss(self, logits: Tensor, teacher: Tensor | None, labels: Tensor) -> DistillationLoss:
+        """Return the loss summed over the images of a batch."""
+        soft_weight = min(1.0, (self.state.epoch or 0.0) / self.warmup_epochs) if self.warmup_epochs else 1.0
         return distillation_loss(
             logits, teacher, labels, self.temperature, self.lambda_param, reduction="sum", method=self.method,
-            soft_weight=warmth, known=self.known,
+            soft_weight=soft_weight, known=self.known,
         )  # fmt: skip
 
     def _mix(self, inputs: dict[str, Any]) -> float:
-        """Mix each picture of a batch with another, in place, and return its own share: mixup, Zhang et al. (2018,
-        arXiv:1710.09412), one share a batch. The other is the one at the same place from the batch's end."""
+        """Mix each image with the one at the same place from the batch's end, and return the weight of the former.
+
+        This is mixup, Zhang et al. (2018, arXiv:1710.09412), with one weight for the whole batch. ``inputs`` is changed.
+        """
         share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
         for name in ("pixel_values", "teacher_pixel_values"):
             if name in inputs:
@@ -130,9 +145,11 @@ class ImageDistilTrainer(Trainer):
         return share
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Weight decay is for matrices and filters, not for norms and biases (He et al. 2019, arXiv:1812.01187, section
-        3.1), whatever their shape (ConvNeXtV2's are [1, 1, 1, C]), nor for what a ViT adds to its patches; `Trainer` knows
-        the norms of language models only."""
+        """Return the parameters with weight decay: matrices and filters, but no norms, biases and position embeddings.
+
+        He et al. (2019, arXiv:1812.01187, section 3.1). Axes of length 1 do not count, since ConvNeXtV2's norms
+        are ``[1, 1, 1, C]``. `Trainer` itself recognizes the norms of language models only.
+        """
         return [
             name
             for name, parameter in model.named_parameters()
@@ -141,20 +158,21 @@ class ImageDistilTrainer(Trainer):
 
     @torch.no_grad()
     def _teacher_logits(self, inputs: dict[str, Any]) -> Tensor | None:
+        """Return the batch's stored logits ``[B, C]``, else the teacher's; None where no teacher is needed."""
         if "teacher_logits" in inputs:
             return inputs["teacher_logits"]
         if self.teacher is None and self.lambda_param == 0:
             return None
         if self.teacher is None:
-            raise ValueError("The batch has no teacher_logits, and there is no teacher_model to ask for them.")
+            raise ValueError("The batch has no teacher_logits, and there is no teacher_model to compute them.")
         return self.teacher(pixel_values=inputs.get("teacher_pixel_values", inputs["pixel_values"])).logits
 
-    def _share(self, items: Any, batch: int) -> Any:
-        """What a batch's sum is divided by, so that the accumulated, averaged gradient is that of the mean.
+    def _divisor(self, items: Any, batch: int) -> Any:
+        """Return the number to divide a batch's summed loss by, so that the final gradient is that of the mean loss.
 
-        ``items`` counts the pictures of all micro-batches. Over several processes `accelerate` averages gradients
-        while ``items`` (unless told otherwise) counts all of them; under DataParallel our loss sees the whole batch
-        while `Trainer` (then) counts one device's part.
+        ``items`` is the number of images in all micro-batches of a step, None outside training. Over several processes it
+        counts the images of all of them (by default), while `accelerate` averages their gradients, so it is divided by
+        the number of processes. Under DataParallel it counts one device's images, while the loss covers the whole batch.
         """
         if items is None:
             return batch
@@ -164,7 +182,7 @@ class ImageDistilTrainer(Trainer):
         return items * max(1, self.args.n_gpu)
 
     def take_means(self) -> tuple[DistillationLoss, int]:
-        """Mean losses over the pictures since the last call, and how many there were. Waits for the device."""
+        """Return the mean losses over the images since the last call and the number of images; this waits for the device."""
         *sums, count = self.sums.tolist()
         self.sums.zero_()
         return DistillationLoss(*(value / max(count, 1) for value in sums)), int(count)
@@ -173,10 +191,10 @@ class ImageDistilTrainer(Trainer):
 def training_arguments(
     config: DistillConfig, images: int, compute: Compute, folder: Path, parts: int = 1
 ) -> TrainingArguments:
-    """Return `Trainer`'s own settings: AdamW, one cycle of the learning rate, an evaluation and a checkpoint in ``folder``
-    after each epoch, the best by accuracy loaded at the end.
+    """Return `Trainer`'s settings for a run: AdamW, the configured learning rate schedule, and checkpoints in ``folder``.
 
-    ``images`` is the size of the training split. Each batch is cut into ``parts``, whose gradients are summed.
+    After each epoch the model is evaluated and saved; at the end the one with the best accuracy is loaded. ``images`` is the
+    size of the training split. Each batch is split into ``parts`` micro-batches, whose gradients are accumulated.
     """
     steps = math.ceil(images / config.batch_size)
     return TrainingArguments(
@@ -200,9 +218,9 @@ def training_arguments(
         load_best_model_at_end=True,
         metric_for_best_model="accuracy",
         logging_steps=max(1, steps // 10),
-        logging_nan_inf_filter=False,  # it would hide a loss that is no number, and wait for the device every step
+        logging_nan_inf_filter=False,  # the filter would hide a diverged loss and wait for the device in every step
         remove_unused_columns=False,
-        dataloader_pin_memory=False,  # batches are on the device already
+        dataloader_pin_memory=False,  # the batches are on the device already
         disable_tqdm=True,
         report_to="none",
     )

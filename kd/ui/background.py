@@ -4,18 +4,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from kd.runs.process import KEEP_MEMORY
 from kd.runs.queue import device_name, single_gpu_environment
 from kd.system.files import default_runs_folder
+from kd.system.processes import kd_command, kd_environment
 
 LOWEST = 19
-
-HOME = Path(__file__).resolve().parent.parent.parent
 
 
 def start(
@@ -25,14 +22,13 @@ def start(
     a process group of its own. ``streams``: what ``Popen`` takes for them; by default nothing is read or kept."""
     return subprocess.Popen(
         [
-            *(["nice", "-n", str(niceness)] if shutil.which("nice") else []), sys.executable, "-m", "kd", command,
-            f"--runs-dir={default_runs_folder()}", *options,
+            *(["nice", "-n", str(niceness)] if shutil.which("nice") else []),
+            *kd_command(command, f"--runs-dir={default_runs_folder()}", *options),
             *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if value is not None),
         ],
         start_new_session=True,
         env={
-            **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")])),
-            **single_gpu_environment(device_name(settings["device"])), **KEEP_MEMORY,
+            **kd_environment(), **single_gpu_environment(device_name(settings["device"])), **KEEP_MEMORY,
         },
         **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **streams},
     )  # fmt: skip

@@ -187,7 +187,7 @@ def _shown(kept: dict[str, Any]) -> dict[str, Any]:
     found = kept["found"]
     count = len(found["problems"])
     head = f"{count} problem{'s' * (count != 1)}" if count else "No problems"
-    return {"html": settings.on_page(dataset_report.body(found)), "title": f"{head} in {found['dataset']}"}
+    return {"html": dataset_report.body(found, settings.on_page), "title": f"{head} in {found['dataset']}"}
 
 
 def _file(key: str, kind: str) -> dict[str, Any]:

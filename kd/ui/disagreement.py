@@ -1,28 +1,26 @@
-"""Where teacher and student differ: the part of a finished run that is asked for once, when it comes into view."""
+"""Where teacher and student differ: the part of a finished run that a page asks for once, when it comes into view."""
 
 import base64
-import html
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from kd.config import NO_TEACHER
 from kd.errors import UserError
 from kd.runs.run import Run
-from kd.ui import figures
 from kd.ui.access import readable, served
-from kd.ui.compare import bars
-from kd.ui.figures import analysis_figures
+from kd.ui.figures import MOST_CLASSES, analysis_figures
+from kd.ui.rendering import TEMPLATES
 
-PICTURE = re.compile(r"gallery/\d+\.webp")
+IMAGE_NAME = re.compile(r"gallery/\d+\.webp")
 
+# All images of a gallery take no more than this; those on which the models differ most come first.
 MOST_BYTES = 1_000_000
-"""What all pictures of a gallery may take; those that differ most come first."""
 
+# So many images of the gallery are shown at once; a click shows the others.
 FIRST = 6
-"""So many pictures are seen at once."""
 
+# (the teacher is right, the student is right) -> what is said of an image whose label is known
 RIGHT = {
     (True, True): "Both are right",
     (True, False): "Only the teacher is right",
@@ -30,69 +28,51 @@ RIGHT = {
     (False, False): "Both are wrong",
 }
 
-AGREED = {True: "They agree", False: "They differ"}
-"""What is said of a picture without a label."""
-
-NONE_KEPT = (
-    "This run kept no answers to its test pictures: it is from before Distillery did. Distill once more to see where its "
-    "teacher and student differ."
-)
-
 
 @served
 def analysis(asked: dict[str, Any]) -> dict[str, Any]:
-    """For ``owner`` or whoever has the key ``view``: ``html``, and ``figures`` for its charts, none where there was no
-    teacher. ``problem`` where there is no such run for this visitor."""
+    """Return the section of the run ``asked["run"]`` as ``html``, and the ``figures`` of its charts; empty for a run without
+    a teacher, and ``problem`` where this visitor may not read such a run.
+
+    A visitor is known by the token ``owner``, or by ``view``, the key of a read-only link.
+    """
     try:
         run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
         if run.config().teacher == NO_TEACHER:
             return {"html": "", "figures": {}}
-        found = kept(run)
+        found = load_analysis(run)
     except (UserError, PermissionError) as problem:
         return {"problem": str(problem)}
     figures = {name: figure.to_plotly_json() for name, figure in analysis_figures(found).items()}
-    return {"html": shown_analysis(found, run), "figures": figures}
+    return {"html": render_analysis(found, run), "figures": figures}
 
 
-def kept(run: Run) -> dict[str, Any]:
-    """A run's ``analysis.json``. Raises ``UserError`` where there is none."""
+def load_analysis(run: Run) -> dict[str, Any]:
+    """Read a run's ``analysis.json``. Raises ``UserError`` where there is none, or it is damaged."""
     try:
         return json.loads((run.path / "analysis.json").read_text())
     except FileNotFoundError:
-        raise UserError(NONE_KEPT if run.status() == "done" else f"Run {run.id} is not done yet.") from None
+        raise UserError(f"Run {run.id} is not done yet.") from None
     except ValueError as error:
         raise UserError(f"{run.path.name}/analysis.json is damaged: {error}") from error
 
 
-def shown_analysis(found: dict[str, Any], run: Run) -> str:
-    """The section as HTML; the script draws the charts into it."""
-    if found.get("labels") == "teacher":
-        return (
-            "<h3>Where teacher and student differ</h3>"
-            f"{gallery(found, run)}"
-            "<h4>What is taken for what</h4>"
-            "<p>Test pictures by the teacher's answer (row) and the student's (column): in teal they agree, in copper they "
-            f"differ. The pictures have no labels, so who is right is not known.</p>{chart('confusion_student')}"
-        )
-    classes, drawn = len(found["classes"]), figures.MOST_CLASSES
-    few = f" Of {classes} classes, the {drawn} that lost most are drawn." if classes > drawn else ""
-    return (
-        "<h3>Where teacher and student differ</h3>"
-        f"{gallery(found, run)}"
-        f"<h4>Classes</h4><p>{html.escape(lost(found) + few)}</p>{chart('f1')}"
-        "<h4>What is taken for what</h4>"
-        "<p>Test pictures of each class (row) by answer (column): teal is right, copper is wrong.</p>"
-        f'<div class="kd-charts">{chart("confusion_teacher")}{chart("confusion_student")}</div>'
-        f"<h4>How sure each is</h4><p>{html.escape(sureness(found))}</p>{chart('reliability')}"
+def render_analysis(found: dict[str, Any], run: Run) -> str:
+    """Render the section as HTML; the page's script draws the charts into it."""
+    return TEMPLATES.render(
+        "disagreement",
+        labelled=found["labels"] == "dataset",
+        cards=gallery(found, run),
+        first=FIRST,
+        lost=most_lost_words(found),
+        classes=len(found["classes"]),
+        drawn=MOST_CLASSES,
+        sureness=" ".join(calibration_words(side, found[side]["calibration"]) for side in ("teacher", "student")),
     )
 
 
-def chart(name: str) -> str:
-    return f'<div class="kd-chart" data-figure="{name}"></div>'
-
-
-def lost(found: dict[str, Any]) -> str:
-    """The classes whose F1 fell most, in a sentence."""
+def most_lost_words(found: dict[str, Any]) -> str:
+    """Return the classes whose F1 fell most, in a sentence."""
     named = [f"{row['label']} ({row['points']:.1f})" for row in found["lost_most"] if row["points"] >= 0.05]
     if not named:
         return "No class lost F1 from teacher to student."
@@ -100,48 +80,35 @@ def lost(found: dict[str, Any]) -> str:
     return f"From teacher to student, {several} lost most, in points of F1."
 
 
-def sureness(found: dict[str, Any]) -> str:
-    """Both calibration errors, and to which side they err."""
-    return " ".join(_sureness(side, found[side]["calibration"]) for side in ("teacher", "student")) + (
-        " 0% would be as sure as it is right."
-    )
+def calibration_words(side: str, calibration: dict[str, Any]) -> str:
+    """Return a model's calibration error in a sentence, and whether it is mostly too sure or too unsure."""
+    bins = zip(calibration["confidence"], calibration["accuracy"], calibration["count"], strict=True)
+    excess = sum(count * (confidence - accuracy) for confidence, accuracy, count in bins if count)
+    wrong = "sure" if excess > 0 else "unsure"
+    return f"The {side}'s calibration error (ECE) is {calibration['ece']:.1%}, mostly too {wrong}."
 
 
-def _sureness(side: str, sure: dict[str, Any]) -> str:
-    bins = zip(sure["confidence"], sure["accuracy"], sure["count"], strict=True)
-    over = sum(count * (confidence - accuracy) for confidence, accuracy, count in bins if count)
-    return f"The {side}'s calibration error (ECE) is {sure['ece']:.1%}, mostly too {'sure' if over > 0 else 'unsure'}."
+# --- The gallery
 
 
-# --- Pictures
-
-
-def gallery(found: dict[str, Any], run: Run) -> str:
-    """The test pictures on which the two differ, the farthest apart first."""
-    rows = found["disagreements"]
-    if not rows:
-        return "<p>On no test picture do their answers differ notably.</p>"
+def gallery(found: dict[str, Any], run: Run) -> list[dict[str, Any]]:
+    """Return a card for each test image on which the two differ, those that differ most first."""
     left, cards = MOST_BYTES, []
-    for row in rows:
-        image, size = picture(row, run, left)
+    for row in found["disagreements"]:
+        image, size = image_url(row, run, left)
         left -= size
-        cards.append(card(row, image, found.get("labels", "dataset")))
-    many = f"{len(rows)} test pictures" if len(rows) > 1 else "one test picture"
-    rest = "".join(cards[FIRST:])
-    more = f'<details><summary>Show {len(rows) - FIRST} more</summary><div class="kd-gallery">{rest}</div></details>'
-    return (
-        f"<h4>Pictures</h4><p>The {many} on which their answers are farthest apart.</p>"
-        f'<div class="kd-gallery">{"".join(cards[:FIRST])}</div>{more if rest else ""}'
-    )
+        cards.append(row | title_of(row, found["labels"]) | {"image": image})
+    return cards
 
 
-def picture(row: dict[str, Any], run: Run, most: int) -> tuple[str, int]:
-    """A picture of the run's folder as a data URL, and its bytes; nothing where it is gone, or larger than ``most``."""
-    name = row.get("picture", "")
-    if not PICTURE.fullmatch(name):
+def image_url(row: dict[str, Any], run: Run, most: int) -> tuple[str, int]:
+    """Return an image of the run's folder as a data URL, and its size in bytes; nothing where it is gone, or larger than
+    ``most``."""
+    name = row["picture"]
+    if not IMAGE_NAME.fullmatch(name):  # the run's folder may have been brought from elsewhere
         return "", 0
     try:
-        data = (Path(run.path) / name).read_bytes()
+        data = (run.path / name).read_bytes()
     except OSError:
         return "", 0
     if len(data) > most:
@@ -149,15 +116,11 @@ def picture(row: dict[str, Any], run: Run, most: int) -> tuple[str, int]:
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}", len(data)
 
 
-def card(row: dict[str, Any], image: str, labels: str) -> str:
-    """One test picture: the truth, where that is known, and both top threes."""
-    teacher, student = (row[side][0]["label"] for side in ("teacher", "student"))
+def title_of(row: dict[str, Any], labels: str) -> dict[str, str]:
+    """Return a card's ``title`` (the truth, where it is known), a ``remark`` under it, and its image's ``description``."""
+    teacher, student, truth = row["teacher"][0]["label"], row["student"][0]["label"], row["truth"]
     if labels == "teacher":
-        head, alt = f"<b>{AGREED[teacher == student]}</b>", "A test picture"
-    else:
-        truth = html.escape(row["truth"])
-        right = RIGHT[teacher == row["truth"], student == row["truth"]]
-        head, alt = f"<b>{truth}</b><br><small>{right}</small>", f"A test picture of the class {truth}"
-    seen = f'<img src="{image}" alt="{alt}">' if image else ""
-    both = "".join(bars(side, row[side.lower()], "p") for side in ("Teacher", "Student"))
-    return f'<figure class="kd-test">{seen}<figcaption>{head}</figcaption><div class="kd-pair">{both}</div></figure>'
+        title = "They agree" if teacher == student else "They differ"
+        return {"title": title, "remark": "", "description": "A test picture"}
+    remark = RIGHT[teacher == truth, student == truth]
+    return {"title": truth, "remark": remark, "description": f"A test picture of the class {truth}"}

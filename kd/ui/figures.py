@@ -1,5 +1,7 @@
-"""Events -> Plotly figures. The page's script starts from ``figures`` and appends ``points`` to them; ``analysis`` are
-still ones, of a run that is done."""
+"""Plotly figures: the curves of runs, and still figures of where teacher and student differ.
+
+The page's script starts from ``training_figures`` and appends the ``points`` of later events to them.
+"""
 
 import html
 import math
@@ -10,39 +12,42 @@ import plotly.graph_objects as go
 from kd.config import NO_TEACHER, DistillConfig
 from kd.runs.run import Run, events_by_trial
 
+# Readable on white and on near-black. Blue is for what was trained without the teacher.
 COPPER, TEAL, VIOLET, BLUE, GREY = "#c2661f", "#0d9488", "#8268d8", "#3b82c4", "#8a8f98"
-"""Readable on white and on near-black. Blue is what learned without a teacher."""
 
+# The colours of several runs in one figure; from the ninth run on they are repeated with dashed lines.
 CYCLE = (COPPER, TEAL, VIOLET, BLUE, "#c0497f", "#7a8c1e", "#b38600", "#5b6b7b")
-"""Colours of runs that are overlaid; the ninth run begins again, with dashes."""
 
+# Field of a ``step`` event -> its line
 LOSSES = {
     "total": {"color": COPPER, "width": 2.5},
     "soft": {"color": TEAL, "width": 1.5, "dash": "dot"},
     "hard": {"color": VIOLET, "width": 1.5, "dash": "dash"},
 }
 
+# Field of an ``eval`` event -> its name in the figure, its line
 ACCURACIES = {
     "accuracy": ("student", {"color": COPPER, "width": 2.5}),
     "agreement": ("agreement", {"color": TEAL, "width": 1.5, "dash": "dot"}),
 }
 
-NAMES_BELOW = {"legend": {"y": -0.24, "yanchor": "top"}, "margin": {"t": 40}}
+# A legend below the axis, for more names than fit above the figure
+LEGEND_BELOW = {"legend": {"y": -0.24, "yanchor": "top"}, "margin": {"t": 40}}
 
+# A curve that is drawn at once has about this many points at most; a screen shows no more.
 MOST_POINTS = 2000
-"""A curve that is drawn at once has about this many points at most; a screen shows no more."""
 
+# At most so many classes are drawn: those on which the student lost most.
 MOST_CLASSES = 30
-"""So many classes are drawn at most: those on which the student is worst."""
 
+# A confusion matrix of more classes has no room for numbers in its cells.
 MOST_NUMBERED = 12
-"""Up to so many classes a confusion matrix has room for figures."""
 
 LONGEST_NAME = 20
 
 
 def points(events: list[dict[str, Any]]) -> dict[str, dict[str, list]]:
-    """``losses`` and ``accuracy``, each ``x`` (epochs) and ``y`` (a list for each trace): what is to be appended."""
+    """Return what ``events`` add to the figures ``losses`` and ``accuracy``: ``x`` (epochs) and ``y`` (a list for each trace)."""
     steps = [e for e in events if e["event"] == "step"]
     evals = [e for e in events if e["event"] == "eval"]
     return {
@@ -52,38 +57,55 @@ def points(events: list[dict[str, Any]]) -> dict[str, dict[str, list]]:
 
 
 def training_figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[str, go.Figure]:
-    """``losses`` (total, soft, hard) and ``accuracy`` (student on validation, agreement, the teacher as a level line; of
-    pictures without labels the agreement alone).
+    """Draw the curves of a run: ``losses`` (total, soft, hard) and ``accuracy`` (the student on validation, its agreement
+    with the teacher, the teacher's accuracy as a level line; for images without labels the agreement alone).
 
-    ``epochs`` is where the axis ends: the epochs to come while a run trains, ``None``, for as far as it came, once it is
-    closed. While it trains, the training that goes on comes first in each figure, since what is appended goes there; of
-    a closed run, the run's own student. The others follow in thin lines: the baseline's curves beside the student's.
+    ``epochs`` is where the axis ends: the run's epochs while it trains, ``None`` for a closed run, to end where the curves
+    do. The first traces are those of the training that goes on, since the page's script appends to them, and in a closed
+    run those of the run's own student. Its other trainings, such as the baseline, follow as thin lines.
     """
-    arms = (events_by_trial(events) if epochs else own_first(events)) or {(0, "distilled"): []}
-    (now, latest), *others = reversed(arms.items()) if epochs else arms.items()
-    drawn, ended = points(latest), [(key, points(part)) for key, part in others]
-    reached = max([1, *(x for part in (drawn, *(part for _, part in ended)) for x in part["losses"]["x"])])
-    end = epochs or reached
-    labelled = not by_teacher(events)
-    taught = not any(e["event"] == "models" and e.get("teacher", {}) is None for e in events)
+    trials = (events_by_trial(events) if epochs else own_first(events)) or {(0, "distilled"): []}
+    (main_trial, main_events), *rest = reversed(trials.items()) if epochs else trials.items()
+    main, others = points(main_events), [(key, points(part)) for key, part in rest]
+    end = epochs or max([1, *(x for part in (main, *(part for _, part in others)) for x in part["losses"]["x"])])
+    labelled = not labelled_by_teacher(events)
     title = "Accuracy on validation" if labelled else "Agreement with the teacher on validation"
     losses, accuracy = _figure("Losses", end), _figure(title, end, percent=True)
-    without = now[1] == "baseline"
-    for (name, line), values in zip(LOSSES.items(), drawn["losses"]["y"], strict=True):
+    has_teacher = not any(e["event"] == "models" and e["teacher"] is None for e in events)
+    is_baseline = main_trial[1] == "baseline"
+    for (name, line), values in zip(LOSSES.items(), main["losses"]["y"], strict=True):
         losses.add_scatter(
-            **thin(drawn["losses"]["x"], values), name=f"{name}, no teacher" if without else name, mode="lines",
-            line={**line, "color": BLUE} if without else line, visible=name == "hard" or (taught and not without),
+            **thin(main["losses"]["x"], values), name=f"{name}, no teacher" if is_baseline else name, mode="lines",
+            line={**line, "color": BLUE} if is_baseline else line,
+            visible=name == "hard" or (has_teacher and not is_baseline),
         )  # fmt: skip
-    for (key, (label, line)), values in zip(ACCURACIES.items(), drawn["accuracy"]["y"], strict=True):
-        line, label = ({**line, "color": BLUE}, f"{label}, no teacher") if without else (line, label)
+    for (key, (label, line)), values in zip(ACCURACIES.items(), main["accuracy"]["y"], strict=True):
+        line, label = ({**line, "color": BLUE}, f"{label}, no teacher") if is_baseline else (line, label)
         accuracy.add_scatter(
-            **thin(drawn["accuracy"]["x"], values), name=label, mode="lines+markers", line=line,
-            visible=taught if key == "agreement" else labelled,
+            **thin(main["accuracy"]["x"], values), name=label, mode="lines+markers", line=line,
+            visible=has_teacher if key == "agreement" else labelled,
         )  # fmt: skip
-    several, named = len({seed for seed, _ in arms}) > 1, set()
-    for (seed, arm), part in reversed(ended) if epochs else ended:
-        name = "no teacher" if arm == "baseline" else "other seeds" if several else "student"
-        line = {"color": COPPER if arm == "distilled" else BLUE, "width": 1.5}
+    several = len({seed for seed, _ in trials}) > 1
+    _add_other_trials(losses, accuracy, others[::-1] if epochs else others, several)
+    level = next((e.get("accuracy") for e in reversed(events) if e["event"] == "teacher"), None)
+    if level is not None:
+        line = {"color": GREY, "width": 1.5, "dash": "longdash"}
+        accuracy.add_scatter(x=[0, end], y=[level, level], name="teacher", mode="lines", line=line)
+    if others:
+        for figure in (losses, accuracy):
+            figure.update_layout(**LEGEND_BELOW, height=350)
+    return {"losses": losses, "accuracy": accuracy}
+
+
+def _add_other_trials(
+    losses: go.Figure, accuracy: go.Figure, others: list[tuple[tuple[int, str], dict]], several: bool
+) -> None:
+    """Add the trials (seed, name) that are not the main one, as thin lines: hard loss and accuracy. ``several``: there are
+    several seeds."""
+    named: set[str] = set()
+    for (seed, trial), part in others:
+        name = "no teacher" if trial == "baseline" else "other seeds" if several else "student"
+        line = {"color": COPPER if trial == "distilled" else BLUE, "width": 1.5}
         group = {"legendgroup": name, "showlegend": name not in named}  # one entry for all its seeds
         if several:
             group["hovertemplate"] = f"%{{y}} (seed {seed})"
@@ -96,30 +118,22 @@ def training_figures(events: list[dict[str, Any]], epochs: float | None = None) 
             **thin(part["accuracy"]["x"], part["accuracy"]["y"][0]), **group, name=name, mode="lines+markers",
             line=line, marker={"size": 4},
         )  # fmt: skip
-    level = next((e.get("accuracy") for e in reversed(events) if e["event"] == "teacher"), None)
-    if level is not None:
-        line = {"color": GREY, "width": 1.5, "dash": "longdash"}
-        accuracy.add_scatter(x=[0, end], y=[level, level], name="teacher", mode="lines", line=line)
-    if ended:  # more names than fit above
-        for figure in (losses, accuracy):
-            figure.update_layout(**NAMES_BELOW, height=350)
-    return {"losses": losses, "accuracy": accuracy}
 
 
 def own_first(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
-    """``runs.by_arm``, the training first whose student was kept as the run's own."""
-    arms = events_by_trial(events)
-    seed = next((e["seed"] for e in reversed(events) if e["event"] == "arm" and e.get("kept")), None)
-    return dict(sorted(arms.items(), key=lambda item: item[0] != (seed, "distilled")))
+    """Return ``events_by_trial``, the trial first whose student was kept as the run's own."""
+    trials = events_by_trial(events)
+    seed = next((e["seed"] for e in reversed(events) if e["event"] == "arm" and e["kept"]), None)
+    return dict(sorted(trials.items(), key=lambda item: item[0] != (seed, "distilled")))
 
 
-def by_teacher(events: list[dict[str, Any]]) -> bool:
-    """Whether the teacher's answers took the place of labels, and agreement that of accuracy."""
-    return any(e["event"] == "data" and e.get("labels") == "teacher" for e in events)
+def labelled_by_teacher(events: list[dict[str, Any]]) -> bool:
+    """Tell whether the teacher's answers took the place of labels, and agreement that of accuracy."""
+    return any(e["event"] == "data" and e["labels"] == "teacher" for e in events)
 
 
 def overlay_figures(chosen: list[Run]) -> dict[str, go.Figure]:
-    """``losses`` (total) and ``accuracy`` (student on validation) of several runs, a colour each."""
+    """Draw several runs, a colour each: ``losses`` (total) and ``accuracy`` (student on validation)."""
     losses, accuracy = _figure("Total loss"), _figure("Accuracy on validation", percent=True)
     for nth, run in enumerate(chosen):
         events = run.events()
@@ -130,17 +144,17 @@ def overlay_figures(chosen: list[Run]) -> dict[str, go.Figure]:
         )
         accuracy.add_scatter(
             **thin(drawn["accuracy"]["x"], drawn["accuracy"]["y"][0]),
-            name=f"{name_of(run)}, agreement" if by_teacher(events) else name_of(run),
+            name=f"{name_of(run)}, agreement" if labelled_by_teacher(events) else name_of(run),
             mode="lines+markers",
             line=line,
         )
     for figure in (losses, accuracy):  # the names are long: below the axis, a line each
-        figure.update_layout(**NAMES_BELOW, height=300 + 20 * len(chosen))
+        figure.update_layout(**LEGEND_BELOW, height=300 + 20 * len(chosen))
     return {"losses": losses, "accuracy": accuracy}
 
 
 def name_of(run: Run) -> str:
-    """What a curve is called: "mobilenet_v2_0.35 T 5 λ 0.5 (3f9a)"."""
+    """Return the name of a run's curve: "mobilenet_v2_0.35 T 5 λ 0.5 (3f9a)"."""
     config: DistillConfig = run.config()
     student = plain(config.student.rstrip("/").rsplit("/", 1)[-1])
     if config.teacher == NO_TEACHER:
@@ -149,7 +163,7 @@ def name_of(run: Run) -> str:
 
 
 def thin(x: list[float], y: list[float]) -> dict[str, list[float]]:
-    """``x`` and ``y``, every k-th point of a long curve, its last one always."""
+    """Return ``x`` and ``y``, of a long curve only every k-th point, the last one always among them."""
     every = math.ceil(len(x) / MOST_POINTS) or 1
     return {"x": x[::-1][::every][::-1], "y": y[::-1][::every][::-1]}
 
@@ -158,10 +172,10 @@ def thin(x: list[float], y: list[float]) -> dict[str, list[float]]:
 
 
 def analysis_figures(found: dict[str, Any]) -> dict[str, go.Figure]:
-    """What ``kd.evaluation.disagreement.analyse`` found, as ``f1``, ``confusion_teacher``, ``confusion_student`` and ``reliability``;
-    without labels, ``confusion_student`` alone, against the teacher's answers."""
+    """Draw what ``kd.evaluation.disagreement.analyse`` found: ``f1``, ``confusion_teacher``, ``confusion_student`` and
+    ``reliability``; without labels ``confusion_student`` alone, against the teacher's answers."""
     worst = worst_classes(found)
-    if found.get("labels") == "teacher":
+    if found["labels"] == "teacher":
         return {"confusion_student": confusion(found, "student", sorted(worst), truth="teacher")}
     return {
         "f1": class_bars(found, worst),
@@ -171,13 +185,13 @@ def analysis_figures(found: dict[str, Any]) -> dict[str, go.Figure]:
 
 
 def worst_classes(found: dict[str, Any]) -> list[int]:
-    """The classes that are drawn, by the points of F1 that the student has less than the teacher, the most first."""
+    """Return the classes to draw: those whose F1 fell most from teacher to student, the worst first."""
     lost = [t - s for t, s in zip(found["teacher"]["f1"], found["student"]["f1"], strict=True)]
     return sorted(range(len(lost)), key=lambda index: -lost[index])[:MOST_CLASSES]
 
 
 def class_bars(found: dict[str, Any], shown: list[int]) -> go.Figure:
-    """F1 of each class, teacher above student, the class that lost most on top."""
+    """Draw the F1 of each class, the teacher's bar above the student's, the class that lost most on top."""
     names = labels([found["classes"][index] for index in shown])
     figure = _still("F1 of each class", 110 + 32 * len(shown), "F1", "")
     for side, colour in (("teacher", GREY), ("student", COPPER)):
@@ -194,8 +208,8 @@ def class_bars(found: dict[str, Any], shown: list[int]) -> go.Figure:
 
 
 def confusion(found: dict[str, Any], side: str, shown: list[int], truth: str = "truth") -> go.Figure:
-    """What a model takes for what: the right answers in teal, the wrong ones in copper, by their share of the class. Both
-    models' colours mean the same shares."""
+    """Draw a model's confusion matrix: right answers in teal, wrong ones in copper, by their share of the class. The same
+    colour means the same share for both models."""
     names = labels([found["classes"][index] for index in shown])
     counts, shares = _counts_and_shares(found, side, shown)
     others = [_counts_and_shares(found, name, shown)[1] for name in ("teacher", "student")]
@@ -223,7 +237,7 @@ def confusion(found: dict[str, Any], side: str, shown: list[int], truth: str = "
 
 
 def reliability(found: dict[str, Any]) -> go.Figure:
-    """How often each model is right against how sure it is; the level line is one that is as sure as it is right."""
+    """Draw how often each model is right against how sure it is; the diagonal is a model that is as sure as it is right."""
     figure = _still("Sure and right", 340, "how sure", "how often right")
     line = {"color": GREY, "width": 1, "dash": "dot"}
     figure.add_scatter(
@@ -245,25 +259,25 @@ def reliability(found: dict[str, Any]) -> go.Figure:
 
 
 def _counts_and_shares(found: dict[str, Any], side: str, shown: list[int]) -> tuple[list[list[int]], list[list[float]]]:
-    """The chosen rows and columns of a confusion matrix, and the same as shares of all pictures of the class."""
+    """Return the chosen rows and columns of a confusion matrix, and the same as shares of all images of the class."""
     matrix = found[side]["confusion"]
     counts = [[matrix[i][j] for j in shown] for i in shown]
     return counts, [[count / (sum(matrix[i]) or 1) for count in row] for i, row in zip(shown, counts, strict=True)]
 
 
 def _faint(colour: str, opacity: float) -> str:
-    """A colour over whatever is behind it."""
+    """Return a colour that lets the background through."""
     red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 
 
 def plain(text: str) -> str:
-    """Text that Plotly shows as it is: it reads some HTML."""
+    """Return text that Plotly shows as it is: it reads a few HTML tags and entities in names, but no escaped quotes."""
     return html.escape(text, quote=False)
 
 
 def labels(classes: list[str]) -> list[str]:
-    """Class names that are short, different from each other, and no HTML."""
+    """Return class names that are short, different from each other, and shown by Plotly as they are."""
     found: list[str] = []
     for name in classes:
         name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
@@ -276,7 +290,7 @@ def labels(classes: list[str]) -> list[str]:
 
 
 def _figure(title: str, end: float | None = None, percent: bool = False) -> go.Figure:
-    """An empty figure over epochs."""
+    """Return an empty figure over epochs."""
     return go.Figure(
         layout={
             **_layout(title, 300),
@@ -289,7 +303,7 @@ def _figure(title: str, end: float | None = None, percent: bool = False) -> go.F
 
 
 def _still(title: str, height: int, x: str, y: str) -> go.Figure:
-    """An empty figure that cannot be zoomed: a finger on it scrolls the page."""
+    """Return an empty figure that cannot be zoomed, so that a finger on it scrolls the page."""
     axes = {"xaxis": x, "yaxis": y}
     return go.Figure(
         layout={
@@ -302,7 +316,7 @@ def _still(title: str, height: int, x: str, y: str) -> go.Figure:
 
 
 def _layout(title: str, height: int) -> dict[str, Any]:
-    """No background and no font colour: the page gives a figure those of its theme."""
+    """Return the layout of all figures. It has no background and no font colour: the page sets those of its theme."""
     return {
         "title": {"text": title, "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"l": 8, "t": 8}, "font": {"size": 15}},
         "template": "none",

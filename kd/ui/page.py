@@ -1,6 +1,8 @@
 """The page: five tabs over a folder of runs. It keeps nothing itself; a second tab or a restart shows the same."""
 
 import math
+import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,43 @@ from kd.data.library.store import UPLOAD_PREFIX
 from kd.errors import UserError
 from kd.system.files import default_runs_folder
 from kd.ui import api, compare, datasets, distill, login, runs, settings, sweep, theme
-from kd.ui.access import kind_errors, own, own_upload, token_of, visitor
+from kd.ui.access import keep_clean, kind_errors, own, own_upload, token_of, visitor
 
 CACHE_SECONDS = 3600
 """Pictures of visitors are deleted from the server after this time."""
+
+# How long, in seconds, a thread that computes may keep the others waiting. A poll waits many times before it is
+# answered, and Python's own 5 ms each time would add up.
+SWITCH_SECONDS = 0.0005
+
+
+def serve(host: str | None = None, port: int | None = None, shared: bool = False) -> None:
+    """Serve the page until the process is told to end.
+
+    Args:
+        host: The address to listen on. By default that in ``GRADIO_SERVER_NAME``, or 127.0.0.1.
+        port: By default that in ``GRADIO_SERVER_PORT``, or the first from 7860 on that is free.
+        shared: Whether visitors are kept apart, as they are on a Space and where ``KD_SHARED`` is 1.
+
+    Raises:
+        UserError: where nothing can listen on this address and port.
+        ValueError: where a limit in the environment is no number.
+    """
+    if shared:
+        os.environ["KD_SHARED"] = "1"  # for the page's child processes too
+    sys.setswitchinterval(SWITCH_SECONDS)
+    options = launch_options()
+    keep_clean()
+    page = build()
+    try:
+        page.launch(server_name=host, server_port=port, **options)
+    except OSError as error:
+        address = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+        raise UserError(
+            f"Nothing can listen at {address} on {f'port {port}' if port else 'any of the ports that were tried'}: "
+            "another program does, or the address is not one of this machine's. Choose another with `kd app --host` and "
+            "`--port`, or with GRADIO_SERVER_NAME and GRADIO_SERVER_PORT."
+        ) from error
 
 
 def build() -> gr.Blocks:

@@ -1,4 +1,4 @@
-"""The widgets of a run's settings, made from ``DistillConfig``'s fields: their types, help and rules."""
+"""The widgets of a run's settings, made from the types, help and rules of ``DistillConfig``'s fields."""
 
 import dataclasses
 import re
@@ -9,9 +9,10 @@ from gradio.components import Component
 
 from kd.config import METHODS, PRESETS, RECIPES, SAMPLE, DistillConfig, public_name
 
+# Settings that are chosen from a list of suggestions, or typed
 OFFERED = ("teacher", "dataset", "student")
-"""What is chosen among suggestions, or typed."""
 
+# Setting -> its label, where that is not its name
 LABELS = {
     "lambda": "Lambda",
     "dataset_config": "Dataset configuration",
@@ -27,6 +28,7 @@ LABELS = {
     "dist_gamma": "Gamma",
 }
 
+# Setting -> its help, where the command line's is too long for the first screen
 HELP = {
     "teacher": "Hub id, folder, 'sample', run:ID",
     "dataset": "a Hub id, a folder, a file, or 'sample'",
@@ -46,11 +48,11 @@ HELP = {
     "ema": "decay; the average is what is kept. 0 for none",
     "minutes": "sets the epochs: 2, 10, 30, …",
 }
-"""Where the command line's help is too long for the first screen."""
 
+# Setting -> the step of its slider, where that is less than 0.05
 FINE_STEPS = {"ema": 0.001}
-"""Of sliders that move by less than 0.05."""
 
+# Method -> its name, and what it is and how it did in the studies (``assets/studies``)
 METHOD_WORDS = {
     "kd": ("KD (Hinton 2015)", "The teacher's answers, softened. Try it first"),
     "dkd": (
@@ -72,12 +74,11 @@ METHOD_WORDS = {
         "DKD on the proportions of the answers, not their size. No gain on our sample",
     ),
 }
-"""Method -> its name, what it is and what came of it in the studies (``assets/studies``)."""
 
 FIELDS = {public_name(field): field for field in dataclasses.fields(DistillConfig)}
 
+# Settings that matter to some methods only -> those methods
 OWN = {name: field.metadata["only"] for name, field in FIELDS.items() if "only" in field.metadata}
-"""Settings that matter to some methods, and to which."""
 
 SET_BY_METHOD = tuple(dict.fromkeys(name for values in METHODS.values() for name in values))
 
@@ -85,49 +86,54 @@ SET_BY_RECIPE = tuple(dict.fromkeys(name for values in RECIPES.values() for name
 
 
 def preset_values(preset: str) -> dict[str, Any]:
-    """Every setting of a preset, by public name."""
+    """Return every setting of a preset, by public name."""
     return DistillConfig.preset(preset).to_dict()
 
 
 def values_of(names: tuple[str, ...], preset: str, recipe: str, method: str) -> list[Any]:
-    """What choosing a recipe or a method fills in for the settings ``names``: what it sets, else the preset's values."""
+    """Return what the widgets of the settings ``names`` show once a recipe or a method is chosen: the values that come with
+    it, else the preset's."""
     values = DistillConfig.preset(preset, recipe=recipe, method=method).to_dict()
     return [to_widget(name, values[name]) for name in names]
 
 
 def method_info(method: str) -> str:
-    """What a method is, and what comes with it."""
+    """Describe a method, and the settings that come with it."""
     values = ", ".join(f"{'T' if name == 'temperature' else name} {value:g}" for name, value in METHODS[method].items())
     return METHOD_WORDS[method][1] + (f". It sets {values}" if values else "")
 
 
 def label_of(name: str) -> str:
-    """What a setting is called on the page."""
+    """Return a setting's label on the page."""
     return LABELS.get(name, name.replace("_", " ").capitalize())
 
 
-def on_page(text: str) -> str:
-    """A message with the page's words for the command line's: a setting's label for its flag, Resume for that command."""
-    text = re.sub(r"`python -m kd resume \S+`", "Resume", text)
-    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda flag: _label_for(flag[1].replace("-", "_")) or flag[0], text)
+# Messages call a setting by its flag. Flag -> the setting's label in quotes
+FLAG_LABELS = {f"--{name.replace('_', '-')}": f"“{label_of(name)}”" for name in FIELDS}
+
+FLAG = re.compile(rf"({'|'.join(FLAG_LABELS)})(?![\w-])")
+
+RESUME = re.compile(r"`python -m kd resume \S+`")
 
 
-def _label_for(name: str) -> str | None:
-    return f"“{label_of(name)}”" if name in FIELDS else None
+def on_page(message: str) -> str:
+    """Return a message with the page's own names: the labels of settings for their flags, Resume for that command."""
+    return FLAG.sub(lambda flag: FLAG_LABELS[flag[0]], RESUME.sub("Resume", message))
 
 
 def is_switch(name: str) -> bool:
-    """Whether a setting is yes or no: a checkbox."""
+    """Tell whether a setting is yes or no, and its widget a checkbox."""
     return set(FIELDS[name].metadata.get("choices", ())) == {"yes", "no"}
 
 
 def to_widget(name: str, value: Any) -> Any:
-    """A setting as its widget has it."""
+    """Return a setting's value in the form that its widget takes."""
     return value == "yes" if is_switch(name) else value
 
 
 def from_widgets(values: tuple) -> DistillConfig:
-    """The widgets' values, in the order of ``FIELDS``. Raises ``ValueError`` in words for a user."""
+    """Return the configuration that the widgets' values, in the order of ``FIELDS``, stand for. Raises ``ValueError`` in words
+    for a user."""
     switched = {True: "yes", False: "no"}
     named = dict(zip(FIELDS, values, strict=True))
     if not named["teacher"]:
@@ -141,8 +147,8 @@ def from_widgets(values: tuple) -> DistillConfig:
 
 
 def widget(name: str, method: str = "kd") -> Component:
-    """A widget for one setting: a switch, a slider between two ends, a choice, a number or a line of text. One that does
-    not matter to ``method`` is not visible."""
+    """Return the widget of one setting: a checkbox, a slider, a list, a number or a line of text. It is visible only if the
+    setting matters to ``method``."""
     field = FIELDS[name]
     rules, help = field.metadata, HELP.get(name, field.metadata["help"]).removeprefix(f"{name}: ")
     kind, *none = get_args(field.type) or (field.type,)
@@ -172,21 +178,21 @@ def widget(name: str, method: str = "kd") -> Component:
 
 
 def suggestions(name: str) -> list[str]:
-    """Known good values of a setting: those its field names, and those of the presets."""
+    """Return known good values of a setting: those that its field names, and those of the presets."""
     known = [*FIELDS[name].metadata.get("suggestions", ()), *(preset_values(preset)[name] for preset in PRESETS)]
     return list(dict.fromkeys(known))
 
 
-# --- What follows them
+# --- Panels that follow the settings
 
 
 def at_first() -> dict[str, Any]:
-    """What a panel that follows the settings begins with: the sample's, and no visitor yet."""
+    """Return the first value of a panel that follows the settings: the sample's settings, and no visitor yet."""
     return {"values": [to_widget(name, value) for name, value in preset_values(SAMPLE).items()], "owner": ""}
 
 
 def follow(panel: gr.HTML, live: gr.HTML, widgets: list[Component]) -> None:
-    """Tell ``panel`` the widgets' values and the visitor's token, whenever one changes."""
+    """Give ``panel`` the widgets' values and the visitor's token whenever one of them changes."""
     gr.on(
         [live.change, *(widget.change for widget in widgets)], None, [live, *widgets], panel,
         js="(live, ...values) => ({ owner: live?.owner ?? '', values })",

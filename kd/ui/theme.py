@@ -1,28 +1,31 @@
-"""What the page looks like: theme, style sheet, head."""
+"""The appearance of the page: theme, style sheet, head and header."""
 
 from pathlib import Path
 
 import gradio as gr
 import plotly
 from gradio.themes import Base, Color
+from markupsafe import Markup
 
 from kd.evaluation import dataset_report
+from kd.system.files import ASSETS
 from kd.ui import login
+from kd.ui.rendering import TEMPLATES
 
 FILES = Path(__file__).parent / "static"
-
-ASSETS = FILES.parent.parent.parent / "assets"
 
 EXAMPLES = sorted((ASSETS / "examples").glob("*.png"))
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
+# The hue of what can be clicked
 COPPER = Color(
     name="copper",
     c50="#fdf6ef", c100="#faead9", c200="#f3d1b0", c300="#eab280", c400="#dd8c4c", c500="#c2661f",
     c600="#a5531a", c700="#854218", c800="#693619", c900="#532c17", c950="#2f170a",
 )  # fmt: skip
 
+# A warm grey, for all else
 STONE = Color(
     name="stone",
     c50="#faf9f7", c100="#f3f1ee", c200="#e6e2dd", c300="#d3cec7", c400="#a39c93", c500="#756e66",
@@ -35,7 +38,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
 def theme() -> Base:
-    """Copper on warm grey, in the reader's own fonts."""
+    """Return the gradio theme: copper on warm grey, in the fonts of the reader's system."""
     return Base(primary_hue=COPPER, secondary_hue=COPPER, neutral_hue=STONE, font=SANS, font_mono=MONO).set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",
@@ -78,24 +81,18 @@ def theme() -> Base:
 
 
 def css() -> str:
-    """The style sheet."""
+    """Return the style sheet."""
     return (FILES / "page.css").read_text() + dataset_report.CSS
 
 
 def head() -> str:
-    """Our script, and Plotly's from this server: nothing is fetched from anywhere else."""
+    """Return what the page's head loads: our scripts, and Plotly's from this server. Nothing comes from elsewhere."""
     gr.set_static_paths([PLOTLY, *EXAMPLES])
     names = ("page", "sweep", "check", "data", *(["login"] if login.is_offered() else []))
-    return (
-        f'<script defer src="gradio_api/file={PLOTLY}"></script>'
-        f"<script>{''.join((FILES / f'{name}.js').read_text() for name in names)}</script>"
-        '<meta name="description" content="Turn a big image classifier into a small, fast one, and prove it.">'
-    )
+    scripts = Markup("").join(Markup((FILES / f"{name}.js").read_text()) for name in names)
+    return TEMPLATES.render("head", plotly=PLOTLY, scripts=scripts)
 
 
 def header() -> str:
-    """The wordmark and what this is."""
-    return (
-        f'<div class="kd-header"><h1 aria-label="Distillery">{(ASSETS / "wordmark.svg").read_text()}</h1>'
-        "<p>A big image classifier teaches a small, fast one; every claim is measured.</p></div>"
-    )
+    """Return the wordmark and a sentence that says what this is."""
+    return TEMPLATES.render("header", wordmark=Markup((ASSETS / "wordmark.svg").read_text()))

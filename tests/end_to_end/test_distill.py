@@ -24,10 +24,10 @@ from kd.runs.run import Run, RunDeleted
 from kd.runs.store import create_run, delete_run, list_runs, local_owner, resolve
 from kd.training.batches import ViewBatches
 from kd.training.callback import RunCallback
-from kd.training.setup import Progress, prepare
+from kd.training.setup import load_job_splits, load_job_teacher, plan_warnings, start_job
 from kd.ui import figures
 from kd.ui.compare import choices
-from kd.ui.disagreement import analysis, kept, shown_analysis
+from kd.ui.disagreement import analysis, load_analysis, render_analysis
 from kd.ui.result import result
 from kd.ui.runs import row
 from tests.support import toys
@@ -224,8 +224,8 @@ def test_without_labels_the_student_learns_the_teacher_s_classes_from_it_alone(s
     assert drawn.layout.title.text.startswith("Agreement") and [t.name for t in drawn.data if t.visible] == [
         "agreement"
     ]
-    apart = shown_analysis(kept(run), run)
-    assert list(figures.analysis_figures(kept(run))) == ["confusion_student"]
+    apart = render_analysis(load_analysis(run), run)
+    assert list(figures.analysis_figures(load_analysis(run))) == ["confusion_student"]
     assert "who is right is not known" in apart and "Only the teacher is right" not in apart
     with pytest.raises(UserError, match="no labels, so nothing can be learned from them without the teacher"):
         execute(create_run(settings(small, dataset=str(heap), baseline="yes"), tmp_path / "runs", "t"))
@@ -285,7 +285,7 @@ def test_what_a_run_has_made_teaches_the_classes_that_it_is_said_to_know(made, c
         delete_run(made)
     execute(run)
     report = run.report()
-    assert "does not know 1 of 3 classes (green leaf: as told). Their 32 of 96" in run.last("models")["warnings"][0]
+    assert "does not know 1 of 3 classes (green leaf: label map). Their 32 of 96" in run.last("models")["warnings"][0]
     assert "On the 8 of 12 test pictures whose classes the teacher knows" in report["notes"][0]
     assert report["verdict"]["pictures"] == 8 and "over all 12 the difference is" in report["verdict"]["sentence"]
     with np.load(run.path / "arms" / "distilled-0" / "test.npz") as kept:
@@ -308,8 +308,9 @@ def test_a_teacher_that_has_seen_the_test_pictures_of_another_cut_is_told(made, 
             **changes,
         )
         run = create_run(asked, made.path.parent, "t")
-        prepare(run, Progress(run))
-        return " ".join(run.last("models")["warnings"])
+        job = start_job(run)
+        splits = load_job_splits(job)
+        return " ".join(plan_warnings(job.config, splits, load_job_teacher(job.config, splits)))
 
     assert "cut in another way" not in warnings()
     assert "cut in another way" in warnings(validation_fraction=0.3)

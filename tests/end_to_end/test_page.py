@@ -201,7 +201,7 @@ def test_dark_knowledge_moves_with_the_temperature_and_says_what_is_learned(page
     panel, bars = page.locator("#dark"), page.locator("#dark .kd-bars li")
     expect(bars).to_have_count(10)
     path = EXAMPLES[0]
-    teacher, _ = load_teacher("sample", SAMPLE_CLASSES)
+    teacher = load_teacher("sample", SAMPLE_CLASSES)
     with torch.inference_mode():
         logits = teacher(run_processor(teacher.processor, [open_picture(path)])).logits[0].double().numpy()
     said = set()

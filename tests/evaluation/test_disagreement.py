@@ -1,20 +1,103 @@
-"""Where teacher and student differ, on four pictures made by hand."""
+"""Where teacher and student differ: calibration, confusion and divergence against their formulas, and the analysis of four pictures."""
 
+import itertools
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from kd.config import DistillConfig
 from kd.data.splits import load_splits
-from kd.evaluation.disagreement import analyse, save_analysis
+from kd.evaluation.disagreement import (
+    analyse,
+    calibration,
+    confusion,
+    disagreements,
+    jensen_shannon,
+    lost_most,
+    per_class_f1,
+    save_analysis,
+)
 from tests.support import toys
+
+
+def test_the_calibration_error_is_the_mean_gap_of_its_bins():
+    rng = np.random.default_rng(8)
+    logits, labels = rng.normal(0, 2, (400, 5)), rng.integers(0, 5, 400)
+    found = calibration(logits, labels, bins=10)
+    sure = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).max(1)
+    gap = 0.0
+    for b in range(10):
+        inside = (sure > b / 10) & (sure <= (b + 1) / 10)
+        assert found["count"][b] == inside.sum()
+        if not inside.any():
+            assert found["confidence"][b] is None and found["accuracy"][b] is None
+            continue
+        confidence, accuracy = sure[inside].mean(), np.mean(logits[inside].argmax(1) == labels[inside])
+        assert (found["confidence"][b], found["accuracy"][b]) == (pytest.approx(confidence), pytest.approx(accuracy))
+        gap += inside.mean() * abs(confidence - accuracy)
+    assert found["ece"] == pytest.approx(gap) and found["count"][0] == 0
+
+
+def test_a_model_that_is_always_sure_and_half_right_is_off_by_a_half():
+    found = calibration(np.array([[1e4, 0], [1e4, 0]]), np.array([0, 1]))
+    assert found["ece"] == 0.5 and found["count"] == [0] * 14 + [2]
+
+
+def test_confusion_and_f1_are_counts_class_by_class():
+    rng = np.random.default_rng(9)
+    predictions, labels = rng.integers(0, 4, 300), rng.integers(0, 4, 300)
+    matrix = confusion(predictions, labels, classes=5)
+    for truth, said in itertools.product(range(5), repeat=2):
+        assert matrix[truth, said] == np.sum((labels == truth) & (predictions == said))
+    precision, recall = (np.diag(matrix)[:4] / matrix.sum(axis)[:4] for axis in (0, 1))
+    assert per_class_f1(matrix) == pytest.approx([*2 * precision * recall / (precision + recall), 0])
+
+
+@pytest.mark.parametrize(("prediction", "label"), [(3, 0), (0, 3), (-1, 1)])
+def test_a_class_that_does_not_exist_is_not_counted_as_another(prediction, label):
+    with pytest.raises(ValueError, match="there are 3 classes"):
+        confusion(np.array([0, prediction]), np.array([0, label]), classes=3)
+
+
+def test_only_classes_that_lost_are_among_those_that_lost_most():
+    teacher, student = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([0.85, 0.5, 0.7, 0.7, 0.4])
+    assert lost_most(teacher, student, "abcde", most=2) == [("b", pytest.approx(30)), ("e", pytest.approx(10))]
+    assert [name for name, _ in lost_most(teacher, student, "abcde", most=9)] == ["b", "e", "a"]
+
+
+def test_jensen_shannon_is_the_entropy_that_mixing_adds():
+    rng = np.random.default_rng(10)
+    teacher, student = rng.normal(0, 3, (2, 50, 6))
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (teacher, student))
+    entropy = [-np.sum(x * np.log2(x), axis=1) for x in ((p + q) / 2, p, q)]
+    assert jensen_shannon(teacher, student) == pytest.approx(entropy[0] - (entropy[1] + entropy[2]) / 2)
+
+
+def test_certain_answers_are_a_whole_bit_apart_or_none():
+    certain = np.array([[1e5, -1e5, 0.0], [0.0, 1e5, -1e5]])
+    assert jensen_shannon(certain, certain[::-1]) == pytest.approx([1, 1])
+    assert jensen_shannon(certain, certain + 7) == pytest.approx([0, 0])
+
+
+def test_disagreements_are_the_notable_ones_farthest_apart_first():
+    teacher = np.log([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
+    student = np.log([[0.85, 0.15], [0.1, 0.9], [0.5, 0.5], [0.5, 0.5], [0.9, 0.1]])
+    assert disagreements(teacher, student).tolist() == [1, 4, 2]
+    assert disagreements(teacher, student, most=1).tolist() == [1]
+    with pytest.raises(ValueError, match="same pictures and classes"):
+        disagreements(teacher, student[:1])
+
 
 CLASSES = ["blue sky", "green leaf", "red brick"]
 
+
 LABELS = np.array([0, 1, 2, 2])
 
+
 TEACHER = np.array([[9.0, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 9]])
+
 
 STUDENT = np.array([[9.0, 0, 0], [0, 9, 0], [0, 0, 9], [0, 9, 0]])
 """The student takes the last brick for a leaf."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kd.evaluation.metrics import Agreement, classification, guessing
+from kd.evaluation.metrics import Agreement, chance_level, classification_metrics
 
 
 def f1_of(label: int, predictions: np.ndarray, references: np.ndarray) -> float:
@@ -16,13 +16,13 @@ def f1_of(label: int, predictions: np.ndarray, references: np.ndarray) -> float:
 def test_accuracy_and_macro_f1_are_their_definitions():
     rng = np.random.default_rng(0)
     predictions, references = rng.integers(0, 5, 200), rng.integers(0, 5, 200)
-    found = classification().compute(predictions=predictions, references=references)
+    found = classification_metrics().compute(predictions=predictions, references=references)
     assert found["accuracy"] == pytest.approx(np.mean([p == r for p, r in zip(predictions, references, strict=True)]))
     assert found["f1"] == pytest.approx(np.mean([f1_of(c, predictions, references) for c in range(5)]))
 
 
 def test_a_class_that_nobody_names_does_not_count():
-    found = classification().compute(predictions=[0, 0, 3, 3], references=[0, 3, 3, 3])
+    found = classification_metrics().compute(predictions=[0, 0, 3, 3], references=[0, 3, 3, 3])
     assert found["f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
 
 
@@ -31,5 +31,5 @@ def test_agreement_does_not_ask_who_is_right():
 
 
 def test_what_may_be_guessed_is_the_commonest_class_and_noise_but_all_right_never_is():
-    assert guessing(np.repeat([0, 1], 5000)) == pytest.approx(0.515)
-    assert guessing(np.array([0, 0, 1, 2, 3])) == pytest.approx(0.7)
+    assert chance_level(np.repeat([0, 1], 5000)) == pytest.approx(0.515)
+    assert chance_level(np.array([0, 0, 1, 2, 3])) == pytest.approx(0.7)

@@ -6,11 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from kd.evaluation.dark_knowledge import dark_knowledge, softened
-from kd.evaluation.disagreement import calibration, confusion, disagreements, jensen_shannon, lost_most, per_class_f1
 from kd.evaluation.significance import crossed_t, mcnemar, paired_bootstrap, t_quantile, verdict
-
-CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"]
 
 
 def coins(rng: np.random.Generator, seeds: int, pictures: int, chance: float = 0.8) -> np.ndarray:
@@ -43,7 +39,7 @@ def coverage(found: list[dict]) -> float:
     return np.mean([one["low"] <= 0 <= one["high"] for one in found])
 
 
-# the interval
+# --- The interval
 
 
 def test_the_bootstrap_is_that_of_every_draw_of_seeds_and_pictures():
@@ -168,7 +164,7 @@ def test_answers_that_are_not_pairs_of_right_or_wrong_are_refused(distilled, bas
         verdict(distilled, baseline)
 
 
-# the verdict
+# --- The verdict
 
 
 def test_three_seeds_cover_no_effect_and_find_a_large_one():
@@ -231,149 +227,3 @@ def test_one_pair_needs_mcnemar_as_well_as_the_interval():
 def test_two_seeds_are_said_to_be_few():
     distilled, baseline = study(np.random.default_rng(7), seeds=2, pictures=300, effect=6, luck=1)
     assert "2 seeds, 300 test pictures. Two seeds are few" in verdict(distilled, baseline)["sentence"]
-
-
-# calibration and classes
-
-
-def test_the_calibration_error_is_the_mean_gap_of_its_bins():
-    rng = np.random.default_rng(8)
-    logits, labels = rng.normal(0, 2, (400, 5)), rng.integers(0, 5, 400)
-    found = calibration(logits, labels, bins=10)
-    sure = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).max(1)
-    gap = 0.0
-    for b in range(10):
-        inside = (sure > b / 10) & (sure <= (b + 1) / 10)
-        assert found["count"][b] == inside.sum()
-        if not inside.any():
-            assert found["confidence"][b] is None and found["accuracy"][b] is None
-            continue
-        confidence, accuracy = sure[inside].mean(), np.mean(logits[inside].argmax(1) == labels[inside])
-        assert (found["confidence"][b], found["accuracy"][b]) == (pytest.approx(confidence), pytest.approx(accuracy))
-        gap += inside.mean() * abs(confidence - accuracy)
-    assert found["ece"] == pytest.approx(gap) and found["count"][0] == 0
-
-
-def test_a_model_that_is_always_sure_and_half_right_is_off_by_a_half():
-    found = calibration(np.array([[1e4, 0], [1e4, 0]]), np.array([0, 1]))
-    assert found["ece"] == 0.5 and found["count"] == [0] * 14 + [2]
-
-
-def test_confusion_and_f1_are_counts_class_by_class():
-    rng = np.random.default_rng(9)
-    predictions, labels = rng.integers(0, 4, 300), rng.integers(0, 4, 300)
-    matrix = confusion(predictions, labels, classes=5)
-    for truth, said in itertools.product(range(5), repeat=2):
-        assert matrix[truth, said] == np.sum((labels == truth) & (predictions == said))
-    precision, recall = (np.diag(matrix)[:4] / matrix.sum(axis)[:4] for axis in (0, 1))
-    assert per_class_f1(matrix) == pytest.approx([*2 * precision * recall / (precision + recall), 0])
-
-
-@pytest.mark.parametrize(("prediction", "label"), [(3, 0), (0, 3), (-1, 1)])
-def test_a_class_that_does_not_exist_is_not_counted_as_another(prediction, label):
-    with pytest.raises(ValueError, match="there are 3 classes"):
-        confusion(np.array([0, prediction]), np.array([0, label]), classes=3)
-
-
-def test_only_classes_that_lost_are_among_those_that_lost_most():
-    teacher, student = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([0.85, 0.5, 0.7, 0.7, 0.4])
-    assert lost_most(teacher, student, "abcde", most=2) == [("b", pytest.approx(30)), ("e", pytest.approx(10))]
-    assert [name for name, _ in lost_most(teacher, student, "abcde", most=9)] == ["b", "e", "a"]
-
-
-# answers
-
-
-def test_jensen_shannon_is_the_entropy_that_mixing_adds():
-    rng = np.random.default_rng(10)
-    teacher, student = rng.normal(0, 3, (2, 50, 6))
-    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (teacher, student))
-    entropy = [-np.sum(x * np.log2(x), axis=1) for x in ((p + q) / 2, p, q)]
-    assert jensen_shannon(teacher, student) == pytest.approx(entropy[0] - (entropy[1] + entropy[2]) / 2)
-
-
-def test_certain_answers_are_a_whole_bit_apart_or_none():
-    certain = np.array([[1e5, -1e5, 0.0], [0.0, 1e5, -1e5]])
-    assert jensen_shannon(certain, certain[::-1]) == pytest.approx([1, 1])
-    assert jensen_shannon(certain, certain + 7) == pytest.approx([0, 0])
-
-
-def test_disagreements_are_the_notable_ones_farthest_apart_first():
-    teacher = np.log([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
-    student = np.log([[0.85, 0.15], [0.1, 0.9], [0.5, 0.5], [0.5, 0.5], [0.9, 0.1]])
-    assert disagreements(teacher, student).tolist() == [1, 4, 2]
-    assert disagreements(teacher, student, most=1).tolist() == [1]
-    with pytest.raises(ValueError, match="same pictures and classes"):
-        disagreements(teacher, student[:1])
-
-
-def test_softening_is_the_softmax_of_divided_logits():
-    logits = np.random.default_rng(11).normal(0, 4, (7, 5))
-    assert softened(logits, 3.0) == pytest.approx(np.exp(logits / 3) / np.exp(logits / 3).sum(1, keepdims=True))
-    assert softened(logits[0], 3.0) == pytest.approx(softened(logits, 3.0)[0])
-    assert softened(np.array([1e6, 0.0], dtype=np.float32), 0.01).tolist() == [1, 0]
-    with pytest.raises(ValueError, match="above 0"):
-        softened(logits, 0)
-
-
-def says(chances, label: int, temperature: float = 5, names=CLOTHES) -> str:
-    """The sentence for logits that this temperature softens to these chances."""
-    return dark_knowledge(temperature * np.log(chances), names, label, temperature)
-
-
-SHIRT = np.array([21, 2, 14, 5, 8, 0.4, 48, 0.5, 0.6, 0.5]) / 100
-
-
-def test_a_softened_answer_tells_what_the_picture_looks_like():
-    assert says(SHIRT, label=6) == (
-        "At T = 5 the teacher says Shirt (48%), but also T-shirt/top (21%) and Pullover (14%): "
-        "the student learns that this Shirt looks like those, and not at all like Sandal."
-    )
-
-
-def test_a_distant_third_is_not_a_likeness():
-    chances = np.array([0.16, 0.01, 0.02, 0.81])
-    assert says(chances, label=3, names="abcd") == (
-        "At T = 5 the teacher says d (81%), but also a (16%): the student learns that this d looks like a, and least like b."
-    )
-
-
-def test_a_sure_teacher_teaches_little_more_than_the_label():
-    logits = 5 * np.log(SHIRT) * 2
-    assert dark_knowledge(logits, CLOTHES, 6, temperature=1) == (
-        "At T = 1 the teacher is sure: Shirt over 99.9%. The student learns little more than the label."
-    )
-    assert "is sure: b 99.8%." in says([0.002, 0.998], label=1, names="ab")
-
-
-def test_a_temperature_too_high_leaves_the_order():
-    assert dark_knowledge(5 * np.log(SHIRT), CLOTHES, 6, temperature=100) == (
-        "At T = 100 the teacher's answer is almost the same for every class (9% to 11%): the order is left, hardly more."
-    )
-
-
-def test_a_teacher_who_contradicts_the_label_pulls_both_ways():
-    assert says(SHIRT, label=4) == (
-        "At T = 5 the teacher says Shirt (48%), the label says Coat (8%): the student is pulled both ways."
-    )
-
-
-def test_a_rest_that_is_shared_evenly_tells_how_sure_to_be():
-    assert says([0.7, 0.1, 0.1, 0.1], label=0, names="abcd") == (
-        "At T = 5 the teacher says a (70%) and shares the rest evenly among the others: "
-        "the student learns how sure to be, hardly what it looks like."
-    )
-
-
-def test_two_classes_have_dark_knowledge_too():
-    cats = ["cat", "dog"]
-    assert says([0.7, 0.3], label=0, names=cats) == (
-        "At T = 5 the teacher says cat (70%), but also dog (30%): the student learns that this cat looks like dog."
-    )
-    assert "(45% to 55%)" in says([0.55, 0.45], label=0, names=cats)
-    assert "pulled both ways" in says([0.7, 0.3], label=1, names=cats)
-
-
-def test_every_class_needs_its_name():
-    with pytest.raises(ValueError, match="2 logits and 3 names"):
-        dark_knowledge(np.zeros(2), "abc", 0, 1.0)

@@ -1,4 +1,4 @@
-"""Sweeps: halving, plans and figures by hand; one real sweep that is killed on its way and goes on to its verdict."""
+"""Sweeps by hand, and one real sweep that is killed on its way and goes on to its verdict."""
 
 import errno
 import json
@@ -18,9 +18,8 @@ from kd.data.library.store import datasets_folder
 from kd.distill import execute
 from kd.errors import UserError
 from kd.experiments.grid import Grid, Point
-from kd.experiments.halving import RunCost, cost_of_run, epochs_within, ranking, rungs, sweep_seconds
+from kd.experiments.halving import cost_of_run
 from kd.experiments.sweep import (
-    Sweep,
     affordable,
     conclusion,
     create_sweep,
@@ -30,83 +29,33 @@ from kd.experiments.sweep import (
     settings_of,
     work_on_sweep,
 )
-from kd.experiments.table import heat_maps, legend
+from kd.experiments.table import legend
 from kd.runs.store import delete_run, find_run, list_runs
 from kd.system.files import SWEEPS, write_whole
 from kd.system.ids import new_id
 from kd.ui import sweep
 from tests.support.command import flags, kd
 from tests.support.paths import ROOT
-
-KD, DIST = Point(2.0, 0.5, "kd"), Point(2.0, 0.5, "dist")
-
-
-def make(folder, grid: Grid | None = None, **settings) -> Sweep:
-    return create_sweep(DistillConfig(**settings), grid or Grid("1,2", "0,0.5"), folder, "t")
+from tests.support.sweeps import DIST, KD, make_sweep, tell_point
 
 
-def tell_point(one: Sweep, point: Point, epochs: int, accuracy: float | None, agreement: float = 0.5) -> None:
-    """The event of a training that has ended."""
-    one.append(
-        "point", **point.to_dict(), epochs=epochs, run=f"{point}/{epochs}", accuracy=accuracy,
-        agreement=None if accuracy is None else agreement, diverged=accuracy is None, seconds=1.0,
-    )  # fmt: skip
+def until(found, seconds: float = 60):
+    """Wait for what ``found`` returns to be true, and return it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
 
 
 # --- By hand
 
 
-@pytest.mark.parametrize(
-    ("points", "epochs", "expected"),
-    [
-        (17, 12, [(17, 3), (9, 6), (5, 12)]),
-        (4, 30, [(4, 8), (2, 15), (1, 30)]),
-        (3, 4, [(3, 2), (2, 4)]),
-        (2, 4, [(2, 2), (1, 4)]),
-        (1, 4, [(1, 4)]),
-        (17, 3, [(17, 1), (9, 2), (5, 3)]),
-        (17, 2, [(17, 1), (9, 2)]),
-        (17, 1, [(17, 1)]),
-    ],
-)
-def test_each_rung_has_half_the_points_for_twice_the_epochs(points, epochs, expected):
-    assert rungs(points, epochs) == expected
-
-
-def test_without_the_teacher_there_is_one_point_whatever_the_temperature_and_the_method():
-    grid = Grid("1,2", "0,0.5", "kd,dist")
-    assert grid.points() == [Point(1, 0, "kd"), Point(1, 0.5, "kd"), KD, Point(1, 0.5, "dist"), DIST]
-    assert grid.point(2, 0, "dist") == Point(1, 0, "kd")
-
-
-def test_lists_come_as_text_or_as_lists_each_value_once():
-    assert Grid(" 2, 1,2 ", [0.5]) == Grid((2, 1), "0.5")
-    assert len(Grid().points()) == 17
-
-
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        ({"temperatures": "1,,x"}, "temperatures is '1,,x'; expected numbers above 0 separated by commas, for example 1,2"),
-        ({"temperatures": "0,1"}, "temperatures is '0,1'"),
-        ({"temperatures": []}, "temperatures is ''"),
-        ({"lambdas": "0.5,1.5"}, "lambdas is '0.5,1.5'; expected numbers from 0 to 1"),
-        ({"lambdas": "0"}, "lambdas has 0 alone"),
-        ({"methods": "kd,hinton"}, "methods is 'kd,hinton'; expected some of kd, dkd, dist"),
-        ({"budget_minutes": "0"}, "budget_minutes is '0'; expected a number above 0"),
-        ({"temperatures": range(1, 62), "lambdas": "0,1"}, "These are 62 points, and a sweep has 60 at most"),
-    ],
-)  # fmt: skip
-def test_what_is_no_grid_is_refused_in_words(asked, words):
-    with pytest.raises(ValueError) as refusal:
-        Grid(**asked)
-    assert words in str(refusal.value)
-
-
 def test_settings_that_cannot_be_swept_are_refused_before_anything_is_made(tmp_path):
     for settings, words in (({"minutes": 5}, "budget-minutes"), ({"seed": 2**32 - 1}, "Take a smaller one")):
         with pytest.raises(ValueError, match=words):
-            make(tmp_path, **settings)
+            make_sweep(tmp_path, **settings)
     assert not list_sweeps(tmp_path)
 
 
@@ -124,9 +73,9 @@ def test_without_labels_every_lambda_but_1_is_refused_before_anything_is_made(sm
     upload.mkdir(parents=True)
     (upload / "dataset.json").write_text('{"name": "heap", "classes": []}')
     with pytest.raises(ValueError, match="Give 1 alone"):
-        make(tmp_path / "runs", dataset=str(upload))
+        make_sweep(tmp_path / "runs", dataset=str(upload))
     assert not list_sweeps(tmp_path / "runs")
-    one = make(tmp_path / "runs", Grid("1,2", "1"), dataset=str(upload))
+    one = make_sweep(tmp_path / "runs", Grid("1,2", "1"), dataset=str(upload))
     assert plan(one, 2, lambda text: None) and one.labels() == "teacher"
 
 
@@ -141,7 +90,7 @@ def test_two_classes_that_a_method_cannot_tell_are_refused_before_half_of_the_gr
 
 
 def test_where_labels_alone_win_their_student_is_the_one_that_is_handed_out(tmp_path):
-    one = make(tmp_path, Grid("1", "0,0.5"))
+    one = make_sweep(tmp_path, Grid("1", "0,0.5"))
     one.append("plan", epochs=1, rungs=[(2, 1)], labels="dataset")
     labels, taught = one.grid().points()
     tell_point(one, labels, 1, 0.9)
@@ -154,7 +103,7 @@ def test_where_labels_alone_win_their_student_is_the_one_that_is_handed_out(tmp_
 
 
 def test_without_labels_a_map_is_of_agreement_and_there_is_no_pair_to_train(tmp_path):
-    one = make(tmp_path, Grid("1,2", "1"))
+    one = make_sweep(tmp_path, Grid("1,2", "1"))
     one.append("plan", epochs=1, rungs=[(2, 1)], labels="teacher")
     tell_point(one, Point(1.0, 1.0, "kd"), 1, 0.75, 0.75)
     assert legend(one).startswith("Agreement with the teacher on validation")
@@ -172,51 +121,8 @@ def test_without_labels_a_map_is_of_agreement_and_there_is_no_pair_to_train(tmp_
     assert sweep.total_epochs(one, one.plan()) == 2 + one.config().trials
 
 
-def test_a_budget_buys_the_most_epochs_that_fit():
-    config, pace = DistillConfig(trials=2, views=3), RunCost(epoch=2.0, run=5.0, view=10.0)
-    # 4 points: 4 trainings of 1 epoch, 2 of 2, 1 of 4, then 2 pairs of 4; 8 runs; 2 views that the pace has not seen
-    needed = (4 * 1 + 2 * 2 + 4 + 2 * 2 * 4) * 2.0 + 8 * 5.0 + 2 * 10.0
-    assert sweep_seconds(4, 4, config, pace) == needed
-    assert epochs_within(needed, 4, config, pace) == 4
-    alone = sweep_seconds(4, 4, config, pace, sides=1)
-    assert needed - alone == 4 * config.trials * pace.epoch  # without labels there is no training without the teacher
-    assert epochs_within(needed - 0.1, 4, config, pace) == 3
-    assert epochs_within(1, 4, config, pace) == 0
-
-
-def test_a_longer_training_ranks_above_then_accuracy_agreement_and_order_and_what_diverged_is_out(tmp_path):
-    one = make(tmp_path, Grid("1,2,4,8", "0,0.5"))
-    one.append("plan", epochs=4, rungs=[(5, 1), (3, 2), (2, 4)])
-    first, second, third, fourth = (Point(t, 0.5, "kd") for t in (1, 2, 4, 8))
-    tell_point(one, first, 1, 0.9)
-    tell_point(one, second, 1, 0.7, agreement=0.6)
-    tell_point(one, second, 2, 0.6)
-    tell_point(one, third, 1, 0.9, agreement=0.6)
-    tell_point(one, fourth, 1, 0.9)
-    tell_point(one, one.grid().points()[0], 1, None)
-    assert [Point.of(row) for row in ranking(one.points())] == [second, third, first, fourth]
-
-
-def test_points_tell_the_longest_training_and_what_runs_now_and_the_map_shows_them(tmp_path):
-    one = make(tmp_path, Grid("1,2", "0,0.5"))
-    assert {row["rung"] for row in one.points()} == {None} and one.plan() is None
-    one.append("plan", epochs=2, rungs=[(3, 1), (2, 2)])
-    labels, warm, hot = one.grid().points()
-    tell_point(one, labels, 1, 0.5)
-    tell_point(one, labels, 2, 0.75)
-    tell_point(one, warm, 1, None)
-    run = one.make_run(settings_of(one.config(), hot, 1))
-    rows = one.points()
-    assert [(row["rung"], row["epochs"], row["accuracy"]) for row in rows] == [(2, 2, 0.75), (1, 1, None), (None,) * 3]
-    assert [row["now"] for row in rows] == [None, None, run.id] and rows[1]["diverged"]
-    assert heat_maps(one) == [
-        [["kd", "T 1", "T 2"], ["lambda 0", "75.0% (2)", "75.0% (2)"], ["lambda 0.5", "diverged (1)", "..."]]
-    ]
-    assert "neither T nor the method matters" in legend(one)
-
-
 def test_a_run_of_a_sweep_is_of_its_owner_and_is_found_by_what_it_was_made_for(tmp_path):
-    one = make(tmp_path)
+    one = make_sweep(tmp_path)
     changes = settings_of(one.config(), KD, 3)
     run = one.make_run(changes)
     run.check_owner("t")
@@ -239,14 +145,14 @@ def test_a_sweep_for_which_the_disk_has_no_room_leaves_nothing(tmp_path, monkeyp
 
     monkeypatch.setattr("kd.experiments.sweep.write_whole", write)
     with pytest.raises(UserError, match="No space left"):
-        make(tmp_path)
+        make_sweep(tmp_path)
     assert not list_runs(tmp_path / SWEEPS)
 
 
 def test_a_sweep_is_found_by_the_start_of_its_id(tmp_path):
     with pytest.raises(UserError, match="There is no sweep 'last'"):
         find_sweep(tmp_path, "last")
-    first, second = make(tmp_path), make(tmp_path)
+    first, second = make_sweep(tmp_path), make_sweep(tmp_path)
     assert find_sweep(tmp_path, "last") == second and find_sweep(tmp_path, first.id[:24]) == first
     assert list_sweeps(tmp_path) == [second, first] and not list_runs(tmp_path)
     with pytest.raises(UserError, match="2 sweeps start with '2'"):
@@ -254,7 +160,7 @@ def test_a_sweep_is_found_by_the_start_of_its_id(tmp_path):
 
 
 def test_to_stop_a_sweep_is_to_stop_its_run_too(tmp_path):
-    one = make(tmp_path)
+    one = make_sweep(tmp_path)
     run = one.make_run(settings_of(one.config(), KD, 1))
     one.ask_to_stop()
     asked = (run.path / "STOP").stat().st_mtime_ns
@@ -334,13 +240,3 @@ def test_a_sweep_is_killed_and_goes_on_to_a_verdict_on_fresh_seeds(small, tmp_pa
     assert "plan: 2 points; trainings: 2 of 1 epoch, then 1 of 2 epochs" in done.stderr and "lambda 0.5" in done.stdout
     again = kd("sweep", "--resume", "last", "--runs-dir", tmp_path, "--json")
     assert again.stdout == done.stdout and len(list_runs(tmp_path)) == 4
-
-
-def until(found, seconds: float = 60):
-    """Wait for what ``found`` returns to be true, and return it."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := found():
-            return value
-        time.sleep(0.1)
-    raise AssertionError("waited in vain")

@@ -32,7 +32,7 @@ IMAGENET = ["n02123045 tabby, tabby cat", "n02018207 crane", "n03126707 crane", 
 def test_the_colours_are_matched_with_what_a_teacher_calls_them(theirs, columns, said):
     match = match_classes(theirs, toys.CLASSES)
     match.check()
-    found = match.in_words()
+    found = match.warnings()
     assert match.columns == columns and len(found) == len(said)
     assert all(words in text for words, text in zip(said, found, strict=True))
 
@@ -81,7 +81,7 @@ def test_what_is_no_label_map_is_refused_at_once(text):
 def test_what_is_told_wins_and_the_rest_is_guessed():
     classes = ["crane", "pet", "soccer ball", "dog"]
     match = match_classes(IMAGENET, classes, "crane=2, pet=tabby cat, soccer ball=")
-    assert match.columns == [2, 0, None, None] and match.how == ["as told", "as told", "as told", ""]
+    assert match.columns == [2, 0, None, None] and match.how == ["label map", "label map", "label map", ""]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_command_line_shows_the_table_without_training(colours, teacher, tmp
     assert rows[0] == {"class": "blue sky", "teacher": "blue sky", "found": "the same name", "pictures": 40}
     assert main.main(["labels", *asked]) == 0
     out, err = capsys.readouterr()
-    assert "green leaf 40 - as told" in " ".join(out.split()) and "learn from the labels alone" in err
+    assert "green leaf 40 - label map" in " ".join(out.split()) and "are learned from the labels alone" in err
     assert main.main(["labels", "--teacher", "sample", "--dataset", str(colours)]) == 1
     out, err = capsys.readouterr()
     assert "red brick 40 -" in " ".join(out.split()) and "none is in both" in err

@@ -54,7 +54,7 @@ def test_gradients_agree_with_finite_differences():
 
 
 def test_a_student_s_gradients_stay_what_they_are():
-    student = load_student("mobilenet_v2_0.35", ["a", "b"], 28, 28, 0).model.train()
+    student = load_student("mobilenet_v2_0.35", ["a", "b"], 28, 0).model.train()
     plain = copy.deepcopy(student)
     for module in plain.modules():
         if isinstance(module, DepthwiseConv2d):
@@ -70,7 +70,7 @@ def test_a_student_s_gradients_stay_what_they_are():
 
 @pytest.mark.parametrize("name", [name for name in STUDENTS if name.startswith(("mobilenet", "mobilevit", "eff"))])
 def test_every_depthwise_student_has_them_and_is_saved_as_it_was(name, tmp_path):
-    student = load_student(name, ["a", "b"], 32, 32, 0).model.eval()
+    student = load_student(name, ["a", "b"], 32, 0).model.eval()
     assert any(isinstance(module, DepthwiseConv2d) for module in student.modules())
     student.save_pretrained(tmp_path)
     again = AutoModelForImageClassification.from_pretrained(tmp_path).eval()

@@ -7,6 +7,11 @@ import torch
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
+from kd.config import DistillConfig
+
+# A name that must stay text wherever it is shown as HTML.
+EVIL = "<img src=x onerror=alert(1)>"
+
 CLASSES = ["blue sky", "green leaf", "red brick"]
 
 COLOURS = {"blue sky": (60, 90, 200), "green leaf": (60, 180, 70), "red brick": (200, 70, 50)}
@@ -26,6 +31,11 @@ def class_folders(folder: Path, each: int, seed: int = 0, size: int = 32) -> Pat
         for n in range(each):
             picture(name, rng, size).save(folder / name / f"{n:03}.png")
     return folder
+
+
+def dataset_config(path: Path, **changes) -> DistillConfig:
+    """The settings for a dataset at this path."""
+    return DistillConfig(dataset=str(path), **changes)
 
 
 def tiny_resnet(classes: list[str], seed: int = 0) -> ResNetForImageClassification:
@@ -58,3 +68,20 @@ def teacher_folder(folder: Path, classes: list[str] = CLASSES, steps: int = 40) 
     model.eval().save_pretrained(folder)
     processor().save_pretrained(folder)
     return folder
+
+
+class Items(torch.utils.data.Dataset):
+    """Sixteen noisy pictures, as `Trainer` likes them; with ``logits``, the teacher's answers too."""
+
+    def __init__(self, logits: torch.Tensor | None = None, count: int = 16) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.values = torch.randn(count, 3, 32, 32, generator=generator)
+        self.labels = torch.arange(count) % 3
+        self.logits = logits
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        row = {"pixel_values": self.values[index], "labels": self.labels[index]}
+        return row if self.logits is None else {**row, "teacher_logits": self.logits[index]}

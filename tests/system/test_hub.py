@@ -56,12 +56,12 @@ def dataset(name: str, **settings: Any) -> tuple[dict[str, int], list[str]]:
 
 def teacher(name: str) -> str:
     """The hash of its weights, processor and order of classes."""
-    return load_teacher(name, CLASSES)[0].key()
+    return load_teacher(name, CLASSES).key()
 
 
 def student(name: str) -> tuple[dict[int, str], list[int], float]:
     """Its classes, the shape of its head's weights, and the sum of all weights below the head."""
-    model = load_student(name, ["ripe", "unripe"], None, 32, seed=0).model
+    model = load_student(name, ["ripe", "unripe"], None, seed=0).model
     return model.config.id2label, list(model.classifier[-1].weight.shape), body(model.state_dict())
 
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.test_trainer import Items
 from transformers import DefaultDataCollator, TrainerCallback, TrainingArguments
 
 from kd import ImageDistilTrainer
@@ -39,8 +38,8 @@ def learner(folder, seen=None, **arguments) -> ImageDistilTrainer:
             output_dir=str(folder), use_cpu=True, report_to="none", disable_tqdm=True, remove_unused_columns=False,
             per_device_train_batch_size=4, learning_rate=0.1, **arguments,
         ),
-        train_dataset=Items(),
-        eval_dataset=Items(),
+        train_dataset=toys.Items(),
+        eval_dataset=toys.Items(),
         data_collator=DefaultDataCollator(),
         compute_metrics=lambda answers: {"logits": answers.predictions.tolist()},
         callbacks=[seen] if seen else [],
@@ -86,7 +85,7 @@ def test_what_is_validated_and_saved_is_the_average_and_training_goes_on_from_it
     twin = toys.tiny_resnet(toys.CLASSES)
     twin.load_state_dict(expected)
     with torch.inference_mode():
-        answers = twin.eval()(Items().values).logits
+        answers = twin.eval()(toys.Items().values).logits
     torch.testing.assert_close(torch.tensor(look["eval_logits"]), answers, atol=1e-4, rtol=1e-4)
 
     again = learner(tmp_path / "again", max_steps=4, save_strategy="no")

@@ -16,7 +16,7 @@ from kd.runs.store import create_run
 from kd.system.files import cache_folder
 from kd.training.estimate import at_once, estimate, steady
 from kd.training.setup import online_seconds
-from kd.training.throughput import measure_throughput
+from kd.training.throughput import Clock, measure_throughput
 from tests.support.command import flags, kd
 
 
@@ -24,7 +24,8 @@ from tests.support.command import flags, kd
 def guess(small, tmp_path, monkeypatch):
     """An estimate of a small run. It measures for a moment only."""
     monkeypatch.setattr("kd.training.estimate.SECONDS", 0.05)
-    monkeypatch.setattr("kd.training.estimate.measure", partial(measure_throughput, seconds=0.1))
+    quick = partial(measure_throughput, clock=Clock(0.1))
+    monkeypatch.setattr("kd.training.estimate.measure_throughput", quick)
     return lambda **changes: estimate(DistillConfig.from_dict({**small, **changes}), cache_folder(tmp_path, "sample"))
 
 
@@ -48,7 +49,7 @@ def test_waiting_for_the_disk_is_no_part_of_the_start(guess, monkeypatch):
         slept.append(time.sleep(1.5))
         return load(config)
 
-    monkeypatch.setattr("kd.data.splits.load_splits", slowly)
+    monkeypatch.setattr("kd.training.estimate.load_splits", slowly)
     assert guess()["stages"]["start"] < 1.5 and slept
 
 
@@ -71,8 +72,8 @@ def test_a_teacher_that_is_asked_in_every_step_is_counted(guess, monkeypatch):
     toy = SimpleNamespace(normalization=SimpleNamespace(size=(32, 32)))
     with monkeypatch.context() as patched:
         patched.setattr("kd.models.device.batch_seconds", lambda *arguments, **options: seconds.append(1) or 3.2)
-        assert online_seconds(config, toy, None, "fp32") == 0.1 and online_seconds(config, None, None, "fp32") == 0
-        assert online_seconds(DistillConfig(), toy, None, "fp32") == 0 and seconds == [1]
+        assert online_seconds(config, toy, None) == 0.1 and online_seconds(config, None, None) == 0
+        assert online_seconds(DistillConfig(), toy, None) == 0 and seconds == [1]
     free = guess()["stages"]["training"]
     monkeypatch.setattr("kd.training.estimate.online_seconds", lambda *arguments: 1.0)
     assert guess(targets="online")["stages"]["training"] > free + 96  # seconds, in each of two epochs

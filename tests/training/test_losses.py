@@ -9,7 +9,7 @@ from kd import distillation_loss
 from kd.config import METHODS
 from kd.errors import UserError
 from kd.evaluation.dark_knowledge import standardised_logits
-from kd.training.losses import Method, check_classes, dist, dkd, hinton_kd, standardised
+from kd.training.losses import Method, check_classes, dist_loss, dkd_loss, kd_loss, standardise
 
 
 def logits(seed: int, shape=(6, 5), scale: float = 3.0, dtype=torch.float64) -> torch.Tensor:
@@ -135,7 +135,7 @@ def test_hintons_loss_is_tckd_and_what_the_teachers_doubt_leaves_of_nckd(row):
     student, teacher, labels = logits(0)[row, None], logits(1)[row, None], LABELS[row, None]
     p = softmax(teacher.numpy(), 3.0)[0, labels.item()]
     torch.testing.assert_close(
-        dkd(student, teacher, labels, 3.0, alpha=1.0, beta=1 - p), hinton_kd(student, teacher, 3.0)
+        dkd_loss(student, teacher, labels, 3.0, weights=(1.0, 1 - p)), kd_loss(student, teacher, 3.0)
     )
 
 
@@ -144,7 +144,7 @@ def test_dkd_of_extreme_logits_is_what_one_works_out_by_hand():
     # of the rest: TCKD = 1e4 - log 2, NCKD = 1e4 + log 2.
     student, teacher = torch.tensor([[1e4, -1e4, 0, 0]]), torch.tensor([[-1e4, 1e4, 0, 0]])
     expected = (1e4 - np.log(2)) + 8 * (1e4 + np.log(2))
-    assert dkd(student, teacher, torch.tensor([0]), temperature=1.0).item() == pytest.approx(expected, rel=1e-6)
+    assert dkd_loss(student, teacher, torch.tensor([0]), temperature=1.0).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_dist_ignores_a_scale_and_a_shift_of_the_probabilities():
@@ -155,28 +155,28 @@ def test_dist_ignores_a_scale_and_a_shift_of_the_probabilities():
         return (share * p + (1 - share) / 5).log()
 
     each = torch.linspace(0.2, 0.9, 6, dtype=torch.float64)[:, None]
-    assert hinton_kd(blurred(0.4), teacher, 1.0) > 0.1
-    assert dist(blurred(0.4), teacher).item() == pytest.approx(0, abs=1e-12)
-    assert dist(blurred(each), teacher, gamma=0.0).item() == pytest.approx(0, abs=1e-12)
-    assert dist(blurred(each), teacher, beta=0.0) > 1e-4  # over the batch the scale must be one for all
-    assert dist(2 * teacher, teacher) > 1e-2  # a scale of the logits is none of the probabilities
+    assert kd_loss(blurred(0.4), teacher, 1.0) > 0.1
+    assert dist_loss(blurred(0.4), teacher).item() == pytest.approx(0, abs=1e-12)
+    assert dist_loss(blurred(each), teacher, gamma=0.0).item() == pytest.approx(0, abs=1e-12)
+    assert dist_loss(blurred(each), teacher, beta=0.0) > 1e-4  # over the batch the scale must be one for all
+    assert dist_loss(2 * teacher, teacher) > 1e-2  # a scale of the logits is none of the probabilities
 
 
 @pytest.mark.parametrize(("shape", "weights"), [((6, 2), {"beta": 0.0}), ((1, 5), {"gamma": 0.0})])
 def test_dist_leaves_out_the_relation_that_has_no_meaning(shape, weights):
     # between two classes, and over a batch of one
     student = logits(0, shape).requires_grad_()
-    loss = dist(student, logits(1, shape))
-    assert loss.item() > 0.01 and loss.item() == dist(student, logits(1, shape), **weights).item()
-    torch.autograd.gradcheck(lambda student: dist(student, logits(1, shape)), student)
+    loss = dist_loss(student, logits(1, shape))
+    assert loss.item() > 0.01 and loss.item() == dist_loss(student, logits(1, shape), **weights).item()
+    torch.autograd.gradcheck(lambda student: dist_loss(student, logits(1, shape)), student)
 
 
 def test_dist_of_one_picture_of_two_classes_is_0():
-    assert dist(logits(0, (1, 2)), logits(1, (1, 2))).item() == 0
+    assert dist_loss(logits(0, (1, 2)), logits(1, (1, 2))).item() == 0
 
 
 def test_standardised_logits_have_mean_0_and_deviation_1():
-    values = standardised(logits(0) * 7 + 3).numpy()
+    values = standardise(logits(0) * 7 + 3).numpy()
     np.testing.assert_allclose(values.mean(1), 0, atol=1e-12)
     np.testing.assert_allclose(values.std(1, ddof=1), 1, rtol=1e-6)
 
@@ -191,14 +191,14 @@ def test_standardised_methods_ignore_a_scale_and_a_shift_of_either_ones_logits(n
 
 
 def test_two_classes_standardised_are_always_the_same_two_numbers():
-    values = standardised(logits(0, (50, 2))).sort(1).values.numpy()
+    values = standardise(logits(0, (50, 2))).sort(1).values.numpy()
     np.testing.assert_allclose(values, np.tile([-(0.5**0.5), 0.5**0.5], (50, 1)), rtol=1e-5)
 
 
 def test_dkd_of_two_classes_is_hintons_loss_whatever_beta():
     student, teacher, labels = logits(0, (6, 2)), logits(1, (6, 2)), LABELS % 2
     for beta in (0.0, 8.0):
-        torch.testing.assert_close(dkd(student, teacher, labels, 3.0, 1.0, beta), hinton_kd(student, teacher, 3.0))
+        torch.testing.assert_close(dkd_loss(student, teacher, labels, 3.0, (1.0, beta)), kd_loss(student, teacher, 3.0))
 
 
 @every_method
@@ -218,7 +218,7 @@ def test_of_two_classes_one_hears_what_is_lost():
 
 def test_the_page_standardises_as_the_loss_does():
     logits = torch.tensor([[3.0, -1.0, 0.5, 12.0], [2.0, 2.0, 2.0, 2.0]], dtype=torch.float64)
-    for row, expected in zip(logits, standardised(logits), strict=True):
+    for row, expected in zip(logits, standardise(logits), strict=True):
         assert standardised_logits(row.numpy()) == pytest.approx(expected.numpy(), abs=1e-6)
 
 

@@ -11,9 +11,10 @@ from kd.config import DistillConfig
 from kd.data.pixels import load_pixels
 from kd.data.splits import load_splits
 from kd.data.views import Views
+from kd.models.device import Compute
 from kd.models.teacher import load_teacher
 from kd.training.batches import ViewBatches
-from kd.training.targets import _compute, load_targets
+from kd.training.targets import TargetCache, _compute, load_targets
 
 CPU = torch.device("cpu")
 
@@ -23,19 +24,20 @@ def world(colours, teacher, tmp_path):
     """Pixels, views, teacher and an empty cache."""
     splits = load_splits(DistillConfig(dataset=str(colours)))
     pixels = load_pixels(splits.train, 32, tmp_path)
-    model, _ = load_teacher(str(teacher), splits.classes)
+    model = load_teacher(str(teacher), splits.classes)
     return pixels, Views(pixels.fingerprint, len(pixels.labels), 0.5), model, tmp_path
 
 
 def load(world, count: int, precision: str = "fp32", **changes):
     pixels, views, model, cache = world
-    return load_targets(model, pixels, changes.get("views", views), count, cache, CPU, precision)
+    kept = TargetCache(model, changes.get("views", views), changes.get("folder", cache), Compute(CPU, precision))
+    return load_targets(kept, changes.get("pixels", pixels), count, changes.get("progress", lambda done, of: None))
 
 
 def test_cached_equals_online_on_the_same_views(world):
     pixels, views, model, _ = world
     cached = load(world, 3)
-    batches = ViewBatches(pixels, views, model.normalization, CPU, None, model.normalization)
+    batches = ViewBatches(pixels, views, model.normalization, CPU, model.normalization)
     for view in range(3):
         batches.show(view)
         indices = [5, 0, 77, 30]
@@ -94,7 +96,7 @@ def test_two_runs_that_want_the_same_key_at_once_compute_it_once(world, monkeypa
 
 
 def test_an_interrupted_pass_leaves_nothing_that_looks_whole_and_is_gone_on_with(world, monkeypatch):
-    pixels, views, model, cache = world
+    pixels, _, _, cache = world
     monkeypatch.setattr("kd.training.targets.TARGET_BATCH", 16)
     size, seen = len(pixels.labels), []
 
@@ -104,12 +106,12 @@ def test_an_interrupted_pass_leaves_nothing_that_looks_whole_and_is_gone_on_with
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        load_targets(model, pixels, views, 2, cache, CPU, "fp32", stop)
+        load(world, 2, progress=stop)
     assert seen[-1] == (64, 2 * size) and not list(cache.rglob("view-*.npy"))
     seen.clear()
-    again = load_targets(model, pixels, views, 2, cache, CPU, "fp32", lambda *progress: seen.append(progress))
+    again = load(world, 2, progress=lambda *progress: seen.append(progress))
     assert seen[0] == (80, 2 * size) and seen[-1] == (2 * size, 2 * size) and again.cache == "miss"
-    afresh = load_targets(model, pixels, views, 2, cache / "other", CPU, "fp32")
+    afresh = load(world, 2, folder=cache / "other")
     for ours, theirs in zip(again.logits, afresh.logits, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -123,16 +125,16 @@ def test_a_pass_that_runs_out_of_memory_goes_on_in_smaller_batches(world, monkey
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return forward(self, pixel_values)
 
-    expected = np.array(load_targets(world[2], *world[:2], 1, world[3] / "other", CPU, "fp32").logits[0])
+    expected = np.array(load(world, 1, folder=world[3] / "other").logits[0])
     monkeypatch.setattr(type(world[2]), "forward", small_memory)
     np.testing.assert_allclose(load(world, 1).logits[0], expected, atol=1e-5)
     assert sizes[:3] == [64, 32, 16]
 
 
 def test_pictures_that_are_not_kept_have_the_same_targets(world, colours, monkeypatch):
-    _, views, model, cache = world
+    cache = world[3]
     kept = load(world, 2)
     monkeypatch.setenv("KD_PIXELS_GB", "0.0001")
     lazy = load_pixels(load_splits(DistillConfig(dataset=str(colours))).train, 32, cache / "lazy")
-    found = load_targets(model, lazy, views, 2, cache / "lazy", CPU, "fp32")
+    found = load(world, 2, folder=cache / "lazy", pixels=lazy)
     np.testing.assert_allclose(found.logits[1], kept.logits[1], atol=1e-5)

@@ -18,23 +18,6 @@ from kd.training.losses import Method
 from tests.support import toys
 
 
-class Items(torch.utils.data.Dataset):
-    """Sixteen noisy pictures, as `Trainer` likes them; with ``logits``, the teacher's answers too."""
-
-    def __init__(self, logits: torch.Tensor | None = None, count: int = 16) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.values = torch.randn(count, 3, 32, 32, generator=generator)
-        self.labels = torch.arange(count) % 3
-        self.logits = logits
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict:
-        row = {"pixel_values": self.values[index], "labels": self.labels[index]}
-        return row if self.logits is None else {**row, "teacher_logits": self.logits[index]}
-
-
 class Losses(TrainerCallback):
     def __init__(self) -> None:
         self.losses, self.gradients = [], []
@@ -64,7 +47,7 @@ def trainer(tmp_path, student, teacher=None, data=None, note=None, **arguments) 
             save_strategy="no", remove_unused_columns=False, lr_scheduler_type="constant", optim="sgd",
             **{**settings, **arguments},
         ),
-        train_dataset=data or Items(),
+        train_dataset=data or toys.Items(),
         data_collator=DefaultDataCollator(),
         callbacks=[note] if note else [],
     )  # fmt: skip
@@ -99,10 +82,10 @@ def test_three_steps_are_those_of_a_loop_written_by_hand(tmp_path):
 def test_cached_logits_train_as_the_live_teacher_does(tmp_path):
     teacher = toys.tiny_resnet(toys.CLASSES, seed=7).eval()
     with torch.inference_mode():
-        logits = teacher(Items().values).logits.clone()
+        logits = teacher(toys.Items().values).logits.clone()
     live, cached = Losses(), Losses()
     trainer(tmp_path, toys.tiny_resnet(toys.CLASSES), teacher, note=live).train()
-    trainer(tmp_path, toys.tiny_resnet(toys.CLASSES), None, Items(logits), note=cached).train()
+    trainer(tmp_path, toys.tiny_resnet(toys.CLASSES), None, toys.Items(logits), note=cached).train()
     assert cached.losses == pytest.approx(live.losses, abs=1e-5)
 
 
@@ -118,9 +101,7 @@ def still(module: torch.nn.Module) -> None:
 @pytest.mark.parametrize("name", ["resnet", "convnextv2_atto", "deit_tiny", "mobilenet_v2_0.35", "efficientnet_b0"])
 def test_8x1_and_2x4_accumulate_the_same_gradient(tmp_path, name):
     def student():
-        model = (
-            toys.tiny_resnet(toys.CLASSES) if name == "resnet" else load_student(name, toys.CLASSES, 32, 32, 0).model
-        )
+        model = toys.tiny_resnet(toys.CLASSES) if name == "resnet" else load_student(name, toys.CLASSES, 32, 0).model
         return model.apply(still)
 
     logits = torch.randn(16, 3, generator=torch.Generator().manual_seed(3))
@@ -128,7 +109,7 @@ def test_8x1_and_2x4_accumulate_the_same_gradient(tmp_path, name):
     for batch, accumulated in ((8, 1), (2, 4), (4, 2)):
         note = Losses()
         trainer(
-            tmp_path, student(), None, Items(logits), note, max_steps=1,
+            tmp_path, student(), None, toys.Items(logits), note, max_steps=1,
             per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated,
         ).train()  # fmt: skip
         gradients.append(note.gradients[0])
@@ -140,8 +121,8 @@ def test_a_last_batch_that_is_smaller_weighs_each_picture_the_same(tmp_path):
     # 7 pictures as 4 + 3 accumulated: the mean over 7, not the mean of two means
     logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(3))
     student, note = toys.tiny_resnet(toys.CLASSES).apply(still), Losses()
-    trainer(tmp_path, student, None, Items(logits, 7), note, max_steps=1, gradient_accumulation_steps=2).train()
-    twin, items = toys.tiny_resnet(toys.CLASSES).eval(), Items(count=7)
+    trainer(tmp_path, student, None, toys.Items(logits, 7), note, max_steps=1, gradient_accumulation_steps=2).train()
+    twin, items = toys.tiny_resnet(toys.CLASSES).eval(), toys.Items(count=7)
     answers = twin(items.values).logits
     p = (logits / 4).softmax(-1)
     soft = 16 * (p * (p.log() - (answers / 4).log_softmax(-1))).sum(-1).mean()
@@ -182,7 +163,7 @@ def test_the_guide_s_own_cell_runs(tmp_path, teacher):
     teacher_model = AutoModelForImageClassification.from_pretrained(
         teacher, num_labels=len(processed_datasets.features["labels"].names), ignore_mismatched_sizes=True
     )
-    student_model = load_student("mobilenet_v2_0.35", toys.CLASSES, 32, 32, 0).model
+    student_model = load_student("mobilenet_v2_0.35", toys.CLASSES, 32, 0).model
 
     def compute_metrics(eval_pred):
         predictions, labels = eval_pred
@@ -223,7 +204,7 @@ def one_step_on_eight_pictures(folder) -> torch.Tensor:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     settings = {"ddp_backend": "gloo", "ddp_timeout": 60} if processes > 1 else {}
     trainer(
-        folder, student, None, Items(logits, 8), note,
+        folder, student, None, toys.Items(logits, 8), note,
         max_steps=1, per_device_train_batch_size=8 // processes, **settings,
     ).train()  # fmt: skip
     return note.gradients[0]
@@ -331,7 +312,7 @@ def test_weight_decay_leaves_norms_and_biases_alone(tmp_path):
     [("convnextv2_atto", ["grn.weight", "grn.bias"]), ("deit_tiny", ["cls_token", "position_embeddings"])],
 )
 def test_weight_decay_leaves_alone_what_is_no_matrix_whatever_its_shape(tmp_path, name, free):
-    student = load_student(name, toys.CLASSES, 32, 32, seed=0).model
+    student = load_student(name, toys.CLASSES, 32, seed=0).model
     decayed = trainer(tmp_path, student).get_decay_parameter_names(student)
     assert any(name.endswith(("q_proj.weight", "pwconv1.weight")) for name in decayed)
     for ending in free:

@@ -190,11 +190,14 @@ def theirs():
     config = DistillConfig(dataset="secretsauce/data")
     run = create_run(config, site().folder, VICTIM)
     run.rename("the secret name")
-    for event in ({"event": "started"}, {"event": "data", "classes": ["secret class"]}, {"event": "done"}):
-        run.append(**event)
+    run.append("started")
+    run.append("data", classes=["secret class"], labels="dataset")
+    run.append("done")
     latency = {"p50": 2.0, "p95": 3.0, "n": 30, "dtype": "float32", "device": "cpu", "threads": 1}
     side = {"accuracy": 0.8125, "f1": 0.8, "parameters": 9, "megabytes": 1.0, "flops": 8, "latency_ms": latency}
     report = {"teacher": side, "student": side, "agreement": 0.6125, "speedup": 1.0, "size_ratio": 1.0}
+    report |= {"data": {"labels": "dataset"}, "trials": [{"arm": "distilled", "seed": 0, "accuracy": 0.8125}]}
+    report |= {"baseline": None, "verdict": None}
     (run.path / "report.json").write_text(json.dumps(report))
     (run.path / "analysis.json").write_text('["secret class')
     (run.path / "student").mkdir()

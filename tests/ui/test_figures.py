@@ -20,7 +20,7 @@ STUDENT = np.array([[9.0, 0, 0], [0, 9, 0], [0, 0, 9], [0, 9, 0]])
 
 @pytest.fixture(scope="module")
 def figures():
-    return analysis_figures(analyse(TEACHER, STUDENT, LABELS, CLASSES))
+    return analysis_figures(analyse(TEACHER, STUDENT, LABELS, CLASSES) | {"labels": "dataset"})
 
 
 def test_a_confusion_matrix_shows_right_answers_and_wrong_ones_apart(figures):
@@ -58,7 +58,7 @@ def test_of_many_classes_only_those_that_lost_most_are_drawn():
     teacher = 9 * np.eye(100)[labels]
     student = teacher + 5 * rng.normal(size=teacher.shape)
     student[:5] = -teacher[:5]  # class 0 is lost
-    figures = analysis_figures(analyse(teacher, student, labels, classes))
+    figures = analysis_figures(analyse(teacher, student, labels, classes) | {"labels": "dataset"})
     assert len(figures["f1"].data[0].y) == MOST_CLASSES and figures["f1"].data[0].y[0] == "class 0"
     right, _ = figures["confusion_student"].data  # too many for figures in the cells
     assert len(right.z) == len(right.z[0]) == MOST_CLASSES
@@ -81,14 +81,14 @@ def test_the_curves_of_both_arms_are_side_by_side():
 
 
 def test_the_students_curve_is_that_of_the_seed_that_was_kept():
-    def training(seed: int, **arm) -> list[dict]:
+    def training(seed: int, kept: bool) -> list[dict]:
         return [
             {"event": "training", "arm": "distilled", "seed": seed, "step": 0},
             {"event": "eval", "epoch": 1.0, "step": 10, "accuracy": 0.7 + seed / 100, "agreement": 0.9},
-            {"event": "arm", "arm": "distilled", "seed": seed, **arm},
+            {"event": "arm", "arm": "distilled", "seed": seed, "kept": kept},
         ]
 
-    for kept, first in (({"kept": True}, 0.71), ({"kept": False}, 0.7), ({}, 0.7)):  # the last is an older version's
-        events = [*training(0, kept=True), *training(1, **kept), *training(2, kept=False)]
+    for kept, first in ((True, 0.71), (False, 0.7)):
+        events = [*training(0, True), *training(1, kept), *training(2, False)]
         student = training_figures(events)["accuracy"].data[0]
         assert (student.name, list(student.y)) == ("student", [first])

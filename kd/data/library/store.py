@@ -28,6 +28,7 @@ from kd.config import RUN_TEACHER
 from kd.errors import UserError
 from kd.system.files import DATASETS, folder_size, try_acquire
 from kd.system.ids import GONE, ID, one_of, owner_hash
+from kd.system.processes import kd_command, kd_environment
 
 UPLOAD_PREFIX = "upload:"
 
@@ -190,18 +191,16 @@ def import_dataset(
         "owner": owner_hash(owner),
         "room": room,
     }
-    home = str(Path(__file__).resolve().parent.parent.parent.parent)
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     # A thread for each core, or Arrow's own memory pool, would take a large part of what the process may have.
     sparing = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "kd", "import", "--child"],
+            kd_command("import", "--child"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,
-            env={**os.environ, **sparing, "PYTHONPATH": path},
+            env={**kd_environment(), **sparing},
         )
         lines: SimpleQueue[bytes] = SimpleQueue()
         reader = Thread(target=_listen, args=(process, lines), daemon=True)

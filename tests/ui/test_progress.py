@@ -1,0 +1,53 @@
+"""A run's line of progress, from its events."""
+
+import time
+
+from kd.runs.summary import Summary
+from kd.ui.progress import progress_line
+
+
+def test_a_run_of_several_trainings_says_which_and_keeps_its_own_students_accuracy():
+    def training(nth: int, arm: str) -> dict:
+        return {"event": "training", "epochs": 2, "steps": 10, "step": 0, "arm": arm, "seed": 0, "nth": nth, "of": 4}
+
+    events = [
+        training(1, "distilled"),
+        {"event": "eval", "accuracy": 0.8, "agreement": 0.9},
+        {"event": "progress", "phase": "test: student", "done": 100, "of": 2000},
+        training(2, "baseline"),
+        {"event": "eval", "accuracy": 0.1, "agreement": 0.1},
+    ]
+    found = Summary(lifecycle="started")
+    for event in events:
+        found = found.after(event)
+    assert progress_line(found, "running")[0] == "Training 2 of 4, without the teacher, epoch 1 of 2"
+    assert found.accuracy == 0.8
+    found = found.after({"event": "arm", "arm": "baseline", "seed": 0, "validation": 0.3, "kept": False})
+    assert found.accuracy == 0.8
+    found = found.after({"event": "arm", "arm": "distilled", "seed": 1, "validation": 0.9, "kept": True})
+    assert found.accuracy == 0.9
+
+
+def test_a_run_that_waits_says_its_place_and_how_long_where_that_is_known():
+    told = {"event": "queued", "time": time.time(), "place": 2, "device": "cpu"}
+    waits = Summary().after({**told, "wait": 182})
+    assert progress_line(waits, "queued")[0] == "Waiting for the CPU: place 2 in the queue, about 3 min"
+    for unknown in (told, {**told, "time": told["time"] - 500, "wait": 182}):
+        assert progress_line(Summary().after(unknown), "queued")[0] == "Waiting for the CPU: place 2 in the queue"
+
+
+def test_a_wait_for_the_hub_and_a_death_are_said_in_the_run_s_line():
+    found = Summary().after({"event": "started", "oom_kills": 0})
+    found = found.after({"event": "hub", "message": "The Hub is busy; trying again in 8 s."})
+    assert progress_line(found, "running") == ("The Hub is busy; trying again in 8 s.", "") and found.share() == 0.0
+    assert (
+        "It was killed, or the machine went down" in progress_line(found, "died")[0]
+        or "want of memory" in progress_line(found, "died")[0]
+    )
+    assert "reading" in progress_line(
+        found.after({"event": "progress", "phase": "reading", "done": 1, "of": 4}), "running"
+    )
+    assert (
+        progress_line(found.after({"event": "progress", "phase": "throughput", "done": 93, "of": 100}), "running")[1]
+        == "93%"
+    )
