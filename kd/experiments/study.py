@@ -21,7 +21,7 @@ from kd.errors import UserError
 from kd.evaluation.significance import verdict
 from kd.runs.process import finish_run
 from kd.runs.run import Run
-from kd.runs.store import create_run, list_runs, local_owner, resolve, with_upload
+from kd.runs.store import create_run, list_runs, local_owner, resolve
 from kd.system.ids import ID
 
 KEYS = ("preset", "settings", "vary", "seeds", "against")
@@ -177,7 +177,7 @@ def work_on_study(study: Study, folder: Path, tell: Callable[[str], None]) -> No
         return
     tests: dict[tuple, str] = {}
     for label in study.vary:
-        config = with_upload(study.config(label, study.seeds[0]), folder, local_owner(folder))
+        config = resolve(study.config(label, study.seeds[0]), folder, local_owner(folder))
         pictures = tuple(getattr(config, name) for name in OF_PICTURES)
         tests[pictures] = tests.get(pictures) or test_pictures(config)
         if others := [row for row in done if row["label"] == label and row["test"] != tests[pictures]]:
@@ -208,7 +208,7 @@ def _is_of(run: Run, config: DistillConfig) -> bool:
 def trained(config: DistillConfig, folder: Path, tell: Callable[[str], None]) -> Run:
     """A run of ``config`` that is done: an earlier one, one that is under way, one that was interrupted and goes on, or
     a new one."""
-    wanted = resolve(with_upload(config, folder, local_owner(folder)), folder)
+    wanted = resolve(config, folder, local_owner(folder))
     same = {}
     for run in list_runs(folder):
         if _has(run, wanted) and (run.status() != "done" or _is_of(run, wanted)):

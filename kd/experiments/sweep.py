@@ -9,11 +9,9 @@ hash), ``sweep.json`` (the grid), ``events.jsonl`` (``created started plan run p
 
 import json
 import math
-import os
 import secrets
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +22,13 @@ from kd.data.library.store import dataset_classes
 from kd.errors import UserError
 from kd.experiments.grid import Grid, Point
 from kd.experiments.halving import cost_of_run, epochs_within, ranking, rungs, sweep_seconds
-from kd.runs.process import finish_run, niceness
+from kd.runs.process import closed_by_an_event, finish_run, niceness, open_log
 from kd.runs.queue import StopAsked
 from kd.runs.run import CLOSED, LIFECYCLE, Run, events_by_trial
-from kd.runs.store import create_run, list_runs, resolve
+from kd.runs.store import create_run, list_runs
 from kd.system.files import SWEEPS, write_whole
 from kd.system.ids import one_of
+from kd.system.processes import start_kd
 from kd.text import count_of
 
 Tell = Callable[[str], None]
@@ -43,8 +42,12 @@ class Sweep(Run):
     """A sweep's folder: events, lock, status, owner and ``report`` as a run's. Reading it is cheap."""
 
     @property
+    def resume_command(self) -> str:
+        return f"`python -m kd sweep --resume {self.id}`"
+
+    @property
     def goes_on(self) -> str:
-        return f"`python -m kd sweep --resume {self.id}` goes on with the sweep."
+        return f"{self.resume_command} goes on with the sweep."
 
     @property
     def runs_folder(self) -> Path:
@@ -121,9 +124,8 @@ def _longest(measured: list[dict[str, Any]], rung: dict[int, int]) -> dict[str, 
 
 
 def create_sweep(config: DistillConfig, grid: Grid, folder: Path, owner: str) -> Sweep:
-    """Make the folder of a new sweep under the runs' ``folder``; ``go_on`` works on it. ``config``: what its points share;
-    ``trials`` are those of the winner, and its seeds follow ``seed``. Raises ``ValueError`` as ``check``."""
-    config = resolve(config, folder)
+    """Make the folder of a new sweep under the runs' ``folder``; ``work_on_sweep`` works on it. ``config``: what its points
+    share, resolved; ``trials`` are those of the winner, and its seeds follow ``seed``. Raises ``ValueError`` as ``check``."""
     check_sweep(config, grid)
     sweep = Sweep(create_run(config, Path(folder) / SWEEPS, owner).path)
     try:
@@ -196,19 +198,9 @@ def find_sweep(folder: Path, id: str) -> Sweep:
 
 def start_sweep(sweep: Sweep) -> subprocess.Popen:
     """Work on a sweep, new or interrupted, in a detached process, which outlives this one and stands behind the page."""
-    home = str(Path(__file__).resolve().parent.parent.parent)
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     sweep.forget_stop()
-    try:
-        log = (sweep.path / "stderr.txt").open("ab")
-    except OSError as error:
-        raise UserError(sweep.not_writable(error)) from error
-    with log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "kd", "run", str(sweep.path), *niceness(sweep, behind=True)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
+    with open_log(sweep) as log:
+        return start_kd("run", str(sweep.path), nice=niceness(sweep), stdout=log, stderr=log)
 
 
 # --- The work
@@ -224,20 +216,13 @@ def work_on_sweep(sweep: Sweep, tell: Tell = lambda text: None) -> None:
         return
     with sweep.work():
         sweep.forget_old_stop()
-        sweep.append("resumed" if sweep.last("started") else "started", pid=os.getpid())
-        try:
-            recipe(sweep, tell)
-        except (StopAsked, KeyboardInterrupt):
-            sweep.stop_run()  # after a second Ctrl-C it may be at work still
-            sweep.close("stopped", message=f"Stopped. {sweep.goes_on}")
-        except BaseException as error:
-            words = (
-                str(error)
-                if isinstance(error, UserError | ValueError)
-                else f"{type(error).__name__}: {error}. {sweep.goes_on}"
-            )
-            sweep.close("failed", message=words, error=type(error).__name__)
-            raise
+        with closed_by_an_event(sweep):
+            sweep.begin(resume=sweep.last("started") is not None)
+            try:
+                recipe(sweep, tell)
+            except (StopAsked, KeyboardInterrupt):
+                sweep.stop_run()  # after a second Ctrl-C it may be at work still
+                raise
 
 
 def recipe(sweep: Sweep, tell: Tell) -> None:

@@ -66,6 +66,15 @@ class Run:
     def id(self) -> str:
         return self.path.name
 
+    @property
+    def resume_command(self) -> str:
+        return f"`python -m kd resume {self.id}`"
+
+    @property
+    def goes_on(self) -> str:
+        """The sentence that says how the run is resumed."""
+        return f"{self.resume_command} goes on with it."
+
     def settings(self) -> dict[str, Any]:
         """``config.json`` whole: ``id, created`` (Unix seconds), ``owner`` (hash), ``config``."""
         try:
@@ -90,8 +99,15 @@ class Run:
             raise RunDeleted(f"The folder of run {self.id} is gone: {self.path}") from None
         return _owner_of(self, now.st_mtime_ns, now.st_ino)
 
+    def is_owned_by(self, token: str) -> bool:
+        """Return whether ``token`` is the one that the run was created with; no for one that is damaged or gone."""
+        try:
+            return secrets.compare_digest(self.owner(), owner_hash(token))
+        except UserError:
+            return False
+
     def check_owner(self, token: str) -> None:
-        """Raises ``PermissionError`` unless ``token`` is the one that the run was created with."""
+        """Raise ``PermissionError`` unless ``token`` is the one that the run was created with."""
         if not secrets.compare_digest(self.owner(), owner_hash(token)):
             raise PermissionError(f"Run {self.id} belongs to somebody else.")
 
@@ -187,20 +203,24 @@ class Run:
                 return False
             raise
 
-    def _check_lock(self) -> None:
-        """Raises ``RunTaken`` where this process works on the run, but its lock was removed: then another may hold one."""
+    def is_taken(self) -> bool:
+        """Return whether the lock was removed under which this process works: then another process may hold one."""
         held = _held.get(self.path)
         try:
             now = held and (self.path / "lock").stat().st_ino
         except FileNotFoundError:
             now = None
-        if held != now and self.path.is_dir():
+        return held != now and self.path.is_dir()
+
+    def _check_lock(self) -> None:
+        """Raise ``RunTaken`` where this process works on the run, but its lock was removed."""
+        if self.is_taken():
             raise RunTaken(f"The lock of run {self.id} is not this process's any more; it leaves the run to others.")
 
-    def epitaph(self) -> str:
-        """What can honestly be said of a run that has died."""
+    def explain_death(self) -> str:
+        """Return what is known of a run that has died."""
         begun = self.last("started", "resumed")
-        return memory.epitaph(begun and begun.get("oom_kills"))
+        return memory.explain_death(begun and begun.get("oom_kills"))
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -224,6 +244,10 @@ class Run:
             finally:
                 del _held[self.path]
                 (self.path / "reserve").unlink(missing_ok=True)
+
+    def begin(self, resume: bool) -> None:
+        """Append the event that work begins, or goes on."""
+        self.append("resumed" if resume else "started", pid=os.getpid(), oom_kills=memory.kills())
 
     def not_writable(self, error: OSError) -> str:
         """Words for a run whose folder takes no file."""

@@ -67,7 +67,7 @@ def disagreement(row: dict[str, Any]) -> float:
 
 def shown(found: dict[str, Any]) -> str:
     """A comparison with thumbnails: figures, then a card a picture, or a table of many."""
-    rows = [(row, data_url(row.pop("thumbnail"))) for row in found["pictures"]]
+    rows = [(row, row.pop("thumbnail")) for row in found["pictures"]]
     note = f'<p class="kd-note">{html.escape(found["note"])}</p>' if found["note"] else ""
     pictures = cards(rows) if len(rows) <= CARDS else many(rows)
     return f'<div class="kd-list">{figures(found)}{note}{pictures}{details(found)}</div>'

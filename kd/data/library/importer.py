@@ -1,4 +1,4 @@
-"""From somebody's archive, folder or files to a stored dataset: what the process that ``uploads.bring`` starts does.
+"""Turn somebody's archive, folder or files into a stored dataset, in the process that ``import_dataset`` starts.
 
 Everything is read twice: once to see what it is and whether it can be decoded, and when all of that is known (classes,
 splits, how much is unreadable), once more to be written as it is. So nothing is stored that is refused later.
@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import unicodedata
 from collections import Counter
@@ -32,50 +31,38 @@ from kd.data.library.store import HALF, ImportRefused, Upload, datasets_folder, 
 from kd.errors import UserError
 from kd.system.files import write_whole
 from kd.system.ids import new_id
+from kd.system.processes import answer_parent
 
 MB = archive.MB
 
+# So many skipped files are named on the page; ``skipped.txt`` has all.
 EXAMPLES = 100
-"""So many skipped files are named on the page; ``skipped.txt`` has all."""
 
+# A row group of a parquet file is written when so much has come together.
 GROUP_BYTES, GROUP_ROWS = 16 * MB, 1000
-"""A row group of a parquet file is written when so much has come together."""
-
-TELL_SECONDS = 0.2
 
 Tell = Callable[[int, int], None]
 
 
 def child() -> int:
-    """The process: a job from standard input; progress, then ``id`` or ``problem``, as lines of JSON on standard
-    output."""
+    """Do the import that ``import_dataset`` asks for on standard input; return the exit code."""
     bound_memory()
-    os.nice(10)
-    job, last = json.load(sys.stdin), 0.0
+    return answer_parent(_import)
 
-    def say(**words: Any) -> None:
-        print(json.dumps(words), flush=True)
 
-    def tell(done: int, of: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > TELL_SECONDS or done == of:
-            last = time.monotonic()
-            say(done=done, of=of)
-
+def _import(job: dict[str, Any], tell: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """Return the ``id`` of the dataset, or the reason why it was ``refused`` and the ``skipped`` files."""
     try:
         with Decoder() as judge:
-            say(id=import_source(job, judge, tell))
+            return {"id": import_source(job, judge, partial(tell, "reading files"))}
     except ImportRefused as problem:
-        say(problem=str(problem), skipped=problem.skipped)
-    except UserError as problem:
-        say(problem=str(problem), skipped=[])
+        return {"refused": str(problem), "skipped": problem.skipped}
     except MemoryError:
-        say(problem=f"The import needs more than {limits.current().decoder_mb:,g} MB of memory.", skipped=[])
-    return 0
+        raise UserError(f"The import needs more than {limits.current().decoder_mb:,g} MB of memory.") from None
 
 
 def import_source(job: dict[str, Any], judge: Judge, tell: Tell) -> str:
-    """Do what ``uploads.bring`` asks for; the id of the dataset. Raises ``UserError``."""
+    """Import what the job of ``import_dataset`` names and return the dataset's id. Raises ``UserError``."""
     source = _source(job["source"])
     print_ = _sha256(source) if isinstance(source, Path) and source.is_file() else None
     known = (one for one in list_uploads(job["folder"]) if print_ and _is(one, job["owner"], print_))

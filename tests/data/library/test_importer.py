@@ -26,6 +26,7 @@ from kd.data.library.importer import import_source
 from kd.data.library.store import (
     HALF,
     ImportRefused,
+    Library,
     Upload,
     dataset_title,
     datasets_folder,
@@ -36,7 +37,7 @@ from kd.data.library.store import (
 from kd.data.pixels import load_pixels
 from kd.data.splits import load_splits
 from kd.errors import UserError
-from kd.runs.store import create_run, delete_dataset, with_upload
+from kd.runs.store import create_run, delete_dataset, resolve
 from kd.system.files import cache_folder
 from kd.system.ids import owner_hash
 
@@ -288,7 +289,7 @@ def test_an_archive_becomes_a_dataset_with_the_pictures_own_bytes(tmp_path, leni
 
     told = []
     source = packed(tmp_path / "My Zip.zip", PHOTOS)
-    upload = import_dataset(source, "", tmp_path / "runs", "me", lambda *progress: told.append(progress))
+    upload = import_dataset(source, "", Library(tmp_path / "runs", "me"), lambda *progress: told.append(progress))
     assert told[-1] == (9, 9)
     info = upload.info()
     assert info["name"] == "My Zip" and info["classes"] == ["chat noir", "犬"] and info["owner"] == owner_hash("me")
@@ -299,7 +300,7 @@ def test_an_archive_becomes_a_dataset_with_the_pictures_own_bytes(tmp_path, leni
         "dataset.json", "skipped.txt", "train.parquet", "validation.parquet",
     ]  # fmt: skip
     assert upload.bytes() > sum(map(len, PHOTOS.values())) - 100
-    config = with_upload(DistillConfig(dataset=f"upload:{upload.id}", test_fraction=0.5), tmp_path / "runs", "me")
+    config = resolve(DistillConfig(dataset=f"upload:{upload.id}", test_fraction=0.5), tmp_path / "runs", "me")
     splits = load_splits(config)
     assert splits.classes == info["classes"] and splits.sizes() == {"train": 2, "validation": 2, "test": 2}
     bytes_ = {row["image"]["bytes"] for part in (splits.train, splits.validation, splits.test) for row in part}
@@ -348,7 +349,7 @@ def test_more_than_a_tenth_unreadable_is_refused_with_the_list_and_nothing_is_st
         "notes.txt": b"1",
     }
     with pytest.raises(ImportRefused, match=r"2 of 19 pictures cannot be read, more than 10%.*a/x.png is empty"):
-        import_dataset(packed(tmp_path / "a.zip", files), "", tmp_path, "me")
+        import_dataset(packed(tmp_path / "a.zip", files), "", Library(tmp_path, "me"))
     del files["b/y.jpg"]
     assert take(tmp_path, packed(tmp_path / "b.zip", files)).info()["skipped"] == 2
 
@@ -399,7 +400,7 @@ def test_an_import_that_is_called_off_or_killed_leaves_nothing(tmp_path):
         raise CalledOff
 
     with pytest.raises(CalledOff):
-        import_dataset(source, "", tmp_path, "me", call_off)
+        import_dataset(source, "", Library(tmp_path, "me"), call_off)
     assert list_uploads(tmp_path) == []
     half = datasets_folder(tmp_path) / f"{HALF}x"  # of one that was killed while it wrote
     half.mkdir(parents=True)
@@ -425,7 +426,7 @@ def test_an_import_that_hangs_is_called_off_at_once_and_takes_along_what_hangs(t
 
     began = time.monotonic()
     with pytest.raises(CalledOff):
-        import_dataset(tmp_path, "", tmp_path, "me", call_off)
+        import_dataset(tmp_path, "", Library(tmp_path, "me"), call_off)
     assert time.monotonic() - began < 5
     status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/status")
     while status.exists() and "zombie" not in status.read_text():
@@ -451,9 +452,9 @@ def test_a_dataset_answers_to_its_owner_and_is_deleted_when_no_run_needs_it(tmp_
     upload = take(tmp_path, packed(tmp_path / "a.zip", PHOTOS))
     with pytest.raises(PermissionError, match="belongs to somebody else"):
         upload.check_owner("you")
-    with pytest.raises(PermissionError):
-        with_upload(DistillConfig(dataset=f"upload:{upload.id}"), tmp_path, "you")
-    config = with_upload(DistillConfig(dataset=f"upload:{upload.id}"), tmp_path, "me")
+    with pytest.raises(UserError, match="among yours"):
+        resolve(DistillConfig(dataset=f"upload:{upload.id}"), tmp_path, "you")
+    config = resolve(DistillConfig(dataset=f"upload:{upload.id}"), tmp_path, "me")
     run = create_run(config, tmp_path, "me")
     assert run.config().dataset == str(upload.path) and dataset_title(run.config().dataset) == "a"
     with pytest.raises(UserError, match=f"in use by run {run.id}"):
@@ -507,7 +508,7 @@ def test_the_command_line_imports_lists_and_deletes(tmp_path, capsys, monkeypatc
     said = capsys.readouterr().out
     found = json.loads(said.splitlines()[-1])
     assert "3 skipped" in said and f"--dataset upload:{found['id']}" in said
-    config = options.with_pictures(DistillConfig(dataset=str(source)), tmp_path / "runs")
+    config = options.with_folders(DistillConfig(dataset=str(source)), tmp_path / "runs")
     assert Path(config.dataset).name == found["id"]  # it was imported already
     assert main.main(["datasets", *folder]) == 0
     assert "Pets" in capsys.readouterr().out
