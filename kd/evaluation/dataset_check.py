@@ -16,14 +16,14 @@ from kd.config import NO_TEACHER, STUDENT_NAMES, DistillConfig
 from kd.data.duplicates import (
     NEAR_MOST,
     WORDS,
-    Looks,
     Pair,
     Progress,
+    Thumbnails,
     class_counts,
     groups,
     joined,
     known_pairs,
-    looks,
+    load_thumbnails,
     without_duplicates,
 )
 from kd.data.images import BadPicture, open_row
@@ -72,7 +72,7 @@ class Seen:
     test) and ``group`` ``[N]`` (``duplicates.groups``) go through the splits' pictures in that order."""
 
     splits: Splits
-    looks: Looks
+    looks: Thumbnails
     labels: np.ndarray
     split: np.ndarray
     pairs: list[Pair]
@@ -133,7 +133,7 @@ def look(config: DistillConfig, cache: Path, phase: Phase) -> Seen:
     """Every picture once, or what is kept of an earlier look."""
     splits = load_splits(config)
     parts = [getattr(splits, name) for name in WORDS]
-    seen = joined([looks(part, cache, phase("looking at the pictures")) for part in parts])
+    seen = joined([load_thumbnails(part, cache, phase("looking at the pictures")) for part in parts])
     pairs = known_pairs(splits, cache, phase)
     labels = np.concatenate([np.asarray(part["label"], dtype=np.int64) for part in parts])
     split = np.repeat(range(len(parts)), [len(part) for part in parts])
@@ -217,7 +217,7 @@ def _teacher(config: DistillConfig, seen: Seen, cache: Path, phase: Phase) -> di
         said = teacher.warnings
         if not classes:
             return {"name": name, "problem": None, "said": said, "accuracy": None, "confused": [], "labels": matched}
-        keep = np.setdiff1d(np.arange(len(part)), list(looks(part, cache).unreadable))
+        keep = np.setdiff1d(np.arange(len(part)), list(load_thumbnails(part, cache).unreadable))
         device, labels = pick_device(config.device), np.asarray(part["label"])[keep]
         tell = phase("asking the teacher")
         logits = load_scores(

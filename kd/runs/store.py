@@ -88,7 +88,7 @@ def run_of_teacher(teacher: str) -> Run | None:
 
 
 def lost_teacher(teacher: str) -> str | None:
-    """The id of the run whose student this ``teacher`` was, if its folder is gone; else ``None``."""
+    """Return the id of the run whose student this ``teacher`` was, if its folder is gone; else ``None``."""
     run = run_of_teacher(teacher)
     return run.id if run and not Path(teacher).is_dir() else None
 
@@ -104,7 +104,7 @@ def existing_teacher(teacher: str) -> str:
 
 
 def check_teacher_exists(run: Run) -> None:
-    """Raises ``UserError`` where a run's student cannot be compared with its teacher: there was none, or it is gone."""
+    """Raise ``UserError`` where a run's student cannot be compared with its teacher: there was none, or it is gone."""
     teacher = run.config().teacher
     if teacher == NO_TEACHER:
         raise UserError(
@@ -120,7 +120,7 @@ def check_teacher_exists(run: Run) -> None:
 
 
 def run_using(made: Path, folder: Path) -> str | None:
-    """The id of a run or a sweep in ``folder`` that waits or works, with ``made`` as its dataset or its teacher."""
+    """Return the id of a run or a sweep that waits or works in ``folder`` with ``made`` as its dataset or teacher."""
     for run in [*list_runs(folder), *list_runs(folder / SWEEPS)]:
         try:
             config = run.config()
@@ -132,8 +132,10 @@ def run_using(made: Path, folder: Path) -> str | None:
 
 
 def delete_run(run: Run) -> None:
-    """Remove a run's folder, or a sweep's. Raises ``UserError`` while a process works on it, or another run learns from
-    its student."""
+    """Remove a run's folder, or a sweep's.
+
+    Raises ``UserError`` while a process works on it, or another run learns from its student.
+    """
     if run.is_locked():
         raise UserError(f"Run {run.id} is still running. Stop it first, then delete it.")
     if other := run_using(run.path / "student", run.path.parent):
@@ -167,7 +169,7 @@ def find_run(folder: Path, id: str, owner: str | None = None) -> Run:
 
 
 def list_runs(folder: Path) -> list[Run]:
-    """The runs in a folder, newest first."""
+    """Return the runs in a folder, newest first."""
     if not Path(folder).is_dir():
         return []
     names = sorted((path.name for path in Path(folder).iterdir() if ID.fullmatch(path.name)), reverse=True)
@@ -176,7 +178,7 @@ def list_runs(folder: Path) -> list[Run]:
 
 
 def local_owner(folder: Path) -> str:
-    """The one token that owns all runs made on this machine by hand; made when first asked for."""
+    """Return the one token that owns all runs made on this machine by hand; it is made when it is first needed."""
     path = Path(folder) / ".owner"
     if token := text_of(path):
         return token

@@ -13,7 +13,7 @@ from PIL import Image
 from kd.config import METHODS, DistillConfig
 from kd.distill import distill
 from kd.errors import UserError
-from kd.runs.store import create_run, delete_dataset, local_owner, lost_teacher
+from kd.runs.store import create_run, delete_dataset, local_owner, lost_teacher, resolve
 from kd.system.ids import new_id
 from kd.ui import access, compare, dark_knowledge, settings, theme
 from kd.ui.disagreement import analysis, picture
@@ -281,7 +281,7 @@ def test_on_a_shared_server_only_an_own_run_can_teach(tmp_path, monkeypatch):
     run.close("done")
     asked = DistillConfig(teacher=f"run:{run.id}")
     assert access.with_own(asked, mine).teacher == str(run.path / "student")
-    for config, token in ((asked, theirs), (asked, ""), (DistillConfig(teacher="run:last"), mine)):
+    for config, token in ((asked, theirs), (asked, ""), (DistillConfig(teacher="run:last"), theirs)):
         with pytest.raises(UserError, match="among yours"):
             access.with_own(config, token)
     begun = DistillConfig(teacher=str(run.path / "student"))
@@ -305,7 +305,8 @@ def test_a_teacher_whose_run_was_deleted_is_said_to_be_gone_and_what_still_works
     (first.path / "student").mkdir()
     (first.path / "student" / "config.json").write_text("{}")
     first.close("done")
-    second = create_run(DistillConfig(teacher=f"run:{first.id}"), tmp_path, local_owner(tmp_path))
+    config = resolve(DistillConfig(teacher=f"run:{first.id}"), tmp_path, None)
+    second = create_run(config, tmp_path, local_owner(tmp_path))
     second.close("done")
     delete_dataset(first)
     with pytest.raises(
