@@ -23,6 +23,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import psutil
 from filelock import FileLock, Timeout
 
 from kd.config import DistillConfig
@@ -33,6 +34,7 @@ from kd.runs.queue import slot_path
 from kd.runs.run import CLOSED, Run
 from kd.runs.store import create_run, list_runs
 from kd.system.files import ASSETS
+from kd.system.processes import is_alive
 
 SIZES = {"train": 400, "validation": 100, "test": 200}
 
@@ -162,8 +164,8 @@ def empty_disk(scene: Scene) -> None:
 
 def limit_memory(scene: Scene) -> None:
     """Let the trainer have what it has, and not a page more."""
-    with suppress(FileNotFoundError, ProcessLookupError):  # the run was faster
-        size = int(Path(f"/proc/{scene.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    with suppress(psutil.Error, ProcessLookupError):  # the run was faster
+        size = psutil.Process(scene.pid).memory_info().vms
         resource.prlimit(scene.pid, resource.RLIMIT_AS, (size, size))
 
 
@@ -299,22 +301,10 @@ class Skipped(Exception):
 # --- What is left
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def workers(run: Run) -> list[int]:
-    """The processes that work on a run, their helpers included, which have the same command line."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if str(run.path).encode() in (entry / "cmdline").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return [pid for pid in found if is_alive(pid)]
+    """Return the processes that work on a run, its helpers included, which have the same command line."""
+    every = psutil.process_iter(["cmdline"])
+    return [one.pid for one in every if str(run.path) in (one.info["cmdline"] or ()) and is_alive(one.pid)]
 
 
 def left_behind(run: Run) -> Iterator[str]:

@@ -20,6 +20,7 @@ from kd.errors import UserError
 from kd.runs.queue import device_name
 from kd.runs.run import Run
 from kd.runs.store import create_run
+from kd.system.memory import private_megabytes
 from kd.training import setup
 from kd.training.checkpoints import save_best
 from kd.training.loop import Lesson, build_trainer
@@ -209,14 +210,8 @@ class Memory(threading.Thread):
 
     @staticmethod
     def now() -> float:
-        """``RssAnon``, which leaves out what is mapped from files; where there is no such file, the highest RSS."""
-        try:
-            status = Path("/proc/self/status").read_text()
-            return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024 / 1e6
-        except OSError:
-            import resource
-
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        """Return the memory of this process that is not mapped from files, MB."""
+        return private_megabytes()
 
 
 class Enough(Exception):

@@ -20,9 +20,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+import psutil
 
 from kd.errors import UserError
 from kd.runs.run import CLOSED
+from kd.system.memory import private_megabytes
 
 HERE = ("127.0.0.1", "localhost", "::1")
 
@@ -282,45 +284,32 @@ def live_component(config: dict[str, Any]) -> int:
     raise UserError("What answers there is not this page: it has no place that shows a run.")
 
 
-def rss_anon(pid: int | None) -> float | None:
-    """A process's own memory, MB; ``None`` where it is not known."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    kilobytes = next((line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")), None)
-    return kilobytes and round(int(kilobytes) * 1024 / 1e6, 1)
-
-
 def page_memory(pid: int | None) -> float | None:
-    """The memory of the page and of the process that asks the models for it (``kd.evaluation.worker``), MB; not that of runs."""
-    found = [rss_anon(pid)]
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # ended meanwhile
-            for child in file.read_text().split():
-                if b"multiprocessing.spawn" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.append(rss_anon(int(child)))
+    """Return the memory of the page and of the process that asks the models for it, MB; ``None`` where it is not known.
+
+    That of runs does not count, nor what is mapped from files.
+    """
+    if pid is None:
+        return None
+    try:
+        children = psutil.Process(pid).children()
+    except psutil.Error:
+        return None
+    found = [private_megabytes(pid)]
+    for child in children:
+        with suppress(psutil.Error):  # ended meanwhile
+            if "multiprocessing.spawn" in " ".join(child.cmdline()):
+                found.append(private_megabytes(child.pid))
     return None if None in found else round(sum(found), 1)
 
 
 def listener(port: int) -> int | None:
-    """The process that listens on a port of this machine; ``None`` where it is another user's, or this is not Linux."""
-    wanted = set()
-    for table in ("tcp", "tcp6"):
-        try:
-            rows = [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
-        except OSError:
-            continue
-        wanted |= {
-            f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port
-        }
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if str(link.readlink()) in wanted:
-                return int(link.parts[2])
-        except OSError:  # ended meanwhile, or not ours to see
-            continue
-    return None
+    """Return the process that listens on a port of this machine; ``None`` where it is another user's, or not told."""
+    try:
+        found = psutil.net_connections(kind="tcp")
+    except psutil.Error:
+        return None
+    return next((one.pid for one in found if one.status == psutil.CONN_LISTEN and one.laddr.port == port), None)
 
 
 def summary(tally: Tally, seconds: float) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from kd.errors import UserError
 from kd.runs.run import CLOSED, Run, RunDeleted
 from kd.runs.store import list_runs
+from kd.system.processes import is_alive
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserType, Page, Request
@@ -262,7 +263,7 @@ def stop(run: Run) -> None:
                 kill(run)
         begun = run.last("started")
         if begun:
-            until(lambda: has_gone(begun["pid"]), LEAVE_SECONDS)
+            until(lambda: not is_alive(begun["pid"]), LEAVE_SECONDS)
 
 
 def until(what: Callable[[], bool], seconds: float) -> bool:
@@ -271,14 +272,6 @@ def until(what: Callable[[], bool], seconds: float) -> bool:
     while not (true := what()) and time.monotonic() < end:
         time.sleep(0.1)
     return true
-
-
-def has_gone(pid: int) -> bool:
-    """Whether a process has ended, be it that nobody has collected it yet. Where there is no /proc: yes."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def kill(run: Run) -> None:

@@ -68,6 +68,14 @@ def end_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that has ended and that nobody has collected yet does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 # --- Lines of JSON between a parent and its child
 
 
@@ -87,7 +95,7 @@ class Child:
     """
 
     def __init__(self, *arguments: str, job: Any, environment: dict[str, str] | None = None, nice: int = 0) -> None:
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (``answer`` closes it)
         self.process = start_kd(
             *arguments, environment=environment, nice=nice,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,

@@ -16,8 +16,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from kd.cli.main import main
 from kd.config import DistillConfig
 from kd.data.duplicates import (
-    Thumbnails,
     Pair,
+    Thumbnails,
     _make_thumbnails,
     find_duplicates,
     groups,
