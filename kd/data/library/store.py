@@ -1,4 +1,4 @@
-"""Datasets that somebody brought: a folder of parquet files each, beside the runs, until its owner deletes it.
+"""Imported datasets: a folder of parquet files each, beside the runs, until its owner deletes it.
 
 ``<runs>/.datasets/<id>/`` holds ``dataset.json`` (name, owner's hash, classes, counts, what was skipped), ``train.parquet``
 and, if there are any, ``validation.parquet`` and ``test.parquet`` (columns ``image`` and ``label``; no ``label`` where
@@ -45,7 +45,7 @@ class ImportRefused(UserError):
 
 @dataclass(frozen=True)
 class Upload:
-    """One dataset's folder. Cheap: holds nothing but the path."""
+    """One dataset's folder; it holds nothing but the path."""
 
     path: Path
 
@@ -54,7 +54,7 @@ class Upload:
         return self.path.name
 
     def info(self) -> dict[str, Any]:
-        """``dataset.json``: ``id, name, created`` (Unix seconds), ``owner`` (hash), ``classes``, ``pictures`` (split ->
+        """Return ``dataset.json``: ``id, name, created`` (Unix seconds), ``owner`` (hash), ``classes``, ``pictures`` (split ->
         class -> count; the class '' where nothing is labelled), ``notes``, ``skipped`` (how many), ``examples`` (the
         first of those, each name and reason), ``sha256`` of an archive or ``None``."""
         try:
@@ -65,7 +65,7 @@ class Upload:
             raise UserError(f"{self.path / 'dataset.json'} is damaged: {error}") from error
 
     def owner(self) -> str:
-        """The hash of the owner's token."""
+        """Return the hash of the owner's token."""
         return self.info()["owner"]
 
     def is_owned_by(self, token: str) -> bool:
@@ -81,18 +81,18 @@ class Upload:
             raise PermissionError(f"The dataset {self.id} belongs to somebody else.")
 
     def bytes(self) -> int:
-        """What it takes on the disk."""
+        """Return what it takes on the disk."""
         return folder_size(self.path)
 
     def delete(self) -> None:
-        """Remove it. Whoever calls this has made sure that no run needs it (``kd.runs.store.delete_dataset``)."""
+        """Remove it. ``kd.runs.store.delete_dataset`` calls this once no run needs it."""
         gone = self.path.with_name(GONE + self.id)
         os.replace(self.path, gone)  # at once: nobody finds half of it
         shutil.rmtree(gone)
 
 
 def list_uploads(folder: Path) -> list[Upload]:
-    """The datasets beside the runs in ``folder``, newest first."""
+    """Return the datasets beside the runs in ``folder``, newest first."""
     place = datasets_folder(folder)
     if not place.is_dir():
         return []
@@ -114,7 +114,7 @@ def find_upload(folder: Path, id: str, owner: str | None = None) -> Upload:
 
 
 def refuse_archive(dataset: str) -> None:
-    """Raises ``UserError`` for a file that must be imported first, which only the command line does by itself."""
+    """Raise ``UserError`` for a file that must be imported first, which only the command line does by itself."""
     path = Path(dataset).expanduser()
     if path.suffix and path.suffix != ".parquet" and path.is_file():
         raise UserError(
@@ -124,8 +124,10 @@ def refuse_archive(dataset: str) -> None:
 
 
 def dataset_classes(dataset: str) -> list[str] | None:
-    """The classes of the dataset in this folder, none where its pictures have no labels; ``None`` for what is not one of
-    these, or gone."""
+    """Return the classes of the imported dataset in this folder, an empty list where its images have no labels.
+
+    Return ``None`` for a dataset that was not imported, or is gone.
+    """
     path = Path(dataset)
     if path.parent.name != DATASETS or not (path / "dataset.json").exists():
         return None
@@ -133,7 +135,7 @@ def dataset_classes(dataset: str) -> list[str] | None:
 
 
 def dataset_title(dataset: str) -> str | None:
-    """The name that somebody gave the dataset in this folder; ``None`` for what is not one of these."""
+    """Return the name that somebody gave the imported dataset in this folder; ``None`` for another dataset."""
     path = Path(dataset)
     if path.parent.name != DATASETS or not ID.fullmatch(path.name):
         return None
@@ -144,8 +146,10 @@ def dataset_title(dataset: str) -> str | None:
 
 
 def short_name(name: str) -> str:
-    """A teacher, dataset or student as it is shown: a Hub id as it is, a folder by its last part, a run's student by the
-    run, somebody's dataset by the name that it was given."""
+    """Return the name under which a teacher, dataset or student is shown.
+
+    A Hub id is shown as it is, a folder by its last part, a run's student by the run, an imported dataset by its name.
+    """
     path = Path(name)
     if not path.is_absolute():
         return name
@@ -153,12 +157,12 @@ def short_name(name: str) -> str:
 
 
 def datasets_folder(folder: Path) -> Path:
-    """Where the datasets are kept, beside the runs in ``folder``."""
+    """Return where the datasets are kept, beside the runs in ``folder``."""
     return Path(folder).resolve() / DATASETS
 
 
 def remove_leftovers(place: Path) -> None:
-    """Remove what killed imports, and deletions that were cut short, have left. To be called with its lock held."""
+    """Remove what killed imports and interrupted deletions have left. The caller holds the lock of ``place``."""
     for gone in place.glob(GONE + "*"):
         shutil.rmtree(gone, ignore_errors=True)
     for path in place.glob(HALF + "*.lock"):
