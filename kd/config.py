@@ -1,4 +1,4 @@
-"""What a run is asked to do: one frozen dataclass. Command-line flags and widgets are built from its fields."""
+"""The configuration of a run: one frozen dataclass. Command-line flags and widgets are built from its fields."""
 
 import dataclasses
 import json
@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
 
+# The name of the embedded dataset, and of its teacher.
 SAMPLE = "sample"
-"""The name of the embedded dataset, and of its teacher."""
 
+# The teacher of a run that learns from the labels alone, as one that makes a teacher does.
 NO_TEACHER = "none"
-"""The teacher of a run that learns from the labels alone, as one that makes a teacher does."""
 
+# How the name of a teacher begins that another run has trained; the run's id follows.
 RUN_TEACHER = "run:"
-"""What a teacher begins with that another run has trained; the run's id follows."""
 
+# Images of up to this side keep their size; larger ones are trained on at 224 pixels unless asked otherwise.
+SMALL_SIDE = 64
+
+# The students with random weights that ``kd.models.zoo`` builds, named here so that a page can offer them without torch.
 STUDENT_NAMES = (
     *(f"mobilenet_v2_{width}" for width in (1.4, 1.0, 0.75, 0.5, 0.35)),
     "mobilevit_xx_small",
@@ -26,8 +30,9 @@ STUDENT_NAMES = (
     "convnextv2_atto",
     "deit_tiny",
 )
-"""The students with random weights that ``kd.models.teacher`` builds, named here so that a page can offer them without torch."""
 
+# Method -> the settings that come with it. Temperature and weight are its paper's (``kd.training.losses`` cites them);
+# labels and teacher have equal shares, as all were measured. The defaults are those of kd.
 METHODS: dict[str, dict[str, Any]] = {
     "kd": {},
     "dkd": {"temperature": 4.0, "lambda": 0.5},
@@ -35,12 +40,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "kd+std": {"temperature": 2.0, "weight": 9.0, "lambda": 0.5},
     "dkd+std": {"temperature": 2.0, "weight": 9.0, "lambda": 0.5},
 }
-"""Method -> the settings that come with it: temperature and weight are its paper's (``kd.training.losses`` cites them), and labels and
-teacher have equal shares, as all were measured. The defaults are those of kd."""
 
+# Recipe -> the settings that it has in common for all students; ``scratch`` is the defaults.
 RECIPES: dict[str, dict[str, Any]] = {
     "scratch": {},
-    # Weights that know something are moved with care, and there is less to learn.
+    # Pretrained weights need smaller steps and fewer epochs.
     "pretrained": {"learning_rate": 5e-4, "epochs": 10, "views": 2},
     # huggingface.co/docs/transformers/tasks/knowledge_distillation_for_image_classification, as it stands
     "guide": {
@@ -48,12 +52,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "warmup": 0.0, "temperature": 5.0, "lambda": 0.5, "heal": "no",
     },
 }  # fmt: skip
-"""Recipe -> the settings that it has in common for all students; ``scratch`` is the defaults."""
 
 
 def setting(default, help: str, **rules):
-    """A dataclass field with its help and its rules: ``above`` or ``low``, ``high``, ``choices`` (no others), ``suggestions``,
-    ``pattern`` with what is ``expected`` in words; ``only``, the methods that it matters to."""
+    """Return a dataclass field with its help and its rules.
+
+    The rules are ``above`` or ``low``, ``high``, ``choices`` (no others), ``suggestions``, a ``pattern`` with what is
+    ``expected`` in words, and ``only``, the methods that the setting matters to.
+    """
     return dataclasses.field(default=default, metadata={"help": help, **rules})
 
 
@@ -187,7 +193,7 @@ class DistillConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """From ``to_dict``'s form, where the weight of the teacher is called ``lambda``."""
+        """Return the configuration that ``to_dict`` wrote, where the weight of the teacher is called ``lambda``."""
         known = {public_name(field): field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -195,11 +201,11 @@ class DistillConfig:
         return cls(**{known[name]: value for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting under its public name, ready for JSON."""
+        """Return every setting under its public name, ready for JSON."""
         return {public_name(field): getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def with_absolute_paths(self) -> Self:
-        """Folders and files that exist, as absolute paths: a run can be resumed from another folder."""
+        """Return a copy with absolute paths of what exists, so that a run can be resumed from another folder."""
         names = [name for name in ("teacher", "dataset", "student") if self._is_path(getattr(self, name))]
         return dataclasses.replace(
             self, **{name: str(Path(os.path.expanduser(getattr(self, name))).resolve()) for name in names}
@@ -214,8 +220,11 @@ class DistillConfig:
 
     @classmethod
     def finetune(cls, base: str, /, **changes: Any) -> Self:
-        """A run that makes a teacher: a pretrained ``base`` (a Hub id or a folder) learns these classes from the labels.
-        ``changes`` are settings by their public names. Raises ``ValueError`` for a base that is none."""
+        """Return the settings of a run that makes a teacher: a pretrained ``base`` learns from the labels.
+
+        ``base`` is a Hub id or a folder, ``changes`` are settings by their public names. Raises ``ValueError`` for a base
+        that is none.
+        """
         if base in (SAMPLE, NO_TEACHER) or base.startswith(RUN_TEACHER):
             raise ValueError(
                 f"The model to fine-tune is {base!r}; expected a Hub id or a folder of a pretrained image classifier, for "
@@ -225,8 +234,11 @@ class DistillConfig:
 
     @classmethod
     def preset(cls, name: str, /, **changes: Any) -> Self:
-        """One of ``PRESETS`` with some settings (public names) changed; with a method comes what its paper sets, with a
-        recipe what it has. A student that is not one of ours has the recipe for pretrained ones, unless asked otherwise."""
+        """Return one of ``PRESETS`` with some settings (public names) changed.
+
+        A method brings what its paper sets, a recipe what it consists of. A student that is not one of ours has the recipe
+        for pretrained ones, unless asked otherwise.
+        """
         if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"There is no preset {name!r}. The presets are {', '.join(PRESETS)}.")
         student = changes.get("student", PRESETS[name].get("student", STUDENT_NAMES[0]))
@@ -236,8 +248,9 @@ class DistillConfig:
         return cls.from_dict({**PRESETS[name], **of_recipe, **of_method, **changes})
 
 
+# Name -> the settings that a run can start from.
 PRESETS: dict[str, dict[str, Any]] = {
-    # Sized by measurement for 90 s on two CPU cores, from click to done; the README has the figures.
+    # Sized by measurement for 90 s on two CPU cores, from click to done; assets/guide/numbers.md has the figures.
     "sample": {
         "epochs": 8, "batch_size": 128, "learning_rate": 0.012, "views": 2, "crop_area": 0.9, "temperature": 2.0,
         "lambda": 1.0,
@@ -257,8 +270,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def label_pairs(text: str) -> dict[str, str]:
-    """A label map's text, "class=teacher class, ..." or a JSON object, as pairs; a class with nothing after its "=" is said
-    to have none. A comma that no "=" follows belongs to a name. Raises ``ValueError`` in words for a user."""
+    """Return the pairs of a label map: "class=teacher class, ..." or a JSON object.
+
+    A class with nothing after its "=" has no class of the teacher. A comma that no "=" follows belongs to a name. Raises
+    ``ValueError`` in words for a user.
+    """
     problem = ValueError(
         f"label_map is {text!r}; expected pairs such as 'sneakers=running shoe, mug=coffee mug', or a JSON object of them."
     )
@@ -279,24 +295,26 @@ def label_pairs(text: str) -> dict[str, str]:
     return pairs
 
 
+# The settings that say which images are learned from.
 OF_PICTURES = (
     "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
     "split_seed", "image_column", "label_column",
 )  # fmt: skip
-"""The settings that say which pictures are learned from."""
 
+# The settings that matter to a check of the images (``kd.evaluation.dataset_check``).
 CHECKED = ("teacher", "label_map", *OF_PICTURES, "student", "image_size", "device")
-"""The settings that matter to a check of the pictures (``kd.evaluation.dataset_check``)."""
 
 
 def public_name(field: dataclasses.Field) -> str:
-    """``lambda`` for ``lambda_``, which Python reserves; the field's own name for the others."""
+    """Return a field's name, ``lambda`` for ``lambda_``, as Python reserves that word."""
     return field.name.rstrip("_")
 
 
 def checked(field: dataclasses.Field, value: Any) -> Any:
-    """``value`` as the type of a ``setting``, within its rules. Text is accepted for numbers, as flags and text boxes
-    deliver it. Raises ``ValueError`` in words for a user."""
+    """Return ``value`` as the type of a ``setting``, within its rules.
+
+    Text is accepted for numbers, as flags and text boxes deliver it. Raises ``ValueError`` in words for a user.
+    """
     rules, name = field.metadata, public_name(field)
     kind, *none = get_args(field.type) or (field.type,)
     example = "" if none else f", for example {field.default}"
@@ -325,7 +343,7 @@ def checked(field: dataclasses.Field, value: Any) -> Any:
 
 
 def _expected(kind: type, rules: Any) -> str:
-    """What a field takes, in words: "a number above 0", "a whole number from 16 to 1024", "one of cached, online"."""
+    """Return what a field takes: "a number above 0", "a whole number from 16 to 1024", "one of cached, online"."""
     if "choices" in rules:
         return f"one of {', '.join(rules['choices'])}"
     if "expected" in rules:
@@ -336,7 +354,3 @@ def _expected(kind: type, rules: Any) -> str:
     if "low" in rules and "high" in rules:
         return f"{words} from {rules['low']} to {rules['high']}"
     return words + (f", {rules['low']} or more" if "low" in rules else "")
-
-
-SMALL_SIDE = 64
-"""Pictures up to this size keep their size; larger ones are trained on at 224 pixels unless asked otherwise."""

@@ -3,18 +3,17 @@
 torch is imported only once the run has its device, so that queued runs use little memory.
 """
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kd.config import DistillConfig
 from kd.errors import UserError
-from kd.runs.failures import failure_message
-from kd.runs.queue import StopAsked, device_name, device_slot
-from kd.runs.run import LIFECYCLE, Run, RunDeleted, RunTaken
-from kd.runs.store import create_run, local_owner, with_upload
-from kd.system import lazy_imports, memory
+from kd.runs.process import closed_by_an_event
+from kd.runs.queue import device_name, device_slot
+from kd.runs.run import LIFECYCLE, Run
+from kd.runs.store import create_run, local_owner, resolve
+from kd.system import lazy_imports
 from kd.system.files import default_runs_folder
 from kd.system.hub import listening
 from kd.training import setup
@@ -44,11 +43,11 @@ def distill(config: DistillConfig | None = None, runs_dir: Path | str | None = N
     folder = Path(runs_dir) if runs_dir else default_runs_folder()
     config = config or DistillConfig.preset("sample")
     owner = local_owner(folder)
-    run = create_run(with_upload(config, folder, owner), folder, owner)
+    run = create_run(resolve(config, folder, owner), folder, owner)
     execute(run)
     report = run.report()
     if report is None:
-        raise UserError(f"Run {run.id} was stopped. `python -m kd resume {run.id}` goes on with it.")
+        raise UserError(f"Run {run.id} was stopped. {run.goes_on}")
     return report
 
 
@@ -91,19 +90,9 @@ def execute(run: Run, resume: bool = False) -> None:
     """
     with run.work():
         check_order(run, resume)
-        try:
-            run.keep_reserve()
-            with device_slot(run, device_name(run.config().device)):
-                run.append("resumed" if resume else "started", pid=os.getpid(), oom_kills=memory.kills())
-                recipe(run)
-        except (StopAsked, KeyboardInterrupt):
-            run.close("stopped", message=f"Stopped. `python -m kd resume {run.id}` goes on with it.")
-        except (RunDeleted, RunTaken):
-            raise
-        except BaseException as error:
-            kind = error.kind if isinstance(error, UserError) else ""
-            run.close("failed", message=failure_message(error, run), error=type(error).__name__, kind=kind)
-            raise
+        with closed_by_an_event(run), device_slot(run, device_name(run.config().device)):
+            run.begin(resume)
+            recipe(run)
 
 
 def check_order(run: Run, resume: bool) -> None:
@@ -112,7 +101,7 @@ def check_order(run: Run, resume: bool) -> None:
     if last and last["event"] == "done":
         raise UserError(f"Run {run.id} is done; its student is in {run.path / 'student'}.")
     if not resume and last and last["event"] not in ("created", "queued"):
-        raise UserError(f"Run {run.id} was begun already. `python -m kd resume {run.id}` goes on with it.")
+        raise UserError(f"Run {run.id} was begun already. {run.goes_on}")
     run.forget_old_stop()
 
 

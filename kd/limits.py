@@ -12,13 +12,13 @@ from typing import Self
 
 
 def limit(own: float, shared: float, help: str):
-    """A field: what holds on one's own machine, and where strangers share it; infinity is no limit."""
+    """Return a field with what holds on one's own machine, and where strangers share it; infinity is no limit."""
     return dataclasses.field(default=own, metadata={"shared": shared, "help": help})
 
 
 @dataclass(frozen=True)
 class Limits:
-    """``KD_`` and a field's name in capitals is its environment variable; ``none`` there takes the limit away.
+    """What one process takes. ``KD_`` and a field's name in capitals is its environment variable; ``none`` is no limit.
 
     Raises ``ValueError``, in words, for a value that is not a number of 0 or more.
     """
@@ -43,7 +43,7 @@ class Limits:
 
     @classmethod
     def from_environment(cls, environment: dict[str, str]) -> Self:
-        """The limits as ``environment`` has them."""
+        """Return the limits as ``environment`` has them."""
         strict = is_shared(environment)
         values = {}
         for field in dataclasses.fields(cls):
@@ -54,17 +54,17 @@ class Limits:
 
 
 def variable(name: str) -> str:
-    """The environment variable of a limit."""
+    """Return the environment variable of a limit."""
     return f"KD_{name.upper()}"
 
 
 def is_shared(environment: dict[str, str]) -> bool:
-    """Whether this server has visitors who are strangers to each other."""
+    """Return whether this server has visitors who are strangers to each other."""
     return bool(environment.get("SPACE_ID")) or environment.get("KD_SHARED") == "1"
 
 
 def current() -> Limits:
-    """The limits of this process. Asked for with each picture: read anew only when the environment has changed."""
+    """Return the limits of this process. They are read anew only when the environment has changed: each image asks."""
     return _of(tuple(map(os.environ.get, VARIABLES)))
 
 
@@ -73,12 +73,12 @@ def _of(values: tuple[str | None, ...]) -> Limits:
     return Limits.from_environment({name: value for name, value in zip(VARIABLES, values, strict=True) if value})
 
 
+# The environment variables that decide.
 VARIABLES = ("SPACE_ID", "KD_SHARED", *(variable(field.name) for field in dataclasses.fields(Limits)))
-"""The environment variables that decide."""
 
 
 def table() -> list[tuple[str, str, str, str]]:
-    """Of each limit: variable, on one's own machine, on a shared server, in words."""
+    """Return for each limit its variable, its value on one's own machine and on a shared server, and its meaning."""
     return [
         (variable(f.name), _words(f.default), _words(f.metadata["shared"]), f.metadata["help"])
         for f in dataclasses.fields(Limits)
@@ -86,7 +86,7 @@ def table() -> list[tuple[str, str, str, str]]:
 
 
 def markdown() -> str:
-    """The same and what holds here, as a Markdown table."""
+    """Return the same with the values that hold here, as a Markdown table."""
     head = ("Variable", "One's own machine", "Shared server", "Here", "Limit")
     here = [_words(value) for value in dataclasses.astuple(current())]
     rows = [head, ("---",) * len(head), *((*row[:3], now, row[3]) for row, now in zip(table(), here, strict=True))]
@@ -94,8 +94,10 @@ def markdown() -> str:
 
 
 def check_pictures(pictures: int, classes: int) -> None:
-    """Raises ``ValueError``, in words, for a dataset of more pictures or classes than the limits; an import is stopped
-    earlier, one from the Hub is counted when it is there."""
+    """Raise ``ValueError``, in words, for a dataset of more images or classes than the limits allow.
+
+    An import is refused earlier; a dataset from the Hub is counted once it is here.
+    """
     for count, most, what in (
         (pictures, current().pictures, "pictures"),
         (classes, current().classes, "classes"),
@@ -107,7 +109,7 @@ def check_pictures(pictures: int, classes: int) -> None:
 
 
 def check_steps(epochs: int, pictures: int, batch: int, trainings: int) -> None:
-    """Raises ``ValueError``, in words, for a run of more training steps than the limit."""
+    """Raise ``ValueError``, in words, for a run of more training steps than the limit allows."""
     each, most = epochs * math.ceil(pictures / batch), current().steps
     if each * trainings > most:
         several = f" in each of {trainings} trainings" if trainings > 1 else ""
@@ -122,7 +124,10 @@ def _words(value: float) -> str:
 
 
 def number(name: str, text: str) -> float:
-    """A limit as it is written: 0 or more, or ``none``, which is infinity. Raises ``ValueError``, in words with ``name``."""
+    """Return a limit from its text: a number of 0 or more, or ``none``, which is infinity.
+
+    Raises ``ValueError``, in words with ``name``.
+    """
     if text.lower() == "none":
         return math.inf
     try:

@@ -78,5 +78,5 @@ def test_every_limit_can_be_taken_away(monkeypatch, tmp_path):
     assert launch_options()["max_file_size"] is None and "none" not in datasets.hint() and "inf" not in datasets.hint()
     assert access.house_rules() == "" and visitors.clean_if_due(tmp_path) == []
     visitors.check_room(tmp_path, "somebody")
-    assert Cache().get("key", tuple, lambda: "value", len, current().compare_mb) == "value"
+    assert Cache(lambda: current().compare_mb, len).get("key", lambda: "value") == "value"
     assert main.main(["clean"]) == 2  # for how many days?

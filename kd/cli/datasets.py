@@ -6,12 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kd.cli.options import (
     BadUsage,
     Command,
+    add_child,
     add_json,
     add_settings,
     config_from,
@@ -26,6 +28,7 @@ from kd.data.library.store import Upload, find_upload, list_uploads
 from kd.errors import UserError
 from kd.runs.store import delete_dataset, existing_teacher, local_owner
 from kd.system.files import write_whole
+from kd.system.processes import answer_parent
 
 
 def add(command: Command) -> None:
@@ -35,7 +38,7 @@ def add(command: Command) -> None:
     one.add_argument("source", nargs="?", type=Path, metavar="SOURCE", help="a zip, a tar (.gz, .bz2, .xz) or a folder")
     one.add_argument("--name", default="", help="what to call it (default: as the source is called)")
     add_json(one, "print what was found as the last line of standard output")
-    one.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    add_child(one)
 
     one = command("datasets", datasets, "list the datasets that were imported, with their sizes, or delete one")
     one.add_argument("action", nargs="?", choices=["delete"])
@@ -53,6 +56,7 @@ def add(command: Command) -> None:
         "--out", type=Path, metavar="FILE", help="write the check to FILE.html, a page with pictures, or to FILE.json"
     )
     add_json(one, "print the check as the last line of standard output")
+    add_child(one)
 
     one = command(
         "labels", label_table, "show which class of a teacher is taken for which of a dataset, without training"
@@ -91,21 +95,18 @@ def label_table(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Check a dataset and print its problems, the worst first. The exit code is 0 also where there are some."""
+    if options.child:
+        return answer_parent(_check_for_parent)
     if options.out and options.out.suffix not in (".html", ".json"):
         raise BadUsage(f"--out is {options.out}; expected a name that ends in .html or .json.")
     if options.out and not options.out.absolute().parent.is_dir():
         raise BadUsage(f"There is no folder {options.out.absolute().parent} to write the check to.")
     config, given = config_from(options), given_settings(options)
-    quiet()
     from kd.evaluation import dataset_report
-    from kd.evaluation.dataset_check import check_dataset
-    from kd.system.files import cache_folder
 
     try:
-        found = check_dataset(
-            config, cache_folder(options.runs_dir, config.dataset), "teacher" in given, _show_progress
-        )
-    except (UserError, FileNotFoundError) as problem:  # the latter from `datasets`, for a path that does not exist
+        found = _check(config, options.runs_dir, "teacher" in given, _show_progress)
+    except (UserError, FileNotFoundError) as problem:  # the second: a path that is not there, from `datasets`
         raise BadUsage(str(problem)) from problem
     if options.out:
         write_whole(options.out, dataset_report.page(found) if options.out.suffix == ".html" else json.dumps(found))
@@ -116,6 +117,21 @@ def check(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(dataset_report.as_json(found)))
     return 0
+
+
+def _check_for_parent(job: dict[str, Any], tell: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """Check the dataset of the page's job."""
+    config = DistillConfig.from_dict(job["config"])
+    return _check(config, Path(job["runs_dir"]), job["ask_teacher"], lambda phase: partial(tell, phase))
+
+
+def _check(config: DistillConfig, folder: Path, ask_teacher: bool, phase: Any) -> dict[str, Any]:
+    """Return what is wrong with the dataset of ``config``; ``folder`` is that of the runs, beside which the caches are."""
+    quiet()
+    from kd.evaluation.dataset_check import check_dataset
+    from kd.system.files import cache_folder
+
+    return check_dataset(config, cache_folder(folder, config.dataset), ask_teacher, phase)
 
 
 def _show_progress(phase: str) -> Callable[[int, int], None]:

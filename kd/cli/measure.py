@@ -21,7 +21,7 @@ from kd.cli.options import (
     given_settings,
     help_of,
     quiet,
-    with_dataset,
+    with_folders,
 )
 from kd.cli.screen import table
 from kd.config import DistillConfig
@@ -127,7 +127,7 @@ def _new_sweep(options: argparse.Namespace) -> Sweep:
     try:
         grid = Grid(**{name: value for name, value in given.items() if value is not None})
         config = DistillConfig.preset(options.preset, **{"trials": 3, **given_settings(options)})
-        config = with_dataset(config, options.runs_dir)
+        config = with_folders(config, options.runs_dir)
         check_labels(config, grid)
         return create_sweep(config, grid, options.runs_dir, local_owner(options.runs_dir))
     except ValueError as error:

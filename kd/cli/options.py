@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kd.cli.screen import Screen
-from kd.config import PRESETS, SAMPLE, DistillConfig, public_name
-from kd.data.library.store import UPLOAD_PREFIX, ImportRefused, Upload, import_dataset
+from kd.config import PRESETS, RUN_TEACHER, SAMPLE, DistillConfig, public_name
+from kd.data.library.store import UPLOAD_PREFIX, ImportRefused, Library, Upload, import_dataset
 from kd.runs.run import Run
-from kd.runs.store import find_run, local_owner, with_run_as_teacher, with_upload
+from kd.runs.store import find_run, local_owner, resolve
 
 # Adds a command: (name, the function that it calls, help, the group that it belongs to) -> its parser.
 Command = Callable[..., argparse.ArgumentParser]
@@ -27,6 +27,11 @@ class BadUsage(Exception):
 
 def add_json(one: argparse.ArgumentParser, help: str = "print it as the last line of standard output") -> None:
     one.add_argument("--json", action="store_true", help=help)
+
+
+def add_child(one: argparse.ArgumentParser) -> None:
+    """Let the page start the command as a child process: ``kd.system.processes.Child`` says how they speak."""
+    one.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
 
 
 def add_preset(one: argparse.ArgumentParser) -> None:
@@ -44,28 +49,28 @@ def add_settings(one: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> Non
 
 
 def config_from(options: argparse.Namespace) -> DistillConfig:
-    """Return the settings that were asked for.
-
-    Raises ``BadUsage``, and ``UserError`` for a run that cannot be a teacher.
-    """
+    """Return the configuration that was asked for, its names resolved. Raises ``BadUsage``, and ``UserError`` as they do."""
     try:
         config = DistillConfig.preset(options.preset, **given_settings(options))
     except ValueError as error:
         raise BadUsage(str(error)) from error
-    config = with_run_as_teacher(config, lambda id: find_run(options.runs_dir, id))
-    return with_dataset(config, options.runs_dir)
+    return with_folders(config, options.runs_dir)
 
 
-def with_dataset(config: DistillConfig, folder: Path) -> DistillConfig:
-    """Return ``config`` with the folder of an imported dataset that it names; an archive is imported first."""
+def with_folders(config: DistillConfig, folder: Path) -> DistillConfig:
+    """Return ``config`` with the folders of the dataset and the teacher that it names, as ``resolve`` does.
+
+    An archive is imported now, once; that takes long, so the teacher is looked for before.
+    """
+    is_named = config.dataset.startswith(UPLOAD_PREFIX) or config.teacher.startswith(RUN_TEACHER)
+    owner = local_owner(folder) if is_named else None  # which is made in ``folder`` when it is first asked for
     path = Path(config.dataset).expanduser()
-    if config.dataset != SAMPLE and path.is_file() and path.suffix != ".parquet":
-        upload = import_pictures(path, "", folder)
-        print(f"{path.name} is dataset upload:{upload.id}", file=sys.stderr)
-        return dataclasses.replace(config, dataset=str(upload.path))
-    if not config.dataset.startswith(UPLOAD_PREFIX):
-        return config
-    return with_upload(config, folder, local_owner(folder))
+    if config.dataset == SAMPLE or not path.is_file() or path.suffix == ".parquet":
+        return resolve(config, folder, owner)
+    config = resolve(dataclasses.replace(config, dataset=SAMPLE), folder, owner)
+    upload = import_pictures(path, "", folder)
+    print(f"{path.name} is dataset upload:{upload.id}", file=sys.stderr)
+    return dataclasses.replace(config, dataset=str(upload.path))
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def import_pictures(source: Path, name: str, folder: Path) -> Upload:
     screen = Screen()
     try:
         return import_dataset(
-            source, name, folder, local_owner(folder),
+            source, name, Library(folder, local_owner(folder)),
             lambda done, of: of and screen.progress(f"file {done:,} of {of:,}", done / of),
         )  # fmt: skip
     except ImportRefused as problem:

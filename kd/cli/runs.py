@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import shlex
 import signal
 from pathlib import Path
@@ -13,6 +12,7 @@ from kd.cli.measure import work_on_sweep_here
 from kd.cli.options import (
     BadUsage,
     Command,
+    add_child,
     add_json,
     add_preset,
     add_settings,
@@ -20,7 +20,7 @@ from kd.cli.options import (
     given_settings,
     own_run,
     quiet,
-    with_dataset,
+    with_folders,
 )
 from kd.cli.screen import Screen, result_table, table
 from kd.config import NO_TEACHER, OF_PICTURES, RUN_TEACHER, DistillConfig, public_name
@@ -32,6 +32,7 @@ from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import create_run, list_runs, local_owner
 from kd.system import lazy_imports, memory
 from kd.system.files import default_runs_folder
+from kd.system.processes import answer_parent
 
 # The settings that a run without a teacher does not have. ``student`` is given as ``--base`` there.
 NOT_OF_FINETUNING = (
@@ -66,6 +67,7 @@ def add(command: Command) -> None:
     add_preset(one)
     add_settings(one)
     add_json(one)
+    add_child(one)
 
     one = command(
         "teacher",
@@ -79,7 +81,6 @@ def add(command: Command) -> None:
     one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
     one.add_argument("folder", type=Path)
     one.add_argument("--resume", action="store_true", help="go on with a run that was closed, or died")
-    one.add_argument("--nice", type=int, default=0, metavar="N", help="lower the priority by so much (default: 0)")
 
     for name, call, help in (
         ("resume", resume, "go on with a run that was stopped, failed or died, from its last checkpoint"),
@@ -116,21 +117,16 @@ def teacher(options: argparse.Namespace) -> int:
         config = DistillConfig.finetune(options.base, **given_settings(options))
     except ValueError as error:
         raise BadUsage(str(error)) from error
-    config = with_dataset(config, options.runs_dir)
+    config = with_folders(config, options.runs_dir)
     run = create_run(config, options.runs_dir, local_owner(options.runs_dir))
     return _follow(run, options.json, start_run(run))
 
 
 def estimate(options: argparse.Namespace) -> int:
     """Measure for some seconds, then print how long each stage of a run will take."""
-    config = config_from(options)
-    lazy_imports.load("kd.training.estimate")
-    quiet()
-    from kd.system.files import cache_folder
-    from kd.training.estimate import estimate as estimate_run
-
-    # A run's process, too, has to import everything: the start of this process is counted (``began`` 0).
-    found = estimate_run(config, cache_folder(options.runs_dir, config.dataset), began=0.0)
+    if options.child:
+        return answer_parent(lambda job, tell: _estimate(DistillConfig.from_dict(job["config"]), Path(job["runs_dir"])))
+    found = _estimate(config_from(options), options.runs_dir)
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["stages"].items())
     print(
         f"about {found['seconds']:.0f} s: {stages} ({found['epochs']} epochs at {found['images_per_second']:,.0f} images/s)"
@@ -140,16 +136,25 @@ def estimate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _estimate(config: DistillConfig, folder: Path) -> dict[str, Any]:
+    """Estimate a run of ``config`` in ``folder``; what was imported until now counts, as a run's process imports it too."""
+    lazy_imports.load("kd.training.estimate")
+    quiet()
+    from kd.system.files import cache_folder
+    from kd.training.estimate import estimate as measure
+
+    return measure(config, cache_folder(folder, config.dataset), began=0.0)
+
+
 def run_folder(options: argparse.Namespace) -> int:
     """Work on a run, or on a sweep, in this process."""
     from kd.distill import execute
 
-    os.nice(max(0, options.nice))
     run = Run(options.folder.resolve())
     if (run.path / "sweep.json").exists():
         return work_on_sweep_here(Sweep(run.path))
     signal.signal(signal.SIGTERM, lambda *_: run.ask_to_stop())
-    memory.go_first()
+    memory.prefer_to_be_killed()
     execute(run, resume=options.resume)
     return 0 if run.status() == "done" else 1
 
@@ -278,7 +283,7 @@ def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> in
     screen.clear()
     if status == "died":
         screen.line(
-            f"Run {run.id} died: its process is gone. {run.epitaph()} `python -m kd resume {run.id}` goes on with it."
+            f"Run {run.id} died: its process is gone. {run.explain_death()} `python -m kd resume {run.id}` goes on with it."
         )
     report = run.report()
     if status != "done" or report is None:

@@ -1,12 +1,12 @@
-"""Pictures that are the same photo: byte for byte, or re-encoded, resized, a little cropped, brightened or mirrored.
+"""Find images that are the same photo: byte for byte, or re-encoded, resized, a little cropped, brightened or mirrored.
 
-Each picture is decoded once to a thumbnail. Difference hashes of the thumbnails (Krawetz 2013, "Kind of like that") name
+Each image is decoded once to a thumbnail. Difference hashes of the thumbnails (Krawetz 2013, "Kind of like that") name
 the pairs that may be the same; each pair is then verified: one thumbnail is moved, scaled and brightened until it fits
-the other best (Lucas and Kanade 1981), and what is left must be small against the picture's own detail. Pictures that
-merely look alike, two T-shirts of one make, do not pass.
+the other best (Lucas and Kanade 1981), and the remaining difference must be small against the image's own detail. Images
+that merely resemble each other, two T-shirts of one make, do not pass.
 
-Not found: crops of more than about a twentieth a side, turned pictures, colour made grey, parts drawn over; of pictures
-of up to 64 pixels, only what is nearly equal.
+Not found: crops of more than about a twentieth a side, turned images, colour made grey, parts drawn over; of images of up
+to 64 pixels, only what is nearly equal.
 """
 
 import hashlib
@@ -29,34 +29,34 @@ from kd.data.splits import Splits
 from kd.errors import UserError
 from kd.system.files import write_whole
 
+# Side of a thumbnail, in pixels.
 SIDE = 32
-"""Of a thumbnail, in pixels."""
 
+# Pairs whose hashes differ in at most so many of 128 bits are verified.
 BITS = 24
-"""Pairs whose hashes differ in up to so many of 128 bits are looked at."""
 
-A_PICTURE = 10
-"""Where all pictures look alike, fewer bits: as many as leave about so many pairs a picture to look at."""
+# Where all images resemble each other, fewer bits: as many as leave about so many pairs an image to verify.
+PAIRS_PER_IMAGE = 10
 
+# Share of a thumbnail's side at each edge that is not compared: a crop has taken it from one of the two.
 MARGIN = 3 / 32
-"""Share of a thumbnail's side at each edge that is not compared: a crop has taken it from one of the two."""
 
+# The difference that may remain after the best fit, as a share of the image's detail: of photos, and of images of up to
+# ``SMALL_SIDE`` pixels, which resemble each other. Among 3,409 photos of clothes and 11,000 images of Fashion-MNIST, no two
+# that are not the same photo come as near (the nearest: over 0.35, and 0.094).
 DIFFERENCE, SMALL_DIFFERENCE = 0.3, 0.085
-"""What may be left after the best fit, as a share of the picture's detail: of photos, and of pictures of up to
-``SMALL_SIDE`` pixels, which look alike. Of 3,409 photos of clothes and 11,000 pictures of Fashion-MNIST, no two that are not
-the same photo come as near (the nearest: over 0.35, and 0.094)."""
 
+# How many times that may remain after one step and after three steps towards the best fit, of images of half the size.
 HOPEFUL = 4, 2
-"""How many times that may be left after the first step towards the best fit, and after three, of pictures of half the size."""
 
+# A duplicate may be darker and brighter by these factors.
 GAIN = (0.7, 1.4)
-"""How much brighter a duplicate may be."""
 
+# Near duplicates of an image with less detail than this (of 255) cannot be found.
 FLAT = 2.0
-"""Of a picture with less detail than this (of 255), near duplicates cannot be told."""
 
+# Among more images only equal files are found: near duplicates take a comparison of every pair.
 NEAR_MOST = 100_000
-"""Of more pictures only equal files are looked for: near ones take a comparison of every pair."""
 
 Progress = Callable[[int, int], None]
 
@@ -65,9 +65,9 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Looks:
-    """Of N pictures ``thumbs`` uint8 ``[N, S, S, 3]``, ``sizes`` ``[N, 2]`` (width and height in pixels, zeros of what
-    cannot be read), ``digests`` of the files ``[N]``, and index -> why it cannot be read."""
+class Thumbnails:
+    """What is kept of N images: ``thumbs`` uint8 ``[N, S, S, 3]``, ``sizes`` ``[N, 2]`` (width and height in pixels, zeros
+    where one cannot be read), ``digests`` of the files ``[N]``, and ``unreadable``, index -> the reason."""
 
     thumbs: np.ndarray
     sizes: np.ndarray
@@ -76,8 +76,8 @@ class Looks:
 
 
 @dataclass(frozen=True)
-class _Looked:
-    """A dataset as what ``Looks`` keeps of each picture."""
+class _Shrunk:
+    """A dataset whose items are what ``Thumbnails`` keeps of each image."""
 
     dataset: Any
 
@@ -95,24 +95,24 @@ class _Looked:
 
 
 def _digest(row: dict[str, Any]) -> bytes:
-    """A hash of a row's file, 16 bytes."""
+    """Return a hash of a row's file, 16 bytes."""
     return hashlib.blake2b(file_bytes(row), digest_size=16).digest()
 
 
 def shrunk(picture: Image.Image) -> np.ndarray:
-    """A picture as a thumbnail, uint8 ``[S, S, 3]``."""
+    """Return an image as a thumbnail, uint8 ``[S, S, 3]``."""
     return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=3))
 
 
-def looks(dataset: Any, cache: Path, progress: Progress = lambda done, of: None) -> Looks:
-    """What a split's pictures look like, from ``cache`` if anyone has looked before."""
-    folder = Path(cache) / "looks"
+def load_thumbnails(dataset: Any, cache: Path, progress: Progress = lambda done, of: None) -> Thumbnails:
+    """Return the thumbnails of a split, from ``cache`` if they were made before."""
+    folder = Path(cache) / "thumbnails"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{fingerprint(dataset)}.npz"
     with FileLock(path.with_suffix(".lock")):
         found = _load(path)
         if found is None:
-            found = _look(dataset, progress)
+            found = _make_thumbnails(dataset, progress)
             with path.with_suffix(".part").open("wb") as file:
                 np.savez(
                     file, thumbs=found.thumbs, sizes=found.sizes, digests=found.digests,
@@ -122,12 +122,12 @@ def looks(dataset: Any, cache: Path, progress: Progress = lambda done, of: None)
         return found
 
 
-def _load(path: Path) -> Looks | None:
-    """A file of looks; ``None`` where there is none, or it is damaged."""
+def _load(path: Path) -> Thumbnails | None:
+    """Return the thumbnails in a file; ``None`` where there is none, or it is damaged."""
     try:
         with np.load(path) as kept:
             unreadable = {int(index): reason for index, reason in json.loads(str(kept["unreadable"])).items()}
-            return Looks(kept["thumbs"], kept["sizes"], kept["digests"], unreadable)
+            return Thumbnails(kept["thumbs"], kept["sizes"], kept["digests"], unreadable)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -135,9 +135,9 @@ def _load(path: Path) -> Looks | None:
         return None
 
 
-def _look(dataset: Any, progress: Progress) -> Looks:
+def _make_thumbnails(dataset: Any, progress: Progress) -> Thumbnails:
     thumbs, sizes, digests, unreadable = [], [], [], {}
-    for batch in in_batches(_Looked(dataset), 32):
+    for batch in in_batches(_Shrunk(dataset), 32):
         for thumb, size, digest, reason in batch:
             if reason:
                 unreadable[len(thumbs)] = reason
@@ -145,13 +145,13 @@ def _look(dataset: Any, progress: Progress) -> Looks:
             sizes.append(size)
             digests.append(np.void(digest))
         progress(len(thumbs), len(dataset))
-    return Looks(np.stack(thumbs), np.array(sizes, np.int32), np.array(digests), unreadable)
+    return Thumbnails(np.stack(thumbs), np.array(sizes, np.int32), np.array(digests), unreadable)
 
 
-def joined(parts: list[Looks]) -> Looks:
-    """The pictures of several splits as one row of pictures."""
+def joined(parts: list[Thumbnails]) -> Thumbnails:
+    """Return the thumbnails of several splits one after the other."""
     starts = np.cumsum([0, *(len(part.sizes) for part in parts)])
-    return Looks(
+    return Thumbnails(
         np.concatenate([part.thumbs for part in parts]),
         np.concatenate([part.sizes for part in parts]),
         np.concatenate([part.digests for part in parts]),
@@ -164,8 +164,8 @@ def joined(parts: list[Looks]) -> Looks:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures, ``one < other``, that are the same; ``kind`` is ``exact`` or ``near``, ``difference`` what is left
-    after the best fit, as a share of the picture's detail."""
+    """Two images, ``one < other``, that are the same photo. ``kind`` is ``exact`` or ``near``, ``difference`` what remains
+    after the best fit, as a share of the image's detail."""
 
     one: int
     other: int
@@ -173,9 +173,12 @@ class Pair:
     difference: float
 
 
-def find_duplicates(seen: Looks, progress: Progress = lambda done, of: None) -> list[Pair]:
-    """The duplicates among pictures, exact ones first. Of several that are equal, each is paired with the first; groups of
-    near ones may be paired in part only, but hang together."""
+def find_duplicates(seen: Thumbnails, progress: Progress = lambda done, of: None) -> list[Pair]:
+    """Return the duplicates among images, exact ones first.
+
+    Of several that are equal, each is paired with the first. In a group of near duplicates not every two are paired, but
+    each is connected with every other through pairs.
+    """
     exact = equal(seen.digests, list(seen.unreadable))
     first = np.setdiff1d(np.arange(len(seen.digests)), [pair.other for pair in exact])
     subjects = np.setdiff1d(first, list(seen.unreadable))
@@ -184,32 +187,34 @@ def find_duplicates(seen: Looks, progress: Progress = lambda done, of: None) -> 
 
 
 def equal(digests: np.ndarray, but: list[int]) -> list[Pair]:
-    """The pairs of equal files, from their digests ``[N]``; those at ``but`` are not pictures."""
+    """Return the pairs of equal files, from their digests ``[N]``; those at the indices ``but`` are not images."""
     _, first, place = np.unique(digests, return_index=True, return_inverse=True)
     others = np.setdiff1d(np.arange(len(digests)), [*first, *but]).astype(int)
     return [Pair(int(first[place[i]]), int(i), "exact", 0.0) for i in others]
 
 
-def _near(seen: Looks, subjects: np.ndarray, progress: Progress) -> Iterator[Pair]:
+def _near(seen: Thumbnails, subjects: np.ndarray, progress: Progress) -> Iterator[Pair]:
     thumbs = seen.thumbs[subjects]
     coarse = coarser(thumbs)
     small = seen.sizes[subjects].min(1) <= SMALL_SIDE
-    told: dict[tuple[int, int], float] = {}
+    found: dict[tuple[int, int], float] = {}
     for candidates, mirrored in _candidates(thumbs, progress):
         for start in range(0, len(candidates), 512):
-            one, other = candidates[start : start + 512].T
-            allowed = np.where(small[one] | small[other], SMALL_DIFFERENCE, DIFFERENCE)
-            left = differences(thumbs, coarse, one, other, allowed, mirrored)
+            pairs = candidates[start : start + 512]
+            allowed = np.where(small[pairs].any(1), SMALL_DIFFERENCE, DIFFERENCE)
+            left = differences(thumbs, coarse, pairs, allowed, mirrored)
             for i in np.flatnonzero(left <= allowed):
-                pair = int(subjects[one[i]]), int(subjects[other[i]])
-                told[pair] = min(float(left[i]), told.get(pair, 1.0))
-    for (one, other), difference in sorted(told.items(), key=lambda item: item[1]):
+                pair = int(subjects[pairs[i, 0]]), int(subjects[pairs[i, 1]])
+                found[pair] = min(float(left[i]), found.get(pair, 1.0))
+    for (one, other), difference in sorted(found.items(), key=lambda item: item[1]):
         yield Pair(one, other, "near", round(difference, 4))
 
 
 def hashes(thumbs: np.ndarray) -> np.ndarray:
-    """Difference hashes uint64 ``[N, 2]`` of thumbnails: whether each of 8 x 8 cells is brighter than the next, across and
-    down."""
+    """Return difference hashes uint64 ``[N, 2]`` of thumbnails.
+
+    A bit says whether one of 8 x 8 cells is brighter than the next, across in the first number and down in the second.
+    """
     grey = thumbs.mean(-1, dtype=np.float32)
     turned = grey.transpose(0, 2, 1)
     words = []
@@ -226,13 +231,13 @@ def hashes(thumbs: np.ndarray) -> np.ndarray:
 
 
 def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """In how many bits hashes ``[A, 2]`` and ``[B, 2]`` differ, uint8 ``[A, B]``."""
+    """Return in how many bits hashes ``[A, 2]`` and ``[B, 2]`` differ, uint8 ``[A, B]``."""
     across, down = (np.bitwise_count(one[:, None, word] ^ other[None, :, word]) for word in (0, 1))
     return across + down
 
 
 def _candidates(thumbs: np.ndarray, progress: Progress) -> Iterator[tuple[np.ndarray, bool]]:
-    """Pairs ``[P, 2]`` of thumbnails with similar hashes, block by block, and whether the first is to be mirrored."""
+    """Yield pairs ``[P, 2]`` of thumbnails with similar hashes, and whether the first of each is to be mirrored."""
     plain, mirrored = hashes(thumbs), hashes(thumbs[:, :, ::-1])
     bits = _bits(plain)
     for start in range(0, len(plain), 256):
@@ -244,20 +249,20 @@ def _candidates(thumbs: np.ndarray, progress: Progress) -> Iterator[tuple[np.nda
 
 
 def _bits(hashed: np.ndarray) -> int:
-    """``BITS``, or fewer where that would leave more than ``A_PICTURE`` pairs a picture, judged by some of them."""
-    if len(hashed) <= A_PICTURE:
+    """Return ``BITS``, or fewer where that leaves more than ``PAIRS_PER_IMAGE`` pairs an image, estimated from some."""
+    if len(hashed) <= PAIRS_PER_IMAGE:
         return BITS
     some = hashed[np.linspace(0, len(hashed) - 1, min(256, len(hashed)), dtype=int)]
     counts = np.bincount(_distances(some, hashed).ravel(), minlength=129)[: BITS + 1]
     pairs = (counts.cumsum() - len(some)) / len(some) / 2  # of each, half are counted with the other
-    return max(4, int((pairs <= A_PICTURE).sum()) - 1)
+    return max(4, int((pairs <= PAIRS_PER_IMAGE).sum()) - 1)
 
 
 # --- Verified
 
 
 def coarser(thumbs: np.ndarray) -> np.ndarray:
-    """Thumbnails uint8 ``[N, S, S, 3]`` at half the size, grey, float32 ``[N, S / 2, S / 2, 1]``."""
+    """Return thumbnails uint8 ``[N, S, S, 3]`` at half the size, grey, float32 ``[N, S / 2, S / 2, 1]``."""
     grey = _blurred(thumbs.mean(-1, keepdims=True, dtype=np.float32))
     return grey.reshape(len(thumbs), SIDE // 2, 2, SIDE // 2, 2, 1).mean((2, 4))
 
@@ -265,13 +270,20 @@ def coarser(thumbs: np.ndarray) -> np.ndarray:
 def differences(
     thumbs: np.ndarray,
     coarse: np.ndarray,
-    one: np.ndarray,
-    other: np.ndarray,
+    pairs: np.ndarray,
     allowed: np.ndarray,
     mirrored: bool = False,
 ) -> np.ndarray:
-    """What is left between the thumbnails at ``one`` and ``other`` ``[P]`` after the best fit, as a share of their detail
-    ``[P]``: infinite where it will not come under what is ``allowed`` ``[P]``. ``coarse`` is ``coarser`` of ``thumbs``; ``mirrored``: ``one`` is to be."""
+    """Return the difference ``[P]`` that remains between two thumbnails after the best fit, as a share of their detail.
+
+    It is infinite where it will not come under what is ``allowed`` ``[P]``.
+
+    Args:
+        coarse: ``coarser`` of ``thumbs``.
+        pairs: the indices of the two, ``[P, 2]``.
+        mirrored: whether the first of each pair is mirrored.
+    """
+    one, other = pairs.T
     turn = slice(None, None, -1 if mirrored else 1)
     left, moved, hopeful = np.full(len(one), np.inf), np.zeros((len(one), 4)), np.arange(len(one))
     for pictures, rounds, times in ((coarse, 1, HOPEFUL[0]), (coarse, 2, HOPEFUL[1]), (thumbs, 2, np.inf)):
@@ -288,8 +300,10 @@ def differences(
 
 
 def _fitted(one: np.ndarray, other: np.ndarray, moved: np.ndarray, rounds: int) -> tuple[np.ndarray, np.ndarray]:
-    """The difference ``[P]`` of pictures ``[P, S, S, C]``, ``other`` fitted to ``one`` by least squares, and how it was moved
-    ``[P, 4]``: to the right, down, wider, higher, in pixels at the edge. ``moved`` is where to begin."""
+    """Fit images ``other`` to ``one`` ``[P, S, S, C]`` by least squares; return the difference ``[P]`` and the movement.
+
+    The movement ``[P, 4]`` is to the right, down, wider, higher, in pixels at the edge; ``moved`` is where to begin.
+    """
     side = one.shape[1]
     edge = round(MARGIN * side)
     inside = slice(edge, side - edge)
@@ -313,7 +327,7 @@ def _fitted(one: np.ndarray, other: np.ndarray, moved: np.ndarray, rounds: int) 
 
 
 def _warped(pictures: np.ndarray, moved: np.ndarray, along: np.ndarray) -> np.ndarray:
-    """Pictures ``[P, S, S, C]`` looked at where ``moved`` says, linearly between pixels."""
+    """Return images ``[P, S, S, C]`` sampled where ``moved`` says, linearly between pixels."""
     side, nth = len(along), np.arange(len(pictures))[:, None, None]
     places = []
     for shift, scale in ((moved[:, 0], moved[:, 2]), (moved[:, 1], moved[:, 3])):
@@ -329,7 +343,7 @@ def _warped(pictures: np.ndarray, moved: np.ndarray, along: np.ndarray) -> np.nd
 
 
 def _blurred(pictures: np.ndarray) -> np.ndarray:
-    """Pictures ``[P, S, S, C]`` as float32, a little blurred: where a pixel begins is not the photo's doing."""
+    """Return images ``[P, S, S, C]`` as float32, a little blurred, so that the grid of pixels matters less."""
     values = pictures.astype(np.float32)
     for axis in (1, 2):
         values = np.moveaxis(values, axis, 0)
@@ -343,7 +357,7 @@ def _blurred(pictures: np.ndarray) -> np.ndarray:
 
 
 def _detail(pictures: np.ndarray) -> np.ndarray:
-    """How much pictures ``[P, S, S, C]`` vary within their 8 x 8 cells, root mean square ``[P]``."""
+    """Return how much images ``[P, S, S, C]`` vary within their 8 x 8 cells, root mean square ``[P]``."""
     count, side, _, channels = pictures.shape
     cells = pictures.reshape(count, 8, side // 8, 8, side // 8, channels)
     return np.sqrt(cells.var((2, 4)).mean((1, 2, 3)))
@@ -353,7 +367,7 @@ def _detail(pictures: np.ndarray) -> np.ndarray:
 
 
 def groups(count: int, pairs: list[Pair]) -> np.ndarray:
-    """For each of ``count`` pictures the first of those that it hangs together with by pairs, ``[count]``."""
+    """Return for each of ``count`` images the first of those that it is connected with through pairs, ``[count]``."""
     first = list(range(count))
 
     def root(index: int) -> int:
@@ -371,11 +385,13 @@ def groups(count: int, pairs: list[Pair]) -> np.ndarray:
 def known_pairs(
     splits: Splits, cache: Path, phase: Callable[[str], Progress] = lambda name: lambda done, of: None
 ) -> list[Pair]:
-    """The duplicates among all pictures of ``splits``, counted through train, validation and test, from ``cache`` if anyone
-    has looked before. ``phase`` gives a progress for each part of the work."""
+    """Return the duplicates among all images of ``splits``, from ``cache`` if they were found before.
+
+    Indices count through train, validation and test. ``phase`` gives a progress for each part of the work.
+    """
     parts = [splits.train, splits.validation, splits.test]
     key = hashlib.blake2b("".join(map(fingerprint, parts)).encode(), digest_size=16).hexdigest()
-    path = Path(cache) / "looks" / f"pairs-{key}.json"
+    path = Path(cache) / "thumbnails" / f"pairs-{key}.json"
     try:
         return [Pair(*pair) for pair in json.loads(path.read_text())]
     except FileNotFoundError:
@@ -385,7 +401,7 @@ def known_pairs(
     if sum(map(len, parts)) > NEAR_MOST:
         pairs = equal(np.array([np.void(_digest(row)) for part in parts for row in part]), [])
     else:
-        seen = joined([looks(part, cache, phase("looking for duplicates")) for part in parts])
+        seen = joined([load_thumbnails(part, cache, phase("looking for duplicates")) for part in parts])
         pairs = find_duplicates(seen, phase("comparing pictures"))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps([[pair.one, pair.other, pair.kind, pair.difference] for pair in pairs]))
@@ -398,10 +414,10 @@ def without_duplicates(
     cache: Path,
     phase: Callable[[str], Progress] = lambda name: lambda done, of: None,
 ) -> Splits:
-    """``splits`` as a run of ``config`` takes them: with ``duplicates`` "one side", train and validation without what has a
-    duplicate in test, and train without what has one in validation, so that a score is of pictures never seen.
+    """Return ``splits`` as a run of ``config`` takes them, so that a score is of images that were never seen.
 
-    The sample is taken as it is: it has none. Raises ``UserError`` where nothing would be left of a split or a class.
+    With ``duplicates`` "one side", train and validation lose what has a duplicate in test, and train what has one in
+    validation. The sample is taken as it is: it has none. Raises ``UserError`` where nothing would be left of a split or a class.
     """
     if config.duplicates == "keep" or config.dataset == SAMPLE:
         return splits
@@ -426,6 +442,7 @@ def without_duplicates(
     return kept
 
 
+# What the images of a split are called.
 WORDS = {"train": "training", "validation": "validation", "test": "test"}
 
 
@@ -437,13 +454,13 @@ def _left_out(count: int, name: str, other: str) -> str:
 
 
 def class_counts(dataset: Any, classes: list[str]) -> np.ndarray:
-    """Pictures of each class, ``[C]``; those without a label are of none."""
+    """Return the number of images of each class, ``[C]``; those without a label are of none."""
     labels = np.asarray(dataset["label"])
     return np.bincount(labels[labels >= 0], minlength=len(classes))
 
 
 def _check_left(before: Splits, after: Splits) -> None:
-    """Raises ``UserError`` where leaving duplicates out has emptied a split, or a class of train."""
+    """Raise ``UserError`` where leaving duplicates out has emptied a split, or a class of train."""
     advice = "Give other pictures, or keep them where they are with --duplicates keep; the score will then be too good."
     if not len(after.validation):
         raise UserError(f"All {len(before.validation):,} validation pictures are duplicates of test pictures. {advice}")

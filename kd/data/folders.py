@@ -1,8 +1,9 @@
-"""What the folders of somebody's pictures mean: splits, classes, or a heap without labels. Pure functions of names."""
+"""Understand the folders of somebody's images: splits, classes, or images without labels. Pure functions of names."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+# Split -> what its folder, or a split on the Hub, is usually called.
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -11,14 +12,14 @@ SPLIT_NAMES = {
 
 USUAL = {usual: split for split, names in SPLIT_NAMES.items() for usual in names}
 
+# The folders that lead to an image, and its own name.
 Parts = tuple[str, ...]
-"""The folders that lead to a picture, and its own name."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """``places``: the index of a picture -> its split and class (``None`` where nothing is labelled); ``skipped``: the
-    index of one that has no place among the others -> why."""
+    """``places``: the index of an image -> its split and class (``None`` where nothing is labelled); ``skipped``: the index
+    of one that has no place among the others -> the reason."""
 
     places: dict[int, tuple[str, str | None]] = field(default_factory=dict)
     skipped: dict[int, str] = field(default_factory=dict)
@@ -31,7 +32,7 @@ class Layout:
 def layout(names: Iterable[Parts]) -> Layout:
     """Understand class folders, with or without split folders above them, in one folder or in several nested ones.
 
-    Where there is only one class folder, or none, there are no labels: everything is a heap, splits are kept.
+    Where there is only one class folder, or none, there are no labels; splits are kept.
     """
     every = dict(enumerate(names))
     rest, loose = _inside(every)
@@ -50,7 +51,7 @@ def layout(names: Iterable[Parts]) -> Layout:
 
 
 def _inside(names: dict[int, Parts]) -> tuple[dict[int, Parts], list[int]]:
-    """``names`` without the folders that hold all the others, and those that lie loose beside a folder."""
+    """Return ``names`` without the folders that hold all the others, and the indices of those that lie beside folders."""
     loose: list[int] = []
     while True:
         loose += [index for index, parts in names.items() if len(parts) == 1]
@@ -65,8 +66,10 @@ def _folders(names: dict[int, Parts]) -> set[str]:
 
 
 def _are_splits(names: dict[int, Parts]) -> bool:
-    """Whether folders are splits: all are called so, or what is called train holds folders. (A class may be called
-    train, beside car and plane.)"""
+    """Return whether folders are splits: all are called so, or the one that is called train holds folders.
+
+    A class may be called train, next to car and plane.
+    """
     called = [parts for parts in names.values() if parts[0].lower() in USUAL]
     nested = any(USUAL[parts[0].lower()] == "train" and len(parts) > 2 for parts in called)
     return bool(called) and (nested or len(called) == len(names))

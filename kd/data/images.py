@@ -1,7 +1,7 @@
-"""One picture: opened, whatever a phone, a scanner or a stranger made of it, as upright RGB.
+"""Open one image, whatever a phone, a scanner or a stranger made of it, as upright RGB.
 
-Its size is read before anything is decoded, so that a small file cannot ask for gigabytes; its kind is told by its
-content, among those that are allowed, so that no other decoder of Pillow's is ever asked.
+Its size is read before anything is decoded, so that a small file cannot take gigabytes. Its format is recognised by its
+content, among those that are allowed, so that no other decoder of Pillow's is ever called.
 """
 
 import io
@@ -18,35 +18,36 @@ from PIL import Image, ImageOps
 from kd import limits
 from kd.errors import UserError
 
+# How the names of image files end, in lower case.
 ENDINGS = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
 }  # fmt: skip
-"""How the names of pictures end, in lower case."""
 
+# Pillow's names of what is read; HEIF comes from `pillow-heif` where a file begins like one.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""Pillow's names of what is read; HEIF comes from `pillow-heif` where a file begins like one."""
 
 EXPECTED = "Expected PNG, JPEG, WebP, GIF, BMP, TIFF, HEIC or AVIF."
 
+# The least side of an image, in pixels.
 MIN_SIDE = 4
 
+# What Pillow's decoders raise on damaged files: whatever they stumble over.
 DAMAGE = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError,
     struct.error, zlib.error,
 )  # fmt: skip
-"""What Pillow's decoders raise on damaged files: whatever they stumble over."""
 
 
 class BadPicture(UserError, ValueError):
-    """A file that cannot be used as a picture; the message names it and says why."""
+    """A file that cannot be used as an image; the message names it and says why."""
 
 
 class NoPicture(BadPicture):
-    """A file that does not even begin like a picture."""
+    """A file that does not even begin like an image."""
 
 
 def open_picture(source: Path | str | bytes, name: str = "", least: int | None = None) -> Image.Image:
-    """An upright RGB picture. Of an animation, or several pages, the first; what is transparent becomes white.
+    """Return an image as upright RGB: of an animation or several pages the first; what is transparent becomes white.
 
     Where sides of ``least`` pixels are enough, a large JPEG is decoded at a half, a quarter or an eighth of its size,
     which takes a fraction of the time. The size is read before anything is decoded. Raises ``BadPicture``.
@@ -75,7 +76,7 @@ def open_picture(source: Path | str | bytes, name: str = "", least: int | None =
 
 
 def identified(source: Path | str | bytes, name: str) -> Image.Image:
-    """The picture, nothing of it decoded yet. Raises ``BadPicture``, ``NoPicture`` for what does not begin like one."""
+    """Return the image with nothing decoded yet. Raises ``BadPicture``, ``NoPicture`` for what does not begin like one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
@@ -93,7 +94,7 @@ def _too_large(what: str) -> BadPicture:
 
 
 def _formats(source: Path | str | bytes) -> tuple[str, ...]:
-    """``FORMATS``, with HEIF for a file that begins as HEIC and AVIF do: its plugin is imported when it is needed."""
+    """Return ``FORMATS``, with HEIF for a file that begins as HEIC and AVIF do: its plugin is imported when needed."""
     if _head(source)[4:8] != b"ftyp":
         return FORMATS
     from pillow_heif import register_heif_opener
@@ -103,7 +104,7 @@ def _formats(source: Path | str | bytes) -> tuple[str, ...]:
 
 
 def _head(source: Path | str | bytes) -> bytes:
-    """The first bytes of a file."""
+    """Return the first bytes of a file."""
     if isinstance(source, bytes):
         return source[:12]
     try:
@@ -148,7 +149,7 @@ def open_row(row: dict[str, Any], least: int | None = None) -> Image.Image:
 
 
 def open_images(dataset: Any) -> Iterator[tuple[int, Image.Image | BadPicture]]:
-    """Each row's index with its picture, or with what is wrong with it."""
+    """Yield each row's index with its image, or with what is wrong with it."""
     for index, row in enumerate(dataset):
         try:
             yield index, open_row(row)
@@ -157,7 +158,7 @@ def open_images(dataset: Any) -> Iterator[tuple[int, Image.Image | BadPicture]]:
 
 
 def file_bytes(row: dict[str, Any]) -> bytes:
-    """A row's file; nothing of one that is not there, which is named when it is to be decoded."""
+    """Return a row's file, empty bytes where it is missing: decoding it says so."""
     image = row["image"]
     if image["bytes"] is not None:
         return image["bytes"]
@@ -168,7 +169,7 @@ def file_bytes(row: dict[str, Any]) -> bytes:
 
 
 def typical_size(dataset: Any, most: int = 64) -> tuple[int, int]:
-    """The median shorter side and the largest longer side in pixels of some pictures, spread over the dataset."""
+    """Return the median shorter side and the largest longer side, in pixels, of some images spread over the dataset."""
     sample = dataset.select(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=int))
     sizes = [size for row in sample if (size := row_size(row)) is not None]
     if not sizes:
@@ -177,7 +178,7 @@ def typical_size(dataset: Any, most: int = 64) -> tuple[int, int]:
 
 
 def row_size(row: dict[str, Any]) -> tuple[int, int] | None:
-    """A picture's width and height from the first bytes of its file; ``None`` of what is no picture."""
+    """Return an image's width and height from the first bytes of its file; ``None`` for what is no image."""
     image = row["image"]
     try:
         with identified(image["bytes"] if image["bytes"] is not None else image["path"], "") as picture:

@@ -21,7 +21,7 @@ from kd.system.files import mapped, npy_writer, write_whole
 
 
 def fingerprint(dataset: Any) -> str:
-    """A hash of the files and labels themselves, in order: it knows nothing of where or when they were read."""
+    """Return a hash of the files and labels themselves, in order; it does not depend on where or when they were read."""
     digest = hashlib.blake2b(digest_size=16)
     for row in dataset:
         data = file_bytes(row)
@@ -32,8 +32,8 @@ def fingerprint(dataset: Any) -> str:
 
 @dataclass(frozen=True)
 class Pixels:
-    """A split for training: ``values[indices]`` is uint8 ``[B, 3, S, S]``, whole pictures squeezed into squares, and
-    ``labels`` int64 ``[N]``. Unreadable pictures are left out and named in ``unreadable``.
+    """A split for training: ``values[indices]`` is uint8 ``[B, 3, S, S]``, whole images scaled to squares, and ``labels``
+    int64 ``[N]``. Unreadable images are left out and named in ``unreadable``.
 
     ``values`` is a memory-mapped array, or ``Undecoded`` where that would not fit on the disk; ``warnings`` says so.
     """
@@ -47,7 +47,7 @@ class Pixels:
 
 
 class Undecoded:
-    """Pictures that are decoded each time they are asked for; to be asked by worker processes."""
+    """Images that are decoded each time they are read, which worker processes should do."""
 
     def __init__(self, dataset: Any, side: int) -> None:
         self.dataset, self.shape = dataset, (len(dataset), 3, side, side)
@@ -61,7 +61,7 @@ class Undecoded:
 
 
 def pixels_folder(fingerprint: str, side: int, cache: Path) -> Path:
-    """Where a split's decoded pictures are kept, in ``pixels.npy``."""
+    """Return the folder in which a split's decoded images are kept, as ``pixels.npy``."""
     return Path(cache) / "pixels" / f"{fingerprint}-{side}"
 
 
@@ -95,7 +95,7 @@ def load_pixels(
 
 
 def _unreadable(folder: Path) -> list[dict[str, Any]] | None:
-    """What ``_decode`` has left out (``index``, ``reason``), or ``None`` where it has not ended."""
+    """Return what ``_decode`` has left out (``index``, ``reason``), or ``None`` where it has not ended."""
     try:
         return json.loads((folder / "unreadable.json").read_text())
     except (FileNotFoundError, ValueError):
@@ -103,8 +103,10 @@ def _unreadable(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def _too_large(count: int, side: int, folder: Path) -> list[str]:
-    """Words for the user if decoded pictures would take more than the disk should give: ``KD_PIXELS_GB`` (10^9 bytes),
-    or half of what is free."""
+    """Return a warning if the decoded images would take more disk than they may, else nothing.
+
+    They may take ``KD_PIXELS_GB`` (10^9 bytes), or half of what is free.
+    """
     budget = float(os.environ.get("KD_PIXELS_GB") or shutil.disk_usage(folder).free / 2e9)
     needed = count * 3 * side * side / 1e9
     if needed <= budget:
@@ -117,8 +119,10 @@ def _too_large(count: int, side: int, folder: Path) -> list[str]:
 
 
 def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int], None], keep: bool) -> None:
-    """Every picture once, by several processes, into ``pixels.npy`` (unless it is not to be kept); what could not be
-    read into ``unreadable.json``."""
+    """Decode every image once, by several processes, into ``pixels.npy`` if it is to be kept.
+
+    What could not be read goes into ``unreadable.json``.
+    """
     temporary, unreadable, done = folder / "pixels.part", [], 0
     with npy_writer(temporary, (3, side, side), np.uint8) as write:
         for answers in in_batches(Squeezed(dataset, side), 32):
@@ -140,7 +144,7 @@ def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int]
 
 
 def _squeezed(row: dict[str, Any], side: int) -> np.ndarray:
-    """A row's picture as uint8 ``[3, S, S]``."""
+    """Return a row's image as uint8 ``[3, S, S]``."""
     picture = open_row(row, least=2 * side)
     if picture.size != (side, side):
         picture = picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3)
@@ -149,7 +153,7 @@ def _squeezed(row: dict[str, Any], side: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Squeezed:
-    """A dataset's pictures ``[3, S, S]``, or in words why one cannot be read."""
+    """A dataset's images ``[3, S, S]``, or in words why one cannot be read."""
 
     dataset: Any
     side: int
@@ -165,7 +169,7 @@ class Squeezed:
 
 
 def in_order(values: "np.ndarray | Undecoded", begin: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """``Pixels.values`` from index ``begin`` on as batches uint8 ``[B, 3, S, S]``, each with the index of its first."""
+    """Yield ``Pixels.values`` from index ``begin`` on as batches uint8 ``[B, 3, S, S]``, each after its first index."""
     if not isinstance(values, Undecoded):
         for start in range(begin, len(values), size):
             yield start, np.array(values[start : start + size])
@@ -176,13 +180,15 @@ def in_order(values: "np.ndarray | Undecoded", begin: int, size: int) -> Iterato
 
 
 def decoding_processes() -> int:
-    """How many processes decode pictures: one for each core that this one may use, or none beside this one where
-    processes cannot be forked (a spawned one would run a user's script again)."""
+    """Return how many processes decode images: one for each core that this one may use.
+
+    It is 0, for this process alone, where processes cannot be forked: a spawned one would run a user's script again.
+    """
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
 
 
 def in_batches(items: Any, size: int) -> Iterator[list]:
-    """Lists of ``size`` items of a sequence, in order, made by several processes."""
+    """Yield lists of ``size`` items of a sequence, in order, made by several processes."""
     from torch.utils.data import DataLoader
 
     workers = decoding_processes()

@@ -1,9 +1,4 @@
-"""Pictures: where they come from, how they are split, and how a batch of them becomes a tensor.
-
-Two ways lead from a picture to a tensor. The *ruler* (``kd.evaluation.compare``) opens the original file and uses a model's own
-processor; every reported score comes from it. The *fast* way here is for training: pictures are decoded once into
-``[N, 3, S, S]`` uint8, and crops of a whole batch are cut, scaled and normalised at once.
-"""
+"""Load the images that a configuration names, and split them into training, validation and test images."""
 
 import os
 from dataclasses import dataclass, field
@@ -20,8 +15,8 @@ from kd.system.files import ASSETS, DATASETS
 from kd.system.hub import from_hub
 from kd.text import pictures_were, some
 
+# What the columns of images and of labels are usually called.
 IMAGE_COLUMNS = ("image", "img")
-
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
 
 
@@ -32,7 +27,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
 class Splits:
     """Three ``datasets.Dataset`` with the columns ``image`` (undecoded) and ``label`` (an index of ``classes``).
 
-    Where the pictures have no labels (``labelled`` is false) every label is -1, and there are no classes yet: they will be
+    Where the images have no labels (``labelled`` is false) every label is -1, and there are no classes yet: they will be
     the teacher's.
     """
 
@@ -45,11 +40,11 @@ class Splits:
 
     @property
     def labels(self) -> str:
-        """Whose the labels are, as events and reports have it: the ``dataset``'s, or the ``teacher``'s."""
+        """Return where the labels come from, as events and reports name it: the ``dataset`` or the ``teacher``."""
         return "dataset" if self.labelled else "teacher"
 
     def counts(self, split: str) -> list[int]:
-        """The pictures of each class in a split; none where they have no labels."""
+        """Return the number of images of each class in a split; an empty list where they have no labels."""
         labels = np.asarray(getattr(self, split)["label"])
         return np.bincount(labels, minlength=len(self.classes)).tolist() if self.labelled else []
 
@@ -58,10 +53,11 @@ class Splits:
 
 
 def load_splits(config: DistillConfig) -> Splits:
-    """The pictures that ``config`` names, with the missing splits cut from train, seeded, and stratified where there are
-    labels.
+    """Return the images that ``config`` names. Splits that are missing are cut from train.
 
-    Raises ``UserError`` on anything that a user can mend.
+    The cut is seeded, and stratified where there are labels.
+
+    Raises ``UserError`` for everything that a user can correct.
     """
     said: list[str] = []
     found = _pick_splits(_load(config, said), config)
@@ -100,7 +96,7 @@ def load_splits(config: DistillConfig) -> Splits:
 
 
 def _unlabelled(found: dict[str, Any], config: DistillConfig, columns: list[str], labelled: list[str]) -> Splits:
-    """The splits of a dataset whose training pictures have no labels; those of the splits ``labelled`` are not used."""
+    """Return the splits of a dataset whose training images have no labels; those of the splits ``labelled`` are dropped."""
     said = []
     if len(columns) > 1:
         said.append(f"No column of {some(columns)} has labels. If another one holds them, name it with --label-column.")
@@ -122,15 +118,18 @@ def _is_unlabelled(dataset: Any) -> bool:
 
 
 def _with_labels(dataset: Any) -> tuple[Any, int]:
-    """The rows that have a label, and how many have none."""
+    """Return the rows that have a label, and how many have none."""
     labels = dataset["label"]
     known = [nth for nth, label in enumerate(labels) if label is not None and label >= 0]
     return (dataset if len(known) == len(labels) else dataset.select(known)), len(labels) - len(known)
 
 
 def cut(dataset: Any, fraction: float, name: str, seed: int = 0) -> tuple[Any, Any]:
-    """``dataset`` without, and only, a share of it: of each class ``fraction``, at least one picture; of all pictures
-    where they have no labels. ``seed`` is never the run's: two runs on the same pictures share their test split."""
+    """Return ``dataset`` without a share of it, and that share.
+
+    The share is ``fraction`` of each class, at least one image; of all images where they have no labels. ``seed`` is never
+    the run's: two runs on the same images share their test split.
+    """
     labels, names = np.asarray(dataset["label"]), getattr(dataset.features["label"], "names", None)
     rng, taken = np.random.default_rng(seed), []
     for index in range(len(names)) if names else (-1,):
@@ -147,7 +146,7 @@ def cut(dataset: Any, fraction: float, name: str, seed: int = 0) -> tuple[Any, A
 
 
 def _load(config: DistillConfig, said: list[str]) -> dict[str, Any]:
-    """Split name -> dataset, as they come; into ``said``, what was left out."""
+    """Return the datasets of all splits by their own names; what was left out is added to ``said``."""
     if config.dataset == SAMPLE:
         return _load_parquet({name: [ASSETS / "sample" / f"{name}.parquet"] for name in SPLIT_NAMES})
     path = Path(os.path.expanduser(config.dataset))
@@ -171,7 +170,7 @@ def _load(config: DistillConfig, said: list[str]) -> dict[str, Any]:
 
 
 def _load_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
-    """Split name -> the rows of its files, without a copy in a cache."""
+    """Return the rows of each split's files, without a copy in a cache."""
     import pyarrow
     from datasets import Dataset
     from pyarrow import parquet
@@ -186,8 +185,10 @@ def _load_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
 
 
 def _load_folder(path: Path, said: list[str]) -> dict[str, Any]:
-    """The splits of a folder of pictures, understood as an import understands it (``kd.data.folders``); into ``said``, which
-    pictures have no place."""
+    """Return the splits of a folder of images, understood as an import understands it (``kd.data.folders``).
+
+    What has no place among them is added to ``said``.
+    """
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
 
@@ -221,7 +222,7 @@ def _load_folder(path: Path, said: list[str]) -> dict[str, Any]:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    """The pictures below a folder, sorted, without what systems leave behind (dot files, ``__MACOSX``)."""
+    """Return the images below a folder, sorted, without what systems leave behind (dot files, ``__MACOSX``)."""
     return [
         file
         for file in sorted(folder.rglob("*"))
@@ -251,7 +252,7 @@ def _load_hub(config: DistillConfig) -> dict[str, Any]:
 
 
 def _pick_splits(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:
-    """Train, and validation and test where there are any: those that were named, or found by their usual names."""
+    """Return train, and validation and test where there are any: those that are named, or have their usual names."""
     picked = {}
     for name, usual in SPLIT_NAMES.items():
         wanted = getattr(config, f"{name}_split")
@@ -271,7 +272,7 @@ def _pick_splits(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]
 
 
 def _standard(dataset: Any, config: DistillConfig, split: str) -> Any:
-    """The two columns that everything else relies on."""
+    """Return a dataset with the columns ``image`` and ``label`` only, as everything else expects them."""
     from datasets import ClassLabel
     from datasets import Image as ImageFeature
 
@@ -306,7 +307,7 @@ def _standard(dataset: Any, config: DistillConfig, split: str) -> Any:
 
 
 def _image_column(features: Any) -> str | None:
-    """The column of pictures: by type, with the usual name if there are several; else by its usual name."""
+    """Return the column of images: by its type, the usual name first if there are several; else by its usual name."""
     from datasets import Image as ImageFeature
 
     typed = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
@@ -315,7 +316,7 @@ def _image_column(features: Any) -> str | None:
 
 
 def _cast_to_pictures(dataset: Any, column: str, split: str) -> Any:
-    """A column of files' bytes, or of ``{bytes, path}``, as `datasets` writes pictures where its own notes are lost."""
+    """Cast a column of files' bytes, or of ``{bytes, path}``, to images: `datasets` writes it so without its own notes."""
     from datasets import Image as ImageFeature
 
     kind = dataset.features[column]

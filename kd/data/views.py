@@ -8,10 +8,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Views:
-    """The crops of a split: a pure function of (fingerprint, picture, view, ``seed``).
+    """The crops of a split: a pure function of (fingerprint, image, view, ``seed``).
 
-    View 0 is the whole picture. Other views are crops of ``crop_area`` to 1 of the area and aspect 3/4 to 4/3 of the
-    picture's own (Szegedy et al. 2015, arXiv:1409.4842, section 6), half of them mirrored.
+    View 0 is the whole image. Other views are crops of ``crop_area`` to 1 of the area and aspect 3/4 to 4/3 of the image's
+    own (Szegedy et al. 2015, arXiv:1409.4842, section 6), half of them mirrored.
     """
 
     fingerprint: str
@@ -20,7 +20,7 @@ class Views:
     seed: int = 0
 
     def boxes(self, view: int) -> tuple[np.ndarray, np.ndarray]:
-        """``boxes`` float32 ``[N, 4]`` (left, top, width, height, as shares of the picture) and ``mirrored`` ``[N]``."""
+        """Return boxes float32 ``[N, 4]`` (left, top, width, height, as shares of the image) and mirrored, bool ``[N]``."""
         if view == 0:
             whole = np.tile(np.array([0, 0, 1, 1], np.float32), (self.count, 1))
             return whole, np.zeros(self.count, bool)
@@ -34,10 +34,10 @@ class Views:
 
 
 def crop(values: Any, boxes: Any, mirrored: Any, size: tuple[int, int]) -> Any:
-    """Cut a box from each picture and scale it: ``[B, 3, S, S]`` (uint8 or float) to float ``[B, 3, *size]``.
+    """Cut a box from each image and scale it: ``[B, 3, S, S]`` (uint8 or float) to float ``[B, 3, *size]``.
 
-    ``boxes`` ``[B, 4]`` and ``mirrored`` ``[B]`` as ``Views.boxes`` gives them, as tensors. Bilinear; where a picture
-    shrinks by more than 1.5, several points are averaged for each pixel, so that fine patterns do not alias.
+    ``boxes`` ``[B, 4]`` and ``mirrored`` ``[B]`` are what ``Views.boxes`` returns, as tensors. Sampling is bilinear; where
+    an image shrinks by more than 1.5, several points are averaged for each pixel, so that fine patterns do not alias.
     """
     import torch
     from torch.nn.functional import avg_pool2d, grid_sample
@@ -47,7 +47,7 @@ def crop(values: Any, boxes: Any, mirrored: Any, size: tuple[int, int]) -> Any:
     left, top, across, down = (part[:, None] for part in boxes.unbind(1))
     middles = [(torch.arange(n, device=boxes.device) + 0.5) / n for n in (width, height)]
     along = torch.where(mirrored[:, None], 1 - middles[0], middles[0])
-    # Where each point lies in the picture, -1 to 1; like this, a quarter of affine_grid's time.
+    # Where each point lies in the image, -1 to 1. This takes a quarter of affine_grid's time.
     grid = boxes.new_empty(len(boxes), height, width, 2)
     grid[..., 0] = (2 * (left + across * along) - 1)[:, None, :]
     grid[..., 1] = (2 * (top + down * middles[1]) - 1)[:, :, None]

@@ -25,13 +25,14 @@ import psutil
 from filelock import FileLock, Timeout
 
 from kd.config import DistillConfig
-from kd.devtools.server import EXIT_SECONDS, answers, environment, free_port, is_alive, start_page, until, wait_for_page
+from kd.devtools.server import EXIT_SECONDS, answers, environment, free_port, start_page, until, wait_for_page
 from kd.errors import UserError
 from kd.runs.process import finish_run, start_run
 from kd.runs.queue import slot_path
 from kd.runs.run import CLOSED, Run
 from kd.runs.store import create_run, list_runs
 from kd.system.files import ASSETS
+from kd.system.processes import is_alive
 
 # The small run.
 SIZES = {"train": 400, "validation": 100, "test": 200}

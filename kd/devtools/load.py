@@ -25,6 +25,7 @@ import psutil
 from kd.errors import UserError
 from kd.runs.run import CLOSED
 from kd.system.files import ASSETS
+from kd.system.memory import private_megabytes
 
 HERE = ("127.0.0.1", "localhost", "::1")
 EXAMPLE = ASSETS / "examples" / "coat-1.png"
@@ -286,39 +287,32 @@ def live_component(config: dict[str, Any]) -> int:
     raise UserError("The server there is not this page: it has no place that shows a run.")
 
 
-def own_memory(pid: int) -> float | None:
-    """Return a process's resident memory without mapped files in MB (``RssAnon``); ``None`` if it is not known."""
-    try:
-        found = psutil.Process(pid).memory_info()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return None
-    return round((found.rss - getattr(found, "shared", 0)) / 1e6, 1)
-
-
 def page_memory(pid: int | None) -> float | None:
-    """Return the memory of the page and of its model worker (``kd.evaluation.worker``), in MB, without that of runs."""
+    """Return the memory of the page and of the process that asks the models for it, MB; ``None`` where it is not known.
+
+    That of runs does not count, nor what is mapped from files.
+    """
     if pid is None:
         return None
     try:
         children = psutil.Process(pid).children()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
+    except psutil.Error:
         return None
-    found = [own_memory(pid)]
+    found = [private_megabytes(pid)]
     for child in children:
-        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-            if any("multiprocessing.spawn" in word for word in child.cmdline()):
-                found.append(own_memory(child.pid))
+        with suppress(psutil.Error):  # ended meanwhile
+            if "multiprocessing.spawn" in " ".join(child.cmdline()):
+                found.append(private_megabytes(child.pid))
     return None if None in found else round(sum(found), 1)
 
 
 def listener(port: int) -> int | None:
-    """Return the process that listens on a port of this machine; ``None`` if there is none, or it is not known."""
+    """Return the process that listens on a port of this machine; ``None`` where it is another user's, or not told."""
     try:
-        connections = psutil.net_connections("tcp")
-    except psutil.AccessDenied:
+        found = psutil.net_connections(kind="tcp")
+    except psutil.Error:
         return None
-    listening = (one for one in connections if one.status == psutil.CONN_LISTEN and one.laddr.port == port)
-    return next((one.pid for one in listening if one.pid), None)
+    return next((one.pid for one in found if one.status == psutil.CONN_LISTEN and one.laddr.port == port), None)
 
 
 def summary(tally: Tally, seconds: float) -> dict[str, dict[str, Any]]:

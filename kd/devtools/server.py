@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 from kd.errors import UserError
 from kd.runs.run import CLOSED, Run, RunDeleted
 from kd.runs.store import list_runs
-from kd.system.processes import kd_environment
+from kd.system.processes import is_alive, kd_environment
 
 # What Python is told, to serve the page.
 APP = ("-m", "kd", "app")
@@ -144,14 +142,6 @@ def kill(run: Run) -> None:
     if started := run.last("started"):
         with suppress(ProcessLookupError):
             os.killpg(started["pid"], signal.SIGKILL)
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether a process runs. One that has ended, but was not collected by its parent yet, does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -19,14 +19,11 @@ from kd.models.teacher import load_teacher
 from kd.runs.queue import is_any_run_training
 from kd.runs.run import Run
 from kd.runs.store import check_teacher_exists
-from kd.system.cache import Cache, stamp
+from kd.system.cache import Cache, folder_stamp
 from kd.text import some
 
 # Most likely classes returned for each image.
 TOP = 5
-
-# The teachers and students that were compared last, because loading a model takes longer than running it.
-_models = Cache()
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,10 @@ class ComparedModel:
         """Return the memory that its parameters and buffers take, in MB."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
+
+
+# Teachers and students that were compared last: loading them takes longer than asking them.
+_models = Cache(lambda: limits.current().compare_mb, ComparedModel.megabytes)
 
 
 def cached_student(run: Run) -> ComparedModel:
@@ -73,8 +74,7 @@ def cached_teacher(name: str, classes: list[str], label_map: str | None = None) 
 
 
 def _cached(key: tuple, folder: Path, load: Callable[[], ComparedModel]) -> ComparedModel:
-    """Return the model under ``key``, loaded again where it is not cached or the files in ``folder`` have changed."""
-    return _models.get(key, lambda: stamp(folder), load, ComparedModel.megabytes, limits.current().compare_mb)
+    return _models.get(key, load, lambda: folder_stamp(folder))
 
 
 def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> dict[str, Any]:

@@ -16,14 +16,14 @@ from kd.config import NO_TEACHER, STUDENT_NAMES, DistillConfig
 from kd.data.duplicates import (
     NEAR_MOST,
     WORDS,
-    Looks,
     Pair,
     Progress,
+    Thumbnails,
     class_counts,
     groups,
     joined,
     known_pairs,
-    looks,
+    load_thumbnails,
     without_duplicates,
 )
 from kd.data.images import BadPicture, open_row
@@ -80,7 +80,7 @@ class Scan:
     """
 
     splits: Splits
-    images: Looks
+    images: Thumbnails
     labels: np.ndarray
     split: np.ndarray
     pairs: list[Pair]
@@ -146,7 +146,7 @@ def scan_dataset(config: DistillConfig, cache: Path, phase: Phase) -> Scan:
     """Read every image once, or return the results of an earlier scan from ``cache``."""
     splits = load_splits(config)
     parts = [getattr(splits, name) for name in WORDS]
-    images = joined([looks(part, cache, phase("looking at the pictures")) for part in parts])
+    images = joined([load_thumbnails(part, cache, phase("looking at the pictures")) for part in parts])
     pairs = known_pairs(splits, cache, phase)
     labels = np.concatenate([np.asarray(part["label"], dtype=np.int64) for part in parts])
     split = np.repeat(range(len(parts)), [len(part) for part in parts])
@@ -243,7 +243,7 @@ def _teacher(config: DistillConfig, scan: Scan, cache: Path, phase: Phase) -> di
                 "confused": [],
                 "labels": matched,
             }
-        readable = np.setdiff1d(np.arange(len(part)), list(looks(part, cache).unreadable))
+        readable = np.setdiff1d(np.arange(len(part)), list(load_thumbnails(part, cache).unreadable))
         device, labels = pick_device(config.device), np.asarray(part["label"])[readable]
         progress = phase("asking the teacher")
         logits = load_scores(

@@ -21,7 +21,7 @@ from kd.errors import UserError
 from kd.evaluation.significance import verdict
 from kd.runs.process import finish_run
 from kd.runs.run import Run
-from kd.runs.store import create_run, list_runs, local_owner, resolve, with_upload
+from kd.runs.store import create_run, list_runs, local_owner, resolve
 from kd.system.ids import ID
 from kd.text import count_of
 
@@ -196,7 +196,7 @@ def check_test_splits(study: Study, folder: Path, done: list[dict[str, Any]]) ->
     """Raise ``UserError`` if results are of other test images than those that their label's dataset has now."""
     fingerprints: dict[tuple, str] = {}
     for label in study.vary:
-        config = with_upload(study.config(label, study.seeds[0]), folder, local_owner(folder))
+        config = resolve(study.config(label, study.seeds[0]), folder, local_owner(folder))
         images = tuple(getattr(config, name) for name in OF_PICTURES)
         fingerprints[images] = fingerprints.get(images) or fingerprint_of_test_split(config)
         if others := [row for row in done if row["label"] == label and row["test"] != fingerprints[images]]:
@@ -211,7 +211,7 @@ def train_to_the_end(config: DistillConfig, folder: Path, tell: Callable[[str], 
 
     It is an earlier run, one at work, one that was interrupted and goes on, or a new one.
     """
-    wanted = resolve(with_upload(config, folder, local_owner(folder)), folder)
+    wanted = resolve(config, folder, local_owner(folder))
     same = {}
     for run in list_runs(folder):
         if _has_config(run, wanted) and (run.status() != "done" or _has_test_split(run, wanted)):

@@ -12,7 +12,6 @@ killed at any moment goes on from there.
 
 import json
 import math
-import os
 import secrets
 import shutil
 import subprocess
@@ -33,13 +32,13 @@ from kd.experiments.halving import (
     rungs,
     sweep_seconds,
 )
-from kd.runs.process import finish_run, niceness
+from kd.runs.process import closed_by_an_event, finish_run, niceness, open_log
 from kd.runs.queue import StopAsked
 from kd.runs.run import CLOSED, LIFECYCLE, Run, events_by_trial
-from kd.runs.store import create_run, list_runs, resolve
+from kd.runs.store import create_run, list_runs
 from kd.system.files import SWEEPS, write_whole
 from kd.system.ids import one_of
-from kd.system.processes import kd_command, kd_environment
+from kd.system.processes import start_kd
 from kd.text import count_of
 
 # Is called with each line of progress.
@@ -54,8 +53,12 @@ class Sweep(Run):
     """The folder of a sweep; events, lock, status, owner and ``report`` are those of a run. It holds only the path."""
 
     @property
+    def resume_command(self) -> str:
+        return f"`python -m kd sweep --resume {self.id}`"
+
+    @property
     def goes_on(self) -> str:
-        return f"`python -m kd sweep --resume {self.id}` goes on with the sweep."
+        return f"{self.resume_command} goes on with the sweep."
 
     @property
     def runs_folder(self) -> Path:
@@ -124,7 +127,6 @@ def create_sweep(config: DistillConfig, grid: Grid, folder: Path, owner: str) ->
     ``config`` has the settings that all points share; its ``trials`` are those of the winner, whose seeds follow
     ``seed``. Raises ``ValueError`` as ``check_sweep`` does.
     """
-    config = resolve(config, folder)
     check_sweep(config, grid)
     sweep = Sweep(create_run(config, Path(folder) / SWEEPS, owner).path)
     try:
@@ -149,15 +151,8 @@ def find_sweep(folder: Path, id: str) -> Sweep:
 def start_sweep(sweep: Sweep) -> subprocess.Popen:
     """Work on a sweep, new or interrupted, in a detached process, which outlives this one and has a low priority."""
     sweep.forget_stop()
-    try:
-        log = (sweep.path / "stderr.txt").open("ab")
-    except OSError as error:
-        raise UserError(sweep.not_writable(error)) from error
-    with log:
-        return subprocess.Popen(
-            kd_command("run", str(sweep.path), *niceness(sweep, behind=True)),
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=kd_environment(),
-        )  # fmt: skip
+    with open_log(sweep) as log:
+        return start_kd("run", str(sweep.path), nice=niceness(sweep), stdout=log, stderr=log)
 
 
 # --- The work
@@ -173,18 +168,13 @@ def work_on_sweep(sweep: Sweep, tell: Tell = lambda text: None) -> None:
         return
     with sweep.work():
         sweep.forget_old_stop()
-        sweep.append("resumed" if sweep.last("started") else "started", pid=os.getpid())
-        try:
-            recipe(sweep, tell)
-        except (StopAsked, KeyboardInterrupt):
-            sweep.stop_run()  # after a second Ctrl-C it may still be at work
-            sweep.close("stopped", message=f"Stopped. {sweep.goes_on}")
-        except BaseException as error:
-            expected = isinstance(error, UserError | ValueError)
-            message = str(error) if expected else f"{type(error).__name__}: {error}. {sweep.goes_on}"
-            kind = error.kind if isinstance(error, UserError) else ""
-            sweep.close("failed", message=message, error=type(error).__name__, kind=kind)
-            raise
+        with closed_by_an_event(sweep):
+            sweep.begin(resume=sweep.last("started") is not None)
+            try:
+                recipe(sweep, tell)
+            except (StopAsked, KeyboardInterrupt):
+                sweep.stop_run()  # after a second Ctrl-C it may be at work still
+                raise
 
 
 def recipe(sweep: Sweep, tell: Tell) -> None:

@@ -8,21 +8,21 @@ from kd.errors import UserError
 from kd.runs.run import RESERVE_BYTES, Run, RunDeleted
 from kd.system import memory
 
+# What the system says of a file that cannot be written -> in words. It is compared as text: safetensors hands no number on.
 DISK = {
     errno.ENOSPC: "The disk is full ({place}). Free some space",
     errno.EDQUOT: "Your share of the disk is used up ({place}). Free some space",
     errno.EFBIG: "A file in {place} became larger than this system lets a file be (`ulimit -f`). Raise that limit",
     errno.EROFS: "Nothing can be written to {place}: it is read-only. Make it writable",
 }
-"""What the system says of a file that cannot be written, in words. By its text: safetensors hands no number on."""
 
 
 def failure_message(error: BaseException, run: Run) -> str:
-    """What a person can do about an error."""
+    """Return what went wrong in a run or a sweep, and what to do about it."""
     if not run.path.exists():
         return str(RunDeleted(f"The folder of run {run.id} was deleted while it ran: {run.path}"))
     again, place = (
-        f", then `python -m kd resume {run.id}`.",
+        f", then {run.resume_command}.",
         (isinstance(error, OSError) and error.filename) or run.path,
     )
     if said := [words for number, words in DISK.items() if os.strerror(number) in str(error)]:

@@ -1,46 +1,77 @@
-"""Start a run in a process of its own, and let one run at a time have a device."""
+"""Work on a run in a process of its own: start it, follow it, and close it with an event whatever ends it."""
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 from kd.errors import UserError
-from kd.runs.queue import POLL_SECONDS, device_name, single_gpu_environment
+from kd.runs.failures import failure_message
+from kd.runs.queue import POLL_SECONDS, StopAsked, device_name, single_gpu_environment
 from kd.runs.run import CLOSED, Run
-from kd.system.processes import kd_command, kd_environment
+from kd.system.processes import start_kd
 
+# By so much a run that the page has started on a CPU is lower in priority than the page.
 NICE = 10
-"""By so much a run that the page has started on a CPU lets others go first."""
 
+# The GNU allocator's settings for a process that trains on the CPU: it keeps freed memory. By default it hands large
+# blocks back at once, and each step fills them with zeros again, page by page, before anything is computed.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""The GNU allocator's settings for a process that trains on the CPU: it keeps freed memory. By default it hands large
-blocks back at once, and each step fills them with zeros again, page by page, before anything is computed."""
 
 
 def start_run(run: Run, resume: bool = False, behind: bool = False) -> subprocess.Popen:
-    """Work on ``run`` in a detached process, which outlives this one. Its output goes to ``stderr.txt``. On a CPU it
-    trains with low priority if it is to stand ``behind`` whoever waits for an answer of the page.
+    """Work on ``run`` in a detached process, which outlives this one; its output goes to ``stderr.txt``.
 
-    Raises ``UserError`` where nothing can be written to the run's folder.
+    ``behind``: on a CPU it has low priority, so that whoever waits for an answer of the page goes first. Raises
+    ``UserError`` where nothing can be written to the run's folder.
     """
-    environment = kd_environment() | single_gpu_environment(device_name(run.config().device)) | KEEP_MEMORY
-    going_on = ["--resume"] if resume else []
-    command = kd_command("run", str(run.path), *going_on, *niceness(run, behind))
+    environment = training_environment(run.config().device)
+    flags = ["--resume"] if resume else []
+    with open_log(run) as log:
+        if resume:
+            run.forget_stop()
+        return start_kd(
+            "run", str(run.path), *flags,
+            environment=environment, nice=niceness(run) if behind else 0, stdout=log, stderr=log,
+        )  # fmt: skip
+
+
+def open_log(run: Run) -> BinaryIO:
+    """Open the file for the output of the run's process. Raises ``UserError`` where it cannot be written."""
     try:
-        log = (run.path / "stderr.txt").open("ab")
+        return (run.path / "stderr.txt").open("ab")
     except OSError as error:
         raise UserError(run.not_writable(error)) from error
-    if resume:
-        run.forget_stop()
-    with log:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
-        )
 
 
-def niceness(run: Run, behind: bool) -> list[str]:
-    """The flag of ``kd run`` for the priority of a run (or a sweep: its runs inherit it) that is ``behind`` the page."""
-    return [f"--nice={NICE}"] if behind and device_name(run.config().device) == "cpu" else []
+def training_environment(device: str) -> dict[str, str]:
+    """Return the variables for a process that trains on the ``device`` of a configuration."""
+    return single_gpu_environment(device_name(device)) | KEEP_MEMORY
+
+
+def niceness(run: Run) -> int:
+    """Return by how much a run (or a sweep: its runs inherit it) that gives way to the page is lower in priority."""
+    return NICE if device_name(run.config().device) == "cpu" else 0
+
+
+@contextmanager
+def closed_by_an_event(run: Run) -> Iterator[None]:
+    """Close a run or a sweep that this process works on, whatever ends the work: ``stopped`` or ``failed``.
+
+    Being asked to stop is no error. Every error is raised again after the event has said it in words. Nothing is written
+    where the lock was lost to another process. Raises ``RunDeleted`` where the folder is gone.
+    """
+    try:
+        run.keep_reserve()
+        yield
+    except (StopAsked, KeyboardInterrupt):
+        run.close("stopped", message=f"Stopped. {run.goes_on}")
+    except BaseException as error:
+        if not run.is_taken():
+            kind = error.kind if isinstance(error, UserError) else ""
+            run.close("failed", message=failure_message(error, run), error=type(error).__name__, kind=kind)
+        raise
 
 
 def follow_run(
@@ -48,8 +79,8 @@ def follow_run(
 ) -> str:
     """Hand every event from ``cursor`` on to ``on_event`` as it comes, until the run is closed; return its status.
 
-    ``process`` is the one that was just started for it: it is waited for, and if it ends without an event, that is a
-    ``UserError`` with its last words, not a long silence.
+    ``process`` is the one that was just started for it: it is waited for. Raises ``UserError`` with its last words where
+    it ends without an event.
     """
     said = process is None
     while True:
@@ -68,8 +99,10 @@ def follow_run(
 
 
 def finish_run(run: Run, on_event: Callable[[dict], None], new: bool = False) -> str:
-    """Have ``run``, which is not done, worked on until it is closed; return its status. A ``new`` one is started, an
-    older one resumed, unless its process has outlived the one that started it: then it is only followed."""
+    """Have ``run``, which is not done, worked on until it is closed; return its status.
+
+    A ``new`` one is started. An older one is resumed, or only followed where a process works on it still.
+    """
     if not new and run.status() not in CLOSED:
         status = follow_run(run, on_event, cursor=run.read()[1])
         if status != "died":

@@ -18,10 +18,11 @@ from kd.runs.run import LIFECYCLE, Run, RunDeleted
 from kd.runs.store import list_runs
 from kd.system.files import try_acquire
 
+# How often a process checks whether another has gone on.
 POLL_SECONDS = 0.25
 
-LOOK_SECONDS = 3
-"""How often a run that waits for a taken device looks who is before it."""
+# How often a run that waits for a taken device determines its place.
+PLACE_SECONDS = 3
 
 
 class StopAsked(Exception):
@@ -32,8 +33,9 @@ class StopAsked(Exception):
 def device_slot(run: Run, device: str) -> Iterator[None]:
     """Wait until it is ``run``'s turn and the device is free, then hold the device.
 
-    The lock dies with the process that holds it. While the run waits, its place is an event (``queued``, ``place`` 1 for
-    the next, and ``wait`` in seconds where it is known). Raises ``StopAsked`` if it is asked to stop before its turn.
+    The system releases the lock when the process that holds it ends, however that happens. While the run waits, its place
+    is an event (``queued``, ``place`` 1 for the next, and ``wait`` in seconds where it is known). Raises ``StopAsked`` if
+    it is asked to stop before its turn.
     """
     lock = FileLock(slot_path(run.path.parent, device))
     looked, said = -math.inf, None
@@ -41,9 +43,9 @@ def device_slot(run: Run, device: str) -> Iterator[None]:
         if run.stop_asked():
             raise StopAsked
         free = try_acquire(lock)
-        if free:  # only to see: who holds it while it looks around would keep those out whose turn it is
+        if free:  # to hold it while the queue is read would keep out the run whose turn it is
             lock.release()
-        if free or time.monotonic() - looked > LOOK_SECONDS:
+        if free or time.monotonic() - looked > PLACE_SECONDS:
             looked, (ahead, running) = time.monotonic(), line_before(run, device)
             if free and not ahead and try_acquire(lock):
                 break
@@ -68,14 +70,14 @@ class QueuePlace:
     wait: int | None
 
     def differs(self, said: "QueuePlace") -> bool:
-        """Whether this is news to who was told ``said``: another place, or a wait that is off by a fifth and ten seconds."""
+        """Return whether this is worth another event: another place, or a wait that is off by a fifth and ten seconds."""
         if self.place != said.place or self.wait is None or said.wait is None:
             return (self.place, self.wait is None) != (said.place, said.wait is None)
         return abs(self.wait - (said.wait - (self.time - said.time))) > max(10, 0.2 * self.wait)
 
 
 def device_name(asked: str) -> str:
-    """The device that a run waits for, found without importing torch: a waiting run should be small."""
+    """Return the device that a run waits for, without torch: a process that waits should take little memory."""
     has_gpu = Path("/dev/nvidia0").exists() and "+cpu" not in version("torch")
     if asked == "cuda" or (asked == "auto" and has_gpu):
         return "cuda:0"
@@ -83,7 +85,7 @@ def device_name(asked: str) -> str:
 
 
 def single_gpu_environment(device: str) -> dict[str, str]:
-    """The environment in which a process sees one GPU only, as ``cuda:0``: `Trainer` would spread over all it sees."""
+    """Return the variables with which a process sees one GPU only, as ``cuda:0``: `Trainer` uses all that it sees."""
     if not device.startswith("cuda:"):
         return {}
     nth = int(device.removeprefix("cuda:"))
@@ -95,17 +97,17 @@ def single_gpu_environment(device: str) -> dict[str, str]:
 
 
 def slot_path(folder: Path, device: str) -> Path:
-    """The lock file of a device: one for the CPU, one for each GPU."""
+    """Return the lock file of a device: one for the CPU, one for each GPU."""
     path = Path(folder) / ".slots" / f"{device.replace(':', '-')}.lock"
     path.parent.mkdir(exist_ok=True)
     return path
 
 
 def queue_order(waiting: list[tuple[str, str]], turns: dict[str, float]) -> list[str]:
-    """The ids of the runs that wait, given as (id, owner), in their order.
+    """Return the ids of the runs that wait, given as (id, owner), in the order of their turns.
 
-    Each visitor's oldest first, then each one's second, and so on; among those, who has had the device least recently
-    (``turns``: owner -> the time of the last turn), then the oldest. Where one has all runs, that is by age.
+    Each visitor's oldest run comes first, then each one's second, and so on; among those, the run of the visitor who has
+    had the device least recently (``turns``: owner -> the time of the last turn), then the oldest.
     """
     before: Counter[str] = Counter()
     ranks = []
@@ -116,7 +118,7 @@ def queue_order(waiting: list[tuple[str, str]], turns: dict[str, float]) -> list
 
 
 def line_before(run: Run, device: str) -> tuple[list[Run], list[Run]]:
-    """The living runs that have the device before ``run``: those that wait with a better place, and those that hold it."""
+    """Return the runs that have the device before ``run``: those that wait with a better place, and those that hold it."""
     waiting, running, turns = {run.id: run}, [], {}
     for other in list_runs(run.path.parent):
         try:
@@ -128,14 +130,14 @@ def line_before(run: Run, device: str) -> tuple[list[Run], list[Run]]:
             if device_name(other.settings()["config"].get("device", "auto")) == device:
                 waiting |= {other.id: other} if status == "queued" else {}
                 running += [other] if status == "running" else []
-        except UserError:  # deleted between the listing and the look, or damaged
+        except UserError:  # deleted since the listing, or damaged
             continue
     ids = queue_order([(id, one.owner()) for id, one in waiting.items()], turns)
     return [waiting[id] for id in ids[: ids.index(run.id)]], running
 
 
 def _time_of(path: Path) -> float | None:
-    """When a file was last touched; ``None`` where there is none."""
+    """Return when a file was last touched; ``None`` where there is none."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -143,7 +145,7 @@ def _time_of(path: Path) -> float | None:
 
 
 def expected_wait(running: list[Run], ahead: list[Run], now: float) -> int | None:
-    """Seconds until the device is free of these, from their own progress; ``None`` unless that is known of each."""
+    """Return the seconds until these runs are done, from their own progress; ``None`` unless that is known of each."""
     try:
         left = [seconds_left(one.events(), now) for one in (*running, *ahead)]
     except RunDeleted:
@@ -152,8 +154,11 @@ def expected_wait(running: list[Run], ahead: list[Run], now: float) -> int | Non
 
 
 def seconds_left(events: list[dict[str, Any]], now: float) -> float | None:
-    """How long a run will still have the device: as its training goes, or before that as was expected when it was made
-    (``created``'s ``expected``). ``None`` where neither is known. The measuring at the end is not counted."""
+    """Return how long a run will still have the device, ``None`` where that is not known.
+
+    It follows from the speed of its training, or before that from the estimate when the run was created (``expected`` of
+    ``created``). The measurement of latency at the end is not counted.
+    """
     last = {event["event"]: event for event in events}
     training, step = last.get("training"), last.get("step")
     if training and step and step["step"] and step["time"] >= training["time"]:
@@ -166,7 +171,7 @@ def seconds_left(events: list[dict[str, Any]], now: float) -> float | None:
 
 
 def is_any_run_training(folder: Path, but: Run | None = None) -> bool:
-    """Whether a run in ``folder`` (``but`` this one) trains now: what is timed meanwhile is slower than it would be."""
+    """Return whether a run in ``folder`` (``but`` this one) trains now: what is timed meanwhile is slower than alone."""
     return any(_is_running(run) for run in list_runs(folder)[:20] if run != but)
 
 

@@ -1,7 +1,8 @@
 """A run is a folder: what was asked, what happened, what came out. Everything shown anywhere is read from it.
 
-``config.json`` (settings, owner's hash), ``events.jsonl`` (append-only), ``lock`` (held by the process that works on
-the run, for as long as it lives), ``STOP`` (an empty file that asks it to end), ``name`` (what its owner calls it), ``turn`` (touched when it gets its device),
+``config.json`` (settings, owner's hash), ``events.jsonl`` (append-only), ``lock`` (held by the process that works on the
+run, for as long as it lives), ``STOP`` (an empty file that asks it to end), ``name`` (what its owner calls it), ``turn``
+(touched when it gets its device),
 ``checkpoints/``, ``student/``,
 ``report.json``, ``stderr.txt``, ``logs/`` (TensorBoard).
 """
@@ -26,6 +27,7 @@ from kd.system import memory
 from kd.system.files import text_of, write_whole
 from kd.system.ids import owner_hash
 
+# Lifecycle event -> status. *died* is derived: the run is not closed, and nobody holds its lock.
 LIFECYCLE = {
     "created": "queued",
     "queued": "queued",
@@ -35,17 +37,18 @@ LIFECYCLE = {
     "failed": "failed",
     "stopped": "stopped",
 }
-"""Lifecycle event -> status. *died* is derived: not closed, and nobody holds the lock."""
 
+# The statuses of a run that nobody works on.
 CLOSED = ("done", "failed", "stopped", "died")
 
+# A process that has been started needs this long at most to take the run's lock.
 START_SECONDS = 20
-"""A process that has been started needs this long at most to take the run's lock."""
 
+# Characters of a name at most.
 LONGEST_NAME = 80
 
+# A run at work keeps a file of this size and removes it at the end, so that the last event fits on a full disk.
 RESERVE_BYTES = 64 * 1024
-"""Kept by a working run and given back when the disk is full, so that the last event can still be written."""
 
 
 class RunDeleted(UserError):
@@ -58,7 +61,7 @@ class RunTaken(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder. Cheap: holds nothing but the path."""
+    """One run's folder; it holds nothing but the path."""
 
     path: Path
 
@@ -66,8 +69,17 @@ class Run:
     def id(self) -> str:
         return self.path.name
 
+    @property
+    def resume_command(self) -> str:
+        return f"`python -m kd resume {self.id}`"
+
+    @property
+    def goes_on(self) -> str:
+        """The sentence that says how the run is resumed."""
+        return f"{self.resume_command} goes on with it."
+
     def settings(self) -> dict[str, Any]:
-        """``config.json`` whole: ``id, created`` (Unix seconds), ``owner`` (hash), ``config``."""
+        """Return ``config.json``: ``id, created`` (Unix seconds), ``owner`` (hash), ``config``."""
         try:
             return json.loads((self.path / "config.json").read_text())
         except FileNotFoundError:
@@ -76,27 +88,34 @@ class Run:
             raise UserError(f"{self.path / 'config.json'} is damaged: {error}") from error
 
     def config(self) -> DistillConfig:
-        """The settings. Raises ``UserError`` where they are damaged, or another version's."""
+        """Return the settings. Raises ``UserError`` where they are damaged, or another version's."""
         try:
             return DistillConfig.from_dict(self.settings()["config"])
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"Run {self.id} has settings that this version does not take: {error}") from error
 
     def owner(self) -> str:
-        """The hash of the owner's token: read once, since a list of all runs asks for each one's, every two seconds."""
+        """Return the hash of the owner's token. It is read once: a list of all runs needs each one's, every two seconds."""
         try:
             now = (self.path / "config.json").stat()
         except FileNotFoundError:
             raise RunDeleted(f"The folder of run {self.id} is gone: {self.path}") from None
         return _owner_of(self, now.st_mtime_ns, now.st_ino)
 
+    def is_owned_by(self, token: str) -> bool:
+        """Return whether ``token`` is the one that the run was created with; no for one that is damaged or gone."""
+        try:
+            return secrets.compare_digest(self.owner(), owner_hash(token))
+        except UserError:
+            return False
+
     def check_owner(self, token: str) -> None:
-        """Raises ``PermissionError`` unless ``token`` is the one that the run was created with."""
+        """Raise ``PermissionError`` unless ``token`` is the one that the run was created with."""
         if not secrets.compare_digest(self.owner(), owner_hash(token)):
             raise PermissionError(f"Run {self.id} belongs to somebody else.")
 
     def name(self) -> str:
-        """What its owner calls it; nothing until it has been given a name."""
+        """Return what its owner calls it, an empty text until it has been given a name."""
         return text_of(self.path / "name")
 
     def rename(self, name: str) -> str:
@@ -116,7 +135,7 @@ class Run:
         return name
 
     def append(self, event: str, **data: Any) -> None:
-        """Add an event. Only the process that holds the lock appends; ``create`` writes the first.
+        """Add an event. Only the process that holds the lock appends; ``create_run`` writes the first.
 
         Raises ``RunDeleted`` where the folder is gone (it is not made again), ``RunTaken`` where the lock is another's.
         """
@@ -132,9 +151,11 @@ class Run:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / "events.jsonl"))
 
     def read(self, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """The events from byte ``cursor`` on, and the cursor for the next call. A last line that is not ended yet is
-        left for later; a cursor that is not at the beginning of a line counts as 0. Raises ``RunDeleted`` where the
-        folder is gone."""
+        """Return the events from byte ``cursor`` on, and the cursor for the next call.
+
+        A last line that is not ended yet is left for later; a cursor that is not at the beginning of a line counts as 0.
+        Raises ``RunDeleted`` where the folder is gone.
+        """
         lines, cursor = self._lines(cursor)
         return [json.loads(line) for line in lines], cursor
 
@@ -154,14 +175,16 @@ class Run:
         return self.read()[0]
 
     def last(self, *names: str) -> dict[str, Any] | None:
-        """The last event with one of these names. No other is parsed: this is asked several times a second of runs that
-        have written thousands."""
+        """Return the last event with one of these names.
+
+        No other is parsed: this is called several times a second for runs that have written thousands.
+        """
         starts = tuple(f'{{"event": "{name}",'.encode() for name in names)
         line = next((line for line in reversed(self._lines()[0]) if line.startswith(starts)), None)
         return line and json.loads(line)
 
     def status(self) -> str:
-        """``queued``, ``running``, ``done``, ``failed``, ``stopped`` or ``died``."""
+        """Return ``queued``, ``running``, ``done``, ``failed``, ``stopped`` or ``died``."""
         last = self.last(*LIFECYCLE)
         if last is None:
             return "died"
@@ -169,12 +192,12 @@ class Run:
         starting = last["event"] == "created" and time.time() - last["time"] < START_SECONDS
         if status in CLOSED or starting or self.is_locked():
             return status
-        # Between the look at the events and the look at the lock the process may have ended as it should.
+        # The process may have closed the run after the events were read and before the lock was tried.
         again = self.last(*LIFECYCLE)
         return "died" if again == last else LIFECYCLE[again["event"]]
 
     def is_locked(self) -> bool:
-        """Whether a living process works on this run. Nobody can where the folder is read-only."""
+        """Return whether a living process works on this run. Nobody can where the folder is read-only."""
         if not self.path.is_dir():  # the lock would wait for its folder for ever
             raise RunDeleted(f"The folder of run {self.id} is gone: {self.path}")
         try:
@@ -187,24 +210,28 @@ class Run:
                 return False
             raise
 
-    def _check_lock(self) -> None:
-        """Raises ``RunTaken`` where this process works on the run, but its lock was removed: then another may hold one."""
+    def is_taken(self) -> bool:
+        """Return whether the lock was removed under which this process works: then another process may hold one."""
         held = _held.get(self.path)
         try:
             now = held and (self.path / "lock").stat().st_ino
         except FileNotFoundError:
             now = None
-        if held != now and self.path.is_dir():
+        return held != now and self.path.is_dir()
+
+    def _check_lock(self) -> None:
+        """Raise ``RunTaken`` where this process works on the run, but its lock was removed."""
+        if self.is_taken():
             raise RunTaken(f"The lock of run {self.id} is not this process's any more; it leaves the run to others.")
 
-    def epitaph(self) -> str:
-        """What can honestly be said of a run that has died."""
+    def explain_death(self) -> str:
+        """Return what is known of a run that has died."""
         begun = self.last("started", "resumed")
-        return memory.epitaph(begun and begun.get("oom_kills"))
+        return memory.explain_death(begun and begun.get("oom_kills"))
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Hold the run's lock: who holds it, and only who holds it, appends events.
+        """Hold the run's lock: only the process that holds it appends events.
 
         Raises ``UserError`` where another process works on the run, ``RunDeleted`` where the folder is gone.
         """
@@ -225,16 +252,20 @@ class Run:
                 del _held[self.path]
                 (self.path / "reserve").unlink(missing_ok=True)
 
+    def begin(self, resume: bool) -> None:
+        """Append the event that work begins, or goes on."""
+        self.append("resumed" if resume else "started", pid=os.getpid(), oom_kills=memory.kills())
+
     def not_writable(self, error: OSError) -> str:
-        """Words for a run whose folder takes no file."""
+        """Return the message for a run in whose folder nothing can be written."""
         return f"Run {self.id} cannot be worked on: nothing can be written to {self.path} ({error.strerror})."
 
     def keep_reserve(self) -> None:
-        """Take the room that the last event will need if the disk is full by then."""
+        """Occupy the space that the last event will need if the disk is full by then."""
         (self.path / "reserve").write_bytes(b"\0" * RESERVE_BYTES)
 
     def close(self, event: str, **data: Any) -> None:
-        """Append a closing event, giving back the reserve first: it must be written on a full disk too."""
+        """Append a closing event after removing the reserve, so that it can be written on a full disk too."""
         (self.path / "reserve").unlink(missing_ok=True)
         try:
             self._drop_half_line()
@@ -243,12 +274,12 @@ class Run:
             raise RunDeleted(f"The folder of run {self.id} was deleted while it ran: {self.path}") from None
 
     def _drop_half_line(self) -> None:
-        """Cut what a killed process, or a full disk, left of a last line."""
+        """Remove a last line that a killed process, or a full disk, left incomplete."""
         with (self.path / "events.jsonl").open("rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
 
     def ask_to_stop(self) -> None:
-        """Leave the file that the working process looks for at each step."""
+        """Create the file ``STOP``, which the working process checks for at each step."""
         self.settings()
         (self.path / "STOP").touch()
 
@@ -256,11 +287,11 @@ class Run:
         return (self.path / "STOP").exists()
 
     def forget_stop(self) -> None:
-        """Whoever wants a run that is closed to go on takes back that it should stop, obeyed or not."""
+        """Remove ``STOP``, obeyed or not, because a closed run is to go on."""
         (self.path / "STOP").unlink(missing_ok=True)
 
     def forget_old_stop(self) -> None:
-        """Before a resume: drop the ``STOP`` that the run obeyed already, not one that came since."""
+        """Remove a ``STOP`` that the run has obeyed already, not one that came since, before it is resumed."""
         closed, stop = self.last("done", "failed", "stopped"), self.path / "STOP"
         if closed and stop.exists() and stop.stat().st_mtime <= closed["time"]:
             stop.unlink()
@@ -275,21 +306,21 @@ class Run:
         return plan.get("lambda", self.config().lambda_) if plan else self.config().lambda_
 
     def report(self) -> dict[str, Any] | None:
-        """``report.json``, or ``None`` until the run is done."""
+        """Return ``report.json``, or ``None`` until the run is done."""
         try:
             return json.loads((self.path / "report.json").read_text())
         except FileNotFoundError:
             return None
 
 
+# The runs that this process works on -> the inode of each one's lock.
 _held: dict[Path, int] = {}
-"""The runs that this process works on, and the inode of each one's lock."""
 
 
 def events_by_trial(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
-    """(seed, arm) -> the ``step`` and ``eval`` events of that training, in the order in which they were begun.
+    """Return the ``step`` and ``eval`` events of each trial, by (seed, arm), in the order in which the trials were begun.
 
-    A resume goes on from a checkpoint, ``training``'s ``step``: what came after it before is taken back.
+    A resumed trial goes on from a checkpoint, the ``step`` of ``training``: later events of before are left out.
     """
     arms: dict[tuple[int, str], list[dict[str, Any]]] = {}
     key = None
@@ -304,5 +335,5 @@ def events_by_trial(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[
 
 @functools.lru_cache(maxsize=4096)
 def _owner_of(run: Run, changed: int, file: int) -> str:
-    """The owner's hash in ``config.json`` as it was written at ``changed``, in ``file``."""
+    """Return the owner's hash in ``config.json``; ``changed`` and ``file`` are its time and inode, for the cache."""
     return run.settings()["owner"]

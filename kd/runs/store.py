@@ -1,4 +1,4 @@
-"""Create, list, find and delete runs, and resolve the names in a configuration to what they stand for."""
+"""Create, find, list and delete runs, and resolve the names in a configuration to the folders that they stand for."""
 
 import dataclasses
 import json
@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,54 @@ from kd.system.files import SWEEPS, text_of, write_whole
 from kd.system.ids import GONE, ID, new_id, one_of, owner_hash
 
 
-def with_upload(config: DistillConfig, folder: Path, token: str) -> DistillConfig:
-    """``config`` with the folder of the dataset that ``upload:<id>`` names. Raises ``UserError`` where there is none,
-    ``PermissionError`` where it is not of ``token``."""
+def resolve(config: DistillConfig, folder: Path, owner: str | None) -> DistillConfig:
+    """Return ``config`` with the folders that its names stand for, all paths absolute: what ``create_run`` takes.
+
+    ``upload:ID`` becomes the folder of an imported dataset, the teacher ``run:ID`` that of the student of another run,
+    both in ``folder`` and of ``owner`` (a token), or anybody's where that is ``None``.
+
+    Raises ``UserError`` where there is no such dataset or run, where the run has no student yet, and for an archive that
+    was not imported.
+    """
     refuse_archive(config.dataset)
-    if not config.dataset.startswith(UPLOAD_PREFIX):
-        return config
-    upload = find_upload(folder, config.dataset)
-    upload.check_owner(token)
-    return dataclasses.replace(config, dataset=str(upload.path))
+    if config.dataset.startswith(UPLOAD_PREFIX):
+        config = dataclasses.replace(config, dataset=str(find_upload(folder, config.dataset, owner).path))
+    if config.teacher.startswith(RUN_TEACHER):
+        run = _teaching_run(folder, config.teacher.removeprefix(RUN_TEACHER), owner)
+        config = dataclasses.replace(config, teacher=str(run.path / "student"))
+    return config.with_absolute_paths()
+
+
+def _teaching_run(folder: Path, id: str, owner: str | None) -> Run:
+    """Return the run ``id`` whose student is to be a teacher. Raises ``UserError`` where there is none that can be."""
+    try:
+        run = find_run(folder, id, owner)
+    except UserError as problem:
+        if not ID.fullmatch(id):
+            raise
+        raise UserError(
+            f"The teacher {RUN_TEACHER}{id} is gone: there is no such run among yours any more. Choose another teacher, or "
+            "make it again. The students that it has taught stay as they are."
+        ) from problem
+    status = run.status()
+    if status not in CLOSED or not (run.path / "student" / "config.json").exists():
+        raise UserError(f"Run {run.id} ({status}) cannot teach: it has no finished student. Wait until it is done.")
+    return run
 
 
 def create_run(config: DistillConfig, folder: Path, owner: str, **known: Any) -> Run:
-    """Make the folder of a new run, with its settings and its first event, which has what is ``known`` of it beforehand:
-    ``expected``, the seconds that it will take. Raises ``UserError`` where it cannot."""
+    """Make the folder of a new run with its settings and its first event, and return the run.
+
+    Args:
+        config: the settings, as ``resolve`` returns them.
+        owner: the token of whom the run belongs to.
+        known: what the event ``created`` says beforehand: ``expected``, the seconds that the run will take.
+
+    Raises ``UserError`` where nothing can be written to ``folder``.
+    """
     created = time.time()
     run = Run(Path(folder).resolve() / new_id(created))
-    settings = {
-        "id": run.id,
-        "created": created,
-        "owner": owner_hash(owner),
-        "config": resolve(config, folder).to_dict(),
-    }
+    settings = {"id": run.id, "created": created, "owner": owner_hash(owner), "config": config.to_dict()}
     try:
         run.path.mkdir(parents=True)
         (run.path / "events.jsonl").touch()
@@ -55,46 +80,15 @@ def create_run(config: DistillConfig, folder: Path, owner: str, **known: Any) ->
     return run
 
 
-def resolve(config: DistillConfig, folder: Path) -> DistillConfig:
-    """``config`` as a run in ``folder`` keeps it: with absolute paths, also of a teacher that is another run's student.
-
-    Raises ``UserError`` as ``with_run_as_teacher``.
-    """
-    return with_run_as_teacher(config, lambda id: find_run(folder, id)).with_absolute_paths()
-
-
-def with_run_as_teacher(config: DistillConfig, find: Callable[[str], Run]) -> DistillConfig:
-    """``config`` with the student's folder of a run in the place of ``run:ID``; ``find`` gives the run with an id.
-
-    Raises ``UserError`` where there is no such run, or it has no student yet.
-    """
-    if not config.teacher.startswith(RUN_TEACHER):
-        return config
-    id = config.teacher.removeprefix(RUN_TEACHER)
-    try:
-        run = find(id)
-    except UserError as problem:
-        if not ID.fullmatch(id):
-            raise
-        raise UserError(
-            f"The teacher {config.teacher} is gone: there is no such run among yours any more. Choose another teacher, or "
-            "make it again. The students that it has taught stay as they are."
-        ) from problem
-    status = run.status()
-    if status not in CLOSED or not (run.path / "student" / "config.json").exists():
-        raise UserError(f"Run {run.id} ({status}) cannot teach: it has no finished student. Wait until it is done.")
-    return dataclasses.replace(config, teacher=str(run.path / "student"))
-
-
 def run_of_teacher(teacher: str) -> Run | None:
-    """The run whose student this ``teacher`` is, a folder as ``with_run_as_teacher`` gives it."""
+    """Return the run whose student this ``teacher`` is, a folder as ``resolve`` names it; ``None`` for another."""
     folder = Path(teacher)
     is_run = folder.is_absolute() and folder.name == "student" and ID.fullmatch(folder.parent.name)
     return Run(folder.parent) if is_run else None
 
 
 def lost_teacher(teacher: str) -> str | None:
-    """The id of the run whose student this ``teacher`` was, if its folder is gone; else ``None``."""
+    """Return the id of the run whose student this ``teacher`` was, if its folder is gone; else ``None``."""
     run = run_of_teacher(teacher)
     return run.id if run and not Path(teacher).is_dir() else None
 
@@ -110,7 +104,7 @@ def existing_teacher(teacher: str) -> str:
 
 
 def check_teacher_exists(run: Run) -> None:
-    """Raises ``UserError`` where a run's student cannot be compared with its teacher: there was none, or it is gone."""
+    """Raise ``UserError`` where a run's student cannot be compared with its teacher: there was none, or it is gone."""
     teacher = run.config().teacher
     if teacher == NO_TEACHER:
         raise UserError(
@@ -126,7 +120,7 @@ def check_teacher_exists(run: Run) -> None:
 
 
 def run_using(made: Path, folder: Path) -> str | None:
-    """The id of a run or a sweep in ``folder`` that waits or works, with ``made`` as its dataset or its teacher."""
+    """Return the id of a run or a sweep that waits or works in ``folder`` with ``made`` as its dataset or teacher."""
     for run in [*list_runs(folder), *list_runs(folder / SWEEPS)]:
         try:
             config = run.config()
@@ -138,8 +132,10 @@ def run_using(made: Path, folder: Path) -> str | None:
 
 
 def delete_run(run: Run) -> None:
-    """Remove a run's folder, or a sweep's. Raises ``UserError`` while a process works on it, or another run learns from
-    its student."""
+    """Remove a run's folder, or a sweep's.
+
+    Raises ``UserError`` while a process works on it, or another run learns from its student.
+    """
     if run.is_locked():
         raise UserError(f"Run {run.id} is still running. Stop it first, then delete it.")
     if other := run_using(run.path / "student", run.path.parent):
@@ -160,16 +156,20 @@ def delete_dataset(dataset: Upload) -> None:
     dataset.delete()
 
 
-def find_run(folder: Path, id: str) -> Run:
-    """The run with this id, the start of one, or ``last``. Raises ``UserError`` where there is none, or several.
+def find_run(folder: Path, id: str, owner: str | None = None) -> Run:
+    """Return the run with this id, the start of one, or ``last``.
 
-    An id from outside never becomes a path: it is only compared with the names that are there.
+    With an ``owner`` (a token) only theirs are looked through. An id from outside never becomes a path: it is only
+    compared with the names that are there. Raises ``UserError`` where there is none, or several.
     """
-    return one_of(list_runs(folder), id, "run", folder, "There are no runs yet.")
+    every = list_runs(folder)
+    if owner is None:
+        return one_of(every, id, "run", folder, "There are no runs yet.")
+    return one_of([run for run in every if run.is_owned_by(owner)], id, "run", None, "There are no runs yet.")
 
 
 def list_runs(folder: Path) -> list[Run]:
-    """The runs in a folder, newest first."""
+    """Return the runs in a folder, newest first."""
     if not Path(folder).is_dir():
         return []
     names = sorted((path.name for path in Path(folder).iterdir() if ID.fullmatch(path.name)), reverse=True)
@@ -178,7 +178,7 @@ def list_runs(folder: Path) -> list[Run]:
 
 
 def local_owner(folder: Path) -> str:
-    """The one token that owns all runs made on this machine by hand; made when first asked for."""
+    """Return the one token that owns all runs made on this machine by hand; it is made when it is first needed."""
     path = Path(folder) / ".owner"
     if token := text_of(path):
         return token

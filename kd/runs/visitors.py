@@ -1,4 +1,4 @@
-"""What each visitor has in the runs' folder, how much room it takes, and when its owner was last seen.
+"""What each visitor has in the runs' folder, how much disk it takes, and when the visitor was last seen.
 
 Runs are in the folder itself, sweeps in ``.sweeps``, datasets in ``.datasets`` (each with its owner's hash in
 ``dataset.json``); ``.visitors`` has an empty file for each owner's hash, touched when the owner comes.
@@ -21,12 +21,13 @@ from kd.runs.store import list_runs, local_owner
 from kd.system.files import DATASETS, SWEEPS, VISITORS, folder_size, write_whole
 from kd.system.ids import owner_hash
 
+# A visitor's file is touched no more often.
 SEEN_SECONDS = 60
-"""A visitor's file is touched no more often."""
 
+# How often a server deletes the data of visitors who do not come back.
 CLEAN_SECONDS = 3600
-"""How often a server looks for visitors who do not come back."""
 
+# Seconds of a day.
 DAY = 24 * 3600
 
 
@@ -38,29 +39,29 @@ class Belonging:
     owner: str
 
     def size(self) -> int:
-        """Bytes of its files."""
+        """Return the bytes of its files."""
         return folder_size(self.path)
 
     def touched(self) -> float:
-        """When something last happened in it, Unix seconds."""
+        """Return when something last happened in it, Unix seconds."""
         return max(_time_of(self.path / name) for name in ("events.jsonl", "dataset.json", "config.json"))
 
     def is_at_work(self) -> bool:
-        """Whether it is a run or a sweep that waits or runs."""
+        """Return whether it is a run or a sweep that waits or runs."""
         try:
             return (self.path / "config.json").exists() and Run(self.path).status() not in CLOSED
         except UserError:  # deleted meanwhile
             return False
 
     def give(self, owner: str) -> None:
-        """Let it belong to another, the hash of whose token is ``owner``; what is at work goes on."""
+        """Let it belong to another, ``owner`` (a token's hash); a run that works goes on."""
         is_dataset = (self.path / "dataset.json").exists()
         path = self.path / ("dataset.json" if is_dataset else "config.json")
         write_whole(path, json.dumps({**json.loads(path.read_text()), "owner": owner}, indent=2))
 
 
 def belongings(folder: Path) -> list[Belonging]:
-    """Everything that has an owner."""
+    """Return everything that has an owner."""
     folder = Path(folder)
     return [*_runs(folder), *_runs(folder / SWEEPS), *_datasets(folder / DATASETS)]
 
@@ -78,7 +79,7 @@ def _datasets(folder: Path) -> Iterator[Belonging]:
 
 
 def hand_over(folder: Path, old: str, new: str) -> None:
-    """Whatever belongs to ``old`` (a token's hash) belongs to ``new``."""
+    """Give whatever belongs to ``old`` (a token's hash) to ``new``."""
     for one in belongings(folder):
         if one.owner == old:
             with suppress(FileNotFoundError):  # deleted meanwhile
@@ -86,7 +87,7 @@ def hand_over(folder: Path, old: str, new: str) -> None:
 
 
 def check_room(folder: Path, owner: str) -> None:
-    """Raises ``UserError`` where what ``owner`` (a token's hash) has, or all have, takes more disk than the limits allow."""
+    """Raise ``UserError`` where the data of ``owner`` (a token's hash), or of all, take more disk than the limits allow."""
     allowed, (own, every) = limits.current(), room(folder, owner)
     if own < 0:
         raise UserError(
@@ -101,8 +102,10 @@ def check_room(folder: Path, owner: str) -> None:
 
 
 def room(folder: Path, owner: str) -> tuple[float, float]:
-    """The bytes that ``owner`` (a token's hash) may still take, and all visitors together; infinite without a limit. Sizes
-    are counted anew each time: it is asked for at the start of a run or an import only."""
+    """Return the bytes that ``owner`` (a token's hash) may still take, and all visitors together; infinite without a limit.
+
+    Sizes are counted each time: this is called at the start of a run or an import only.
+    """
     allowed = limits.current()
     if allowed.quota_mb == allowed.disk_mb == math.inf:
         return math.inf, math.inf
@@ -113,7 +116,7 @@ def room(folder: Path, owner: str) -> tuple[float, float]:
     return own * 1e6 - sizes[owner], every * 1e6 - sum(sizes.values())
 
 
-# --- Who comes back
+# --- Visitors who do not come back
 
 
 def seen(folder: Path, owner: str) -> None:
@@ -126,8 +129,10 @@ def seen(folder: Path, owner: str) -> None:
 
 
 def idle(folder: Path, days: float, now: float) -> list[Belonging]:
-    """What belongs to owners who have not been seen, and in whose runs nothing has happened, for so long; not what was
-    made on this machine by hand, and nothing of an owner who has a run that waits or runs."""
+    """Return what belongs to owners who have not been seen, and in whose runs nothing has happened, for so many days.
+
+    What was made on this machine by hand is not among it, nor anything of an owner who has a run that waits or runs.
+    """
     by_owner: defaultdict[str, list[Belonging]] = defaultdict(list)
     for one in belongings(folder):
         by_owner[one.owner].append(one)
@@ -141,7 +146,7 @@ def idle(folder: Path, days: float, now: float) -> list[Belonging]:
 
 
 def clean(folder: Path, days: float) -> list[Belonging]:
-    """Delete what is ``idle`` now, and return it. Raises ``OSError`` where something cannot be deleted."""
+    """Delete what is ``idle`` now and return it. Raises ``OSError`` where something cannot be deleted."""
     gone = idle(folder, days, time.time())
     for one in gone:
         with suppress(FileNotFoundError):  # its owner has just deleted it
@@ -151,7 +156,7 @@ def clean(folder: Path, days: float) -> list[Belonging]:
 
 
 def clean_if_due(folder: Path) -> list[Belonging]:
-    """``clean`` as the limits say, at most once an hour whatever is restarted."""
+    """Call ``clean`` as the limits say, at most once an hour, also where the server is restarted."""
     days, mark = limits.current().idle_days, Path(folder) / VISITORS / ".cleaned"
     if days == math.inf or time.time() - _time_of(mark) < CLEAN_SECONDS:
         return []
@@ -161,7 +166,7 @@ def clean_if_due(folder: Path) -> list[Belonging]:
 
 
 def _time_of(path: Path) -> float:
-    """When a file was last written; 0 where there is none."""
+    """Return when a file was last written; 0 where there is none."""
     try:
         return path.stat().st_mtime
     except OSError:

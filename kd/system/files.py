@@ -20,13 +20,18 @@ ASSETS = ROOT / "kd" / "assets"
 if not ASSETS.is_dir():
     ASSETS = ROOT / "assets"
 
+# Bytes of the header of an ``.npy`` file of at most four axes.
 NPY_HEADER = 128
-"""Bytes of the header of an ``.npy`` file of at most four axes."""
+
+# The folders of the sweeps, the imported datasets and the visitors' marks, beside the runs.
+SWEEPS, DATASETS, VISITORS = ".sweeps", ".datasets", ".visitors"
 
 
 def cache_folder(runs: Path, dataset: str) -> Path:
-    """Where a dataset's pixels and targets are kept for the next run: ``KD_CACHE_DIR``, or ``.cache`` beside the runs;
-    those of an imported one in its own folder, for they are its owner's, count as such, and go when it goes."""
+    """Return where a dataset's pixels and targets are kept: ``KD_CACHE_DIR``, or ``.cache`` beside the runs.
+
+    Those of an imported dataset are in its own folder: they count as its owner's, and are deleted with it.
+    """
     if Path(dataset).parent == Path(runs).resolve() / DATASETS:
         return Path(dataset) / ".cache"
     return Path(os.environ.get("KD_CACHE_DIR") or Path(runs) / ".cache")
@@ -36,10 +41,10 @@ def cache_folder(runs: Path, dataset: str) -> Path:
 def npy_writer(
     path: Path, shape: tuple[int, ...], dtype: type, rows: int = 0
 ) -> Iterator[Callable[["np.ndarray"], None]]:
-    """Write an ``.npy`` file row by row (or rows by rows), the number of rows known at the end only.
+    """Give a function that appends rows to an ``.npy`` file whose number of rows is known at the end only.
 
-    A file that is half written has no valid header: ``mapped`` takes it for missing. ``rows`` of it are kept and
-    written on from, where ``rows_in`` has found as many.
+    A file that is half written has no valid header: ``mapped`` takes it for missing. Its first ``rows``, which ``rows_in``
+    has found, are kept and written on from.
     """
 
     import numpy as np
@@ -68,7 +73,7 @@ def npy_writer(
 
 
 def rows_in(path: Path, shape: tuple[int, ...], dtype: type) -> int:
-    """How many whole rows an interrupted ``npy_writer`` has left in a file."""
+    """Return how many whole rows an interrupted ``npy_writer`` has left in a file."""
     import numpy as np
 
     try:
@@ -79,7 +84,7 @@ def rows_in(path: Path, shape: tuple[int, ...], dtype: type) -> int:
 
 
 def mapped(path: Path) -> "np.ndarray | None":
-    """A memory-mapped ``.npy`` file, or ``None`` if it is missing, truncated or empty (it is deleted then)."""
+    """Return a memory-mapped ``.npy`` file, or ``None`` if it is missing, truncated or empty (it is deleted then)."""
     import numpy as np
 
     try:
@@ -92,7 +97,7 @@ def mapped(path: Path) -> "np.ndarray | None":
 
 
 def try_acquire(lock: FileLock) -> bool:
-    """Take a lock if it is free now; whether it was."""
+    """Take a lock if it is free now; return whether it was."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -100,12 +105,8 @@ def try_acquire(lock: FileLock) -> bool:
     return True
 
 
-SWEEPS = ".sweeps"
-"""The folder of the sweeps, beside the runs."""
-
-
 def default_runs_folder() -> Path:
-    """Where runs are kept: ``KD_RUNS_DIR``, or ``runs`` in the working folder."""
+    """Return where runs are kept: ``KD_RUNS_DIR``, or ``runs`` in the working folder."""
     return Path(os.environ.get("KD_RUNS_DIR") or "runs")
 
 
@@ -123,18 +124,15 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def text_of(path: Path) -> str:
-    """A file's text; nothing of one that is not there."""
+    """Return a file's text, an empty one where there is no file."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return ""
 
 
-DATASETS, VISITORS = ".datasets", ".visitors"
-
-
 def folder_size(path: Path) -> int:
-    """Bytes of the files in a folder, and in those in it."""
+    """Return the bytes of all files below a folder."""
     return sum(_size(Path(folder) / name) for folder, _, names in os.walk(path) for name in names)
 
 

@@ -1,4 +1,4 @@
-"""Asking the Hugging Face Hub: which of its troubles pass and are waited for, and all of them in words."""
+"""Ask the Hugging Face Hub: wait for troubles that pass, and say all of them in words."""
 
 import logging
 import re
@@ -12,18 +12,19 @@ from typing import TypeVar
 
 from kd.errors import UserError
 
+# Seconds before each further try.
 WAITS = (1, 2, 4, 8, 16)
-"""Seconds before each further try."""
 
+# The longest wait, in seconds, that the Hub may ask for.
 PATIENCE = 300
-"""Seconds that a wait may be which the Hub asks for."""
 
-LOOK_SECONDS = 0.25
+# How often a wait checks whether it is to be ended.
+POLL_SECONDS = 0.25
 
+# HTTP status -> what the Hub does, where it may pass.
 BUSY = {429: "asks for fewer requests (429)", 408: "did not answer in time (408)"} | dict.fromkeys(
     (500, 502, 503, 504), "has trouble of its own ({status})"
 )
-"""HTTP status -> what the Hub does, where it may pass."""
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ log = logging.getLogger("kd.system.hub")
 
 
 class HubBusy(UserError):
-    """The Hub has a trouble that may pass: ``what`` it does; ``seconds`` is how long it asks to wait."""
+    """The Hub has a trouble that may pass: ``what`` it does, and how many ``seconds`` it asks to wait."""
 
     def __init__(self, message: str, what: str = "", seconds: float = 0.0) -> None:
         super().__init__(message)
@@ -39,10 +40,11 @@ class HubBusy(UserError):
 
 
 def from_hub(kind: str, name: str, load: Callable[[], T], is_local: bool = False) -> T:
-    """Return what ``load`` brings. A Hub that is busy is asked again, later each time, and never sooner than it says; a
-    download goes on where it broke off. ``is_local``: the name stands for a folder here, so the Hub is not asked first.
+    """Return what ``load`` returns, asking a Hub that is busy again, later each time and never sooner than it says.
 
-    Raises ``UserError``."""
+    A download goes on where it broke off. ``is_local``: the name stands for a folder here, so the Hub is not asked first.
+    Raises ``UserError``.
+    """
     for nth in range(len(WAITS) + 1):
         try:
             with explained(kind, name, is_local):
@@ -57,7 +59,7 @@ def from_hub(kind: str, name: str, load: Callable[[], T], is_local: bool = False
 
 
 class _WaitHandler(logging.Handler):
-    """Hands on what we, and the libraries, log of waiting."""
+    """Pass on what this module and the Hub's libraries log about waiting."""
 
     def __init__(self, on_message: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -72,7 +74,7 @@ class _WaitHandler(logging.Handler):
 
 
 def in_words(text: str) -> str | None:
-    """What ``huggingface_hub`` logs before it waits, as we say it; ``None`` for what else it logs."""
+    """Return what ``huggingface_hub`` logs before it waits in our own words; ``None`` for what else it logs."""
     if "Trying to resume download" in text:
         return "A download from the Hub broke off; going on from there."
     found = re.search(r"(Rate limited. Waiting|Retrying in) ([\d.]+)s", text)
@@ -94,7 +96,7 @@ def listening(on_message: Callable[[str], None], stop_asked: Callable[[], bool])
     main = threading.main_thread()
 
     def watch() -> None:
-        while not over.wait(LOOK_SECONDS):
+        while not over.wait(POLL_SECONDS):
             if stop_asked():
                 return signal.pthread_kill(main.ident, signal.SIGUSR1)
 
@@ -120,8 +122,7 @@ def listening(on_message: Callable[[str], None], stop_asked: Callable[[], bool])
 
 @contextmanager
 def explained(kind: str, name: str, is_local: bool = False) -> Iterator[None]:
-    """Turn the Hub libraries' errors into a ``UserError`` that says which of the possible reasons it was; one that may
-    pass into ``HubBusy``."""
+    """Turn the errors of the Hub's libraries into a ``UserError`` that says the reason, ``HubBusy`` where it may pass."""
     try:
         if not is_local:
             _ask_hub(kind, name)
@@ -143,8 +144,10 @@ def explained(kind: str, name: str, is_local: bool = False) -> Iterator[None]:
 
 
 def _ask_hub(kind: str, name: str) -> None:
-    """Ask the Hub for a repository of which nothing is in the cache. Where the Hub cannot be reached this fails at
-    once; the libraries would try six times, which takes 23 s, or 7 minutes where nothing answers at all."""
+    """Ask the Hub for a repository of which nothing is in the cache, so that a failure comes at once.
+
+    The libraries would try six times, which takes 23 s, or 7 minutes where nothing answers at all.
+    """
     from huggingface_hub import HfApi, constants, is_offline_mode
     from huggingface_hub.file_download import repo_folder_name
 
@@ -156,7 +159,7 @@ def _ask_hub(kind: str, name: str) -> None:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error and what it came from."""
+    """Return an error and all that caused it."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -166,7 +169,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _busy(chain: list[BaseException]) -> tuple[str, float] | None:
-    """What is the matter with the Hub if it may pass, and the seconds that it asks to wait."""
+    """Return what the Hub does, if it may pass, and the seconds that it asks to wait."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for link in chain:
@@ -180,15 +183,17 @@ def _busy(chain: list[BaseException]) -> tuple[str, float] | None:
 
 
 def _status(chain: list[BaseException]) -> int | None:
-    """With which HTTP status the Hub has refused."""
+    """Return the HTTP status with which the Hub has refused, if it has."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next((link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)), None)
 
 
 def _hub_reason(error: BaseException, chain: list[BaseException]) -> str | None:
-    """Which of the usual reasons an error of the Hub's libraries has, as a message with ``kind`` and ``name`` left
-    open; ``None`` for what is not the Hub's."""
+    """Return which of the usual reasons an error of the Hub's libraries has; ``None`` for another error.
+
+    It is a message with places for ``kind`` and ``name``.
+    """
     from huggingface_hub import is_offline_mode
 
     names = {base.__name__ for link in chain for base in type(link).__mro__}

@@ -1,4 +1,4 @@
-"""Modules that take seconds to import and stay: torch, transformers, gradio."""
+"""Import what takes seconds and stays loaded (torch, transformers, gradio) at the lowest cost."""
 
 import gc
 import sys
@@ -6,11 +6,10 @@ from importlib import import_module
 
 
 def load(*modules: str) -> None:
-    """Import these, unless they are there, and have the garbage collector leave out what is there then (``gc.freeze``).
+    """Import modules that are not imported yet, and exempt all objects from garbage collection then (``gc.freeze``).
 
-    They make a million objects that are never garbage. By default it looks through them again and again, while they are made
-    and as long as the process lives. Where torch is there already, as in a notebook, somebody's models may be too: then
-    nothing is left out.
+    Such imports make a million objects that are never garbage, which the collector would go through again and again. Where
+    torch is imported already, as in a notebook, somebody's models may be in memory too: then nothing is exempted.
     """
     if sys.modules.keys() >= set(modules):
         return

@@ -5,7 +5,6 @@ On one's own machine, one token owns all runs and nobody is asked for it. On a S
 handler, and a run answers to its own only.
 """
 
-import dataclasses
 import functools
 import hashlib
 import hmac
@@ -26,12 +25,12 @@ from gradio.utils import get_upload_folder
 
 from kd import limits
 from kd.config import SAMPLE, DistillConfig
-from kd.data.library.store import UPLOAD_PREFIX, Upload, list_uploads, refuse_archive
+from kd.data.library.store import UPLOAD_PREFIX, Upload, list_uploads
 from kd.errors import UserError
 from kd.experiments.sweep import Sweep, find_sweep, list_sweeps
 from kd.runs import visitors
 from kd.runs.run import START_SECONDS, Run
-from kd.runs.store import find_run, list_runs, local_owner, with_run_as_teacher
+from kd.runs.store import find_run, list_runs, local_owner, resolve
 from kd.runs.summary import status_of, summarize
 from kd.system.files import default_runs_folder
 from kd.system.ids import ID, owner_hash
@@ -141,12 +140,12 @@ def own_uploads(token: str) -> list[Upload]:
 
 
 def with_own(config: DistillConfig, token: str) -> DistillConfig:
-    """``config`` with the folders of what is the visitor's: the pictures of ``upload:ID``, and the student of a run in the
-    place of the teacher ``run:ID``. Raises ``UserError``, also for what is another's."""
-    if config.dataset.startswith(UPLOAD_PREFIX):
-        config = dataclasses.replace(config, dataset=str(own_upload(config.dataset, token).path))
-    refuse_archive(config.dataset)
-    return with_run_as_teacher(config, lambda id: own(id, token))
+    """Return ``config`` with the folders of the visitor's datasets and runs for their names, as ``resolve`` does.
+
+    Raises ``UserError``, also for what is another's.
+    """
+    visitor = (token if is_token(token) else "") if shared() else None
+    return resolve(config, default_runs_folder(), visitor)
 
 
 def view_key(run: Run) -> str:

@@ -1,40 +1,17 @@
-"""Commands that work beside the page, in processes of their own, with low priority."""
+"""Start the commands that work while the page answers, in processes of their own with low priority."""
 
-import os
-import shutil
-import signal
-import subprocess
-from contextlib import suppress
 from typing import Any
 
-from kd.runs.process import KEEP_MEMORY
-from kd.runs.queue import device_name, single_gpu_environment
+from kd.config import DistillConfig
+from kd.runs.process import training_environment
 from kd.system.files import default_runs_folder
-from kd.system.processes import kd_command, kd_environment
+from kd.system.processes import Child
 
+# The lowest priority that there is.
 LOWEST = 19
 
 
-def start(
-    command: str, *options: str, settings: dict[str, Any], niceness: int = LOWEST, **streams: Any
-) -> subprocess.Popen:
-    """Start ``python -m kd COMMAND`` on the ``settings`` (public names; ``None`` is left out) as a run would be started, in
-    a process group of its own. ``streams``: what ``Popen`` takes for them; by default nothing is read or kept."""
-    return subprocess.Popen(
-        [
-            *(["nice", "-n", str(niceness)] if shutil.which("nice") else []),
-            *kd_command(command, f"--runs-dir={default_runs_folder()}", *options),
-            *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if value is not None),
-        ],
-        start_new_session=True,
-        env={
-            **kd_environment(), **single_gpu_environment(device_name(settings["device"])), **KEEP_MEMORY,
-        },
-        **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **streams},
-    )  # fmt: skip
-
-
-def end(process: subprocess.Popen) -> None:
-    """Kill it, and what it has started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+def start(command: str, config: DistillConfig, nice: int = LOWEST, **more: Any) -> Child:
+    """Start ``python -m kd COMMAND`` on ``config``, in the environment of a run; ``more`` goes into its job."""
+    job = {"config": config.to_dict(), "runs_dir": str(default_runs_folder()), **more}
+    return Child(command, "--child", job=job, environment=training_environment(config.device), nice=nice)

@@ -18,7 +18,7 @@ from kd.config import RUN_TEACHER, SAMPLE, DistillConfig
 from kd.errors import UserError
 from kd.evaluation import worker
 from kd.evaluation.dark_knowledge import dark_knowledge, standardised_logits
-from kd.system.cache import stamp
+from kd.system.cache import folder_stamp
 from kd.ui import theme
 from kd.ui.access import check_names, served, shared, uploaded, with_own
 from kd.ui.compare import png
@@ -94,7 +94,7 @@ def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
     """The teacher's class names, and its logits for the picture. Raises ``UserError``, or ``ValueError``, in words."""
     try:
         with path.open("rb") as file:
-            key = name, stamp(Path(os.path.expanduser(name))), hashlib.file_digest(file, "sha256").hexdigest()
+            key = name, folder_stamp(Path(os.path.expanduser(name))), hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         raise UserError(f"{path.name} is not on this server any more. Choose it again.") from None
     with _keeping:

@@ -16,7 +16,7 @@ import gradio as gr
 
 from kd import limits
 from kd.data.folders import SPLIT_NAMES
-from kd.data.library.store import ImportRefused, Source, Upload, import_dataset
+from kd.data.library.store import ImportRefused, Library, Source, Upload, import_dataset
 from kd.errors import UserError
 from kd.runs import visitors
 from kd.runs.store import delete_dataset
@@ -164,7 +164,8 @@ def _work(one: Import, source: Source, name: str, whose: str) -> None:
         with turn(lambda: progress(0, 0)):
             folder = default_runs_folder()
             room = min(visitors.room(folder, owner_hash(whose)))
-            upload = import_dataset(source, name, folder, whose, progress, room if math.isfinite(room) else None)
+            library = Library(folder, whose, room if math.isfinite(room) else None)
+            upload = import_dataset(source, name, library, progress)
         one.name, one.found = upload.info()["name"], upload.id
     except CalledOff:
         pass

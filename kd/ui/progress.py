@@ -61,7 +61,7 @@ def _closing(summary: Summary, status: str) -> str:
         "done": "Done",
         "failed": on_page(summary.message or "Failed"),
         "stopped": f"Stopped{where}. Resume goes on from the last checkpoint.",
-        "died": f"The run's process is gone: it ended{where} without a word. {memory.epitaph(summary.oom_kills)} "
+        "died": f"The run's process is gone: it ended{where} without a word. {memory.explain_death(summary.oom_kills)} "
         "Resume goes on from the last checkpoint.",
     }[status]
 

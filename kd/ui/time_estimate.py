@@ -1,14 +1,12 @@
-"""How long a run of the settings as they stand would take here, said before the click.
+"""Tell how long a run of the settings on the page would take here, before it is started.
 
-``python -m kd estimate`` measures it in a process with a run's own priority, for with a lower one it would see less of the
-machine than the run will: one at a time for all visitors, none while a run trains (both would be slower than they are),
-and none that outlives the start of a run.
+``python -m kd estimate`` measures it in a process with a run's own priority: with a lower one it would get less of the
+machine than the run will. One measurement is made at a time for all visitors, none while a run trains (both would be slower
+than they are), and the start of a run ends it.
 """
 
 import json
-import subprocess
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Lock, Thread
 from typing import Any
@@ -22,22 +20,25 @@ from kd.runs.process import NICE
 from kd.runs.run import Run
 from kd.runs.store import list_runs
 from kd.runs.summary import status_of, summarize
+from kd.system.cache import Cache
 from kd.system.files import default_runs_folder
+from kd.system.processes import Child, ChildEnded
 from kd.training.plan import views_of
 from kd.ui import background, settings
 from kd.ui.access import check_names, served, with_own
 from kd.ui.progress import roughly
 
+# A measurement may take so long; it takes about ten seconds, and more where others share the machine.
 SECONDS = 180
-"""A measurement may take so long; it takes about ten, and more where others share the machine."""
 
+# For so long an estimate is kept, for so long a problem, and so many of both together.
 KEPT_SECONDS, PROBLEM_SECONDS, MOST_KEPT = 600, 20, 64
 
+# Settings that a run's time does not depend on. The time for other epochs is computed from what was measured.
 NO_MATTER = (
     "seed", "recipe", "method", "temperature", "lambda", "weight", "learning_rate", "weight_decay", "schedule", "warmup",
     "mixup", "heal", *settings.OWN,
 )  # fmt: skip
-"""Settings that a run's time does not depend on; of its epochs it is reckoned."""
 
 TRAINS = "A run is training. How long this one would take is measured when that is over."
 
@@ -51,27 +52,28 @@ TOO_LONG = (
 
 @dataclass
 class Measurement:
-    """One that is under way: for which settings, for which open page."""
+    """A measurement that is under way: for which settings, for which open page."""
 
     key: str
     asker: str
-    process: subprocess.Popen
+    child: Child
     given_up: bool = False
 
 
 _now: Measurement | None = None
 
-_kept: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
-"""Settings -> until when it holds, and what was found (``kd.training.estimate``) or the ``problem``."""
+# Settings -> what ``kd.training.estimate`` found, or the ``UserError``.
+_kept = Cache(lambda: MOST_KEPT)
 
 _lock = Lock()
 
 
 @served
 def expected(asked: dict[str, Any]) -> dict[str, Any]:
-    """The time of a run with the widgets' ``values``, for ``owner`` on the open page ``asker``.
+    """Return the time of a run with the widgets' ``values``, for ``owner`` on the open page ``asker``.
 
-    ``line``, or ``problem``; while neither is known ``wait``, in words, and ``again``, in how many seconds to ask.
+    That is a ``line``, or a ``problem``; while neither is known ``wait``, in words, and ``again``, the seconds after which
+    to ask again.
     """
     try:
         config = settings.from_widgets(tuple(asked.get("values") or ()))
@@ -86,9 +88,11 @@ def _answer(config: DistillConfig, asker: str) -> dict[str, Any]:
     global _now
     key, training = key_of(config), trains()
     with _lock:
-        until, found = _kept.get(key, (0.0, {}))
-        if until > time.monotonic():
-            return found if "problem" in found else answer(found, config)
+        found = _kept.find(key)
+        if isinstance(found, UserError):
+            raise found
+        if found:
+            return answer(found, config)
         if training:
             _give_up()
             return {"wait": TRAINS, "again": 5, "trains": True}
@@ -103,19 +107,19 @@ def _answer(config: DistillConfig, asker: str) -> dict[str, Any]:
 
 
 def known(config: DistillConfig) -> dict[str, float]:
-    """``expected``, the seconds of a run with these settings, if they have been measured; else nothing."""
+    """Return ``expected``, the seconds of a run with these settings, if they have been measured; else nothing."""
     found = estimated(config)
     return {"expected": found["seconds"]} if found else {}
 
 
 def answer(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:
-    """What ``expected`` returns of what was found."""
+    """Return what the page is told of an estimate."""
     found = of_epochs(found, config)
     return {"line": in_words(found, config), "seconds": found["seconds"]}
 
 
 def of_epochs(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:
-    """What was found for other epochs, as it is for those of ``config``."""
+    """Return an estimate that was made for other epochs as it is for those of ``config``."""
     if config.minutes is not None:
         return found
     before = found["stages"]["training"]
@@ -129,20 +133,22 @@ def of_epochs(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:
 
 
 def estimated(config: DistillConfig) -> dict[str, Any] | None:
-    """What ``kd.training.estimate`` found for these settings, if it has been asked."""
-    with _lock:
-        until, found = _kept.get(key_of(config), (0.0, {}))
-    return of_epochs(found, config) if until > time.monotonic() and "problem" not in found else None
+    """Return the estimate for these settings, if there is one."""
+    found = _kept.find(key_of(config))
+    return of_epochs(found, config) if isinstance(found, dict) else None
 
 
 def measures() -> bool:
-    """Whether a measurement is under way."""
+    """Return whether a measurement is under way."""
     return _now is not None
 
 
 def key_of(config: DistillConfig) -> str:
-    """What is found holds for: the settings that matter, and the newest run, since a run leaves pictures and targets. Of the
-    epochs, how many views they show; an input that grows over them is another with each."""
+    """Return what an estimate holds for, as text: the settings that matter, and the newest run.
+
+    A run leaves decoded images and targets, which the next one need not make. Of the epochs only the number of views
+    matters that they show, unless the input grows over them.
+    """
     values = {name: value for name, value in config.to_dict().items() if name not in NO_MATTER}
     if config.start_size is None:
         values["epochs"] = views_of(config)
@@ -151,7 +157,7 @@ def key_of(config: DistillConfig) -> str:
 
 
 def trains() -> bool:
-    """Whether a run or a sweep is at work, or about to be."""
+    """Return whether a run or a sweep waits or works."""
     folder = default_runs_folder()
 
     def works(one: Run) -> bool:
@@ -164,7 +170,7 @@ def trains() -> bool:
 
 
 def give_way() -> None:
-    """A run starts: end the measurement that is under way."""
+    """End the measurement that is under way, because a run starts."""
     with _lock:
         _give_up()
 
@@ -173,48 +179,39 @@ def _give_up() -> None:
     global _now
     if _now:
         _now.given_up = True
-        background.end(_now.process)
+        _now.child.end()
         _now = None
 
 
-def begin(config: DistillConfig) -> subprocess.Popen:
+def begin(config: DistillConfig) -> Child:
     """Start ``python -m kd estimate``."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return background.start("estimate", "--json", "--preset=custom", settings=config.to_dict(), niceness=NICE, **pipes)
+    return background.start("estimate", config, nice=NICE)
 
 
 def _finish(one: Measurement) -> None:
-    """Wait for a measurement and keep what it found."""
+    """Wait for a measurement and keep what it found, or why it could not be made."""
     global _now
+    begun = time.monotonic()
+
+    def check_time(_: object) -> None:
+        if time.monotonic() - begun > SECONDS:
+            raise UserError(TOO_LONG)
+
     try:
-        out, err = one.process.communicate(timeout=SECONDS)
-        found = read(one.process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
-    except subprocess.TimeoutExpired:
-        background.end(one.process)
-        one.process.communicate()
-        found = {"problem": TOO_LONG}
-    except ValueError as error:
-        found = {"problem": f"No time could be measured: {error}"}
+        found, seconds = one.child.answer(check_time), KEPT_SECONDS
+    except ChildEnded as ended:
+        found, seconds = UserError(f"No time could be measured: {ended.reason}"), PROBLEM_SECONDS
+    except UserError as problem:
+        found, seconds = problem, PROBLEM_SECONDS
     with _lock:
         if one.given_up:
             return
-        _now = None
-        _kept[one.key] = time.monotonic() + (PROBLEM_SECONDS if "problem" in found else KEPT_SECONDS), found
-        while len(_kept) > MOST_KEPT:
-            _kept.popitem(last=False)
-
-
-def read(code: int, out: str, err: str) -> dict[str, Any]:
-    """What the command found, or its own words as a ``problem``."""
-    if code == 0 and out.strip():
-        return json.loads(out.splitlines()[-1])
-    _, said, words = f"\n{err}".rpartition("\nkd: ")
-    last = (err.strip().splitlines() or ["it ended without a word"])[-1]
-    return {"problem": words.strip() if said else f"No time could be measured: {last}"}
+        _now, until = None, time.monotonic() + seconds
+        _kept.put(one.key, found, lambda: time.monotonic() < until)
 
 
 def in_words(found: dict[str, Any], config: DistillConfig) -> str:
-    """ "About 1 min 20 s here: targets 20 s, training 40 s, the rest 20 s"."""
+    """Return an estimate in words: "About 1 min 20 s here: targets 20 s, training 40 s, the rest 20 s"."""
     stages = found["stages"]
     parts = {"targets": stages["targets"], "training": stages["training"]}
     parts["the rest"] = found["seconds"] - sum(parts.values())
@@ -227,7 +224,7 @@ def in_words(found: dict[str, Any], config: DistillConfig) -> str:
 
 
 def build() -> gr.HTML:
-    """The line; ``settings.follow`` tells it the settings and the visitor."""
+    """Build the line; ``settings.follow`` tells it the settings and the visitor."""
     return gr.HTML(
         value=settings.at_first(),
         html_template='<p class="kd-expected" role="status" aria-live="polite"></p>',

@@ -16,7 +16,7 @@ def test_the_command_line_imports_lists_and_deletes(tmp_path, capsys, monkeypatc
     said = capsys.readouterr().out
     found = json.loads(said.splitlines()[-1])
     assert "3 skipped" in said and f"--dataset upload:{found['id']}" in said
-    config = options.with_dataset(DistillConfig(dataset=str(source)), tmp_path / "runs")
+    config = options.with_folders(DistillConfig(dataset=str(source)), tmp_path / "runs")
     assert Path(config.dataset).name == found["id"]  # it was imported already
     assert main.main(["datasets", *folder]) == 0
     assert "Pets" in capsys.readouterr().out

@@ -8,13 +8,13 @@ from PIL import Image
 
 from kd.config import DistillConfig
 from kd.data.duplicates import (
-    Looks,
     Pair,
-    _look,
+    Thumbnails,
+    _make_thumbnails,
     find_duplicates,
     groups,
     known_pairs,
-    looks,
+    load_thumbnails,
     shrunk,
     without_duplicates,
 )
@@ -23,10 +23,10 @@ from kd.errors import UserError
 from tests.support.photos import CHANGES, again, photo
 
 
-def seen(pictures: list[Image.Image]) -> Looks:
+def seen(pictures: list[Image.Image]) -> Thumbnails:
     thumbs = np.stack([shrunk(picture) for picture in pictures])
     digests = np.array([np.void(picture.tobytes()[:64].ljust(64)) for picture in pictures])
-    return Looks(thumbs, np.array([picture.size for picture in pictures]), digests, {})
+    return Thumbnails(thumbs, np.array([picture.size for picture in pictures]), digests, {})
 
 
 def test_a_changed_photo_is_found_and_another_is_not():
@@ -46,7 +46,7 @@ def test_trousers_of_the_sample_that_look_alike_are_not_duplicates():
     """The class whose pictures are most alike; one pair of the first 450 is the same photo."""
     train = load_splits(DistillConfig()).train
     rows = np.flatnonzero(np.asarray(train["label"]) == 1)[:450]
-    (pair,) = find_duplicates(_look(train.select(rows), lambda done, of: None))
+    (pair,) = find_duplicates(_make_thumbnails(train.select(rows), lambda done, of: None))
     assert (rows[pair.one], rows[pair.other]) == (100, 3931) and pair.difference < 0.02
 
 
@@ -75,19 +75,19 @@ def test_what_is_in_test_is_left_out_of_training_and_that_is_said(planted, tmp_p
 def test_pictures_are_looked_at_once_and_a_damaged_file_again(planted, tmp_path, monkeypatch):
     splits = load_splits(DistillConfig(dataset=str(planted)))
     pairs = known_pairs(splits, tmp_path)
-    looked = looks(splits.train, tmp_path)
+    looked = load_thumbnails(splits.train, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("kd.data.duplicates._look", lambda dataset, progress: pytest.fail("looked again"))
+        patch.setattr("kd.data.duplicates._make_thumbnails", lambda dataset, progress: pytest.fail("looked again"))
         assert known_pairs(splits, tmp_path) == pairs
-        assert np.array_equal(looks(splits.train, tmp_path).thumbs, looked.thumbs)
-    for file in (tmp_path / "looks").iterdir():
+        assert np.array_equal(load_thumbnails(splits.train, tmp_path).thumbs, looked.thumbs)
+    for file in (tmp_path / "thumbnails").iterdir():
         file.write_bytes(file.read_bytes()[:100])
     assert known_pairs(splits, tmp_path) == pairs
 
 
 def test_of_very_many_pictures_only_equal_files_are_found(planted, tmp_path, monkeypatch):
     monkeypatch.setattr("kd.data.duplicates.NEAR_MOST", 30)
-    monkeypatch.setattr("kd.data.duplicates._look", lambda dataset, progress: pytest.fail("decoded"))
+    monkeypatch.setattr("kd.data.duplicates._make_thumbnails", lambda dataset, progress: pytest.fail("decoded"))
     pairs = known_pairs(load_splits(DistillConfig(dataset=str(planted))), tmp_path)
     assert [(pair.one, pair.other, pair.kind) for pair in pairs] == [(26, 30, "exact")]
 

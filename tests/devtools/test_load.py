@@ -15,6 +15,7 @@ from kd.cli import main
 from kd.devtools import load
 from kd.devtools.load import Refused, Tally
 from kd.evaluation.worker import Inference
+from kd.system.memory import private_megabytes
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_who_listens_is_found_with_its_memory():
         server.bind(("127.0.0.1", 0))
         server.listen()
         assert load.listener(server.getsockname()[1]) == os.getpid()
-    alone = load.own_memory(os.getpid())
+    alone = private_megabytes(os.getpid())
     assert alone > 10 and load.page_memory(None) is None
     asked = Inference()
     asked(int, "1")

@@ -277,9 +277,9 @@ def test_what_a_run_has_made_teaches_the_classes_that_it_is_said_to_know(made, c
         teacher=f"run:{made.id}", label_map="green leaf=", dataset=str(colours), student=str(made.path.parent / "base"),
         baseline="yes", targets="online", mixup=0.2, **QUICK,
     )  # fmt: skip
-    run = create_run(asked, made.path.parent, "t")
+    run = create_run(resolve(asked, made.path.parent, None), made.path.parent, "t")
     with pytest.raises(UserError, match="cannot teach: it has no finished student"):
-        resolve(DistillConfig(teacher=f"run:{run.id}"), made.path.parent)
+        resolve(DistillConfig(teacher=f"run:{run.id}"), made.path.parent, None)
     assert run.config().teacher == str(made.path / "student") and short_name(run.config().teacher) == f"run:{made.id}"
     with pytest.raises(UserError, match=f"Run {run.id} learns from run {made.id}"):
         delete_run(made)
@@ -307,7 +307,7 @@ def test_a_teacher_that_has_seen_the_test_pictures_of_another_cut_is_told(made, 
             **QUICK,
             **changes,
         )
-        run = create_run(asked, made.path.parent, "t")
+        run = create_run(resolve(asked, made.path.parent, None), made.path.parent, "t")
         job = start_job(run)
         splits = load_job_splits(job)
         return " ".join(plan_warnings(job.config, splits, load_job_teacher(job.config, splits)))

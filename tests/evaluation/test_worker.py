@@ -33,7 +33,7 @@ def test_answers_come_from_one_other_process_of_lower_priority(ask):
 def test_what_is_raised_there_is_raised_here(ask, tmp_path):
     with pytest.raises(UserError, match="There is no run 'nobody'"):
         ask(find_run, tmp_path, "nobody")
-    with pytest.raises(ValueError, match="invalid literal"):
+    with pytest.raises(UserError, match="invalid literal"):
         ask(int, "x")
     with pytest.raises(RuntimeError, match="ZeroDivisionError: division by zero") as error:
         ask(truediv, 1, 0)

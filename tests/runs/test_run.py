@@ -129,7 +129,7 @@ def test_of_a_dead_run_only_what_is_known_is_said(run, monkeypatch):
     run.append("started", pid=1, oom_kills=3)
     for now, words in ((3, "killed nothing for want of memory"), (4, "perhaps this one"), (None, "as the system does")):
         monkeypatch.setattr("kd.system.memory.kills", lambda now=now: now)
-        assert words in run.epitaph()
+        assert words in run.explain_death()
 
 
 def hold_and_die(path: str, channel) -> None:

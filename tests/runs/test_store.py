@@ -15,7 +15,7 @@ from kd.runs.store import (
     list_runs,
     local_owner,
     lost_teacher,
-    with_upload,
+    resolve,
 )
 from kd.system.files import cache_folder
 from kd.system.ids import GONE
@@ -59,9 +59,9 @@ def test_a_dataset_answers_to_its_owner_and_is_deleted_when_no_run_needs_it(tmp_
     upload = take(tmp_path, packed(tmp_path / "a.zip", PHOTOS))
     with pytest.raises(PermissionError, match="belongs to somebody else"):
         upload.check_owner("you")
-    with pytest.raises(PermissionError):
-        with_upload(DistillConfig(dataset=f"upload:{upload.id}"), tmp_path, "you")
-    config = with_upload(DistillConfig(dataset=f"upload:{upload.id}"), tmp_path, "me")
+    with pytest.raises(UserError, match="among yours"):
+        resolve(DistillConfig(dataset=f"upload:{upload.id}"), tmp_path, "you")
+    config = resolve(DistillConfig(dataset=f"upload:{upload.id}"), tmp_path, "me")
     run = create_run(config, tmp_path, "me")
     assert run.config().dataset == str(upload.path) and dataset_title(run.config().dataset) == "a"
     with pytest.raises(UserError, match=f"in use by run {run.id}"):
@@ -87,7 +87,8 @@ def test_a_teacher_whose_run_was_deleted_is_said_to_be_gone_and_what_still_works
     (first.path / "student").mkdir()
     (first.path / "student" / "config.json").write_text("{}")
     first.close("done")
-    second = create_run(DistillConfig(teacher=f"run:{first.id}"), tmp_path, local_owner(tmp_path))
+    config = resolve(DistillConfig(teacher=f"run:{first.id}"), tmp_path, None)
+    second = create_run(config, tmp_path, local_owner(tmp_path))
     second.close("done")
     delete_run(first)
     with pytest.raises(

@@ -4,14 +4,15 @@ import os
 import threading
 import time
 
-from kd.system.cache import Cache, stamp
+from kd.system.cache import Cache, folder_stamp
 
 
 class Shelf:
     """A cache, what it had to load, and the stamps of its keys."""
 
     def __init__(self, most: float) -> None:
-        self.cache, self.most, self.loaded, self.stamps = Cache(), most, [], {}
+        self.sizes, self.loaded, self.stamps = {}, [], {}
+        self.cache = Cache(lambda: most, lambda value: self.sizes[value])
 
     def get(self, key: str, size: float = 1, slowly: float = 0) -> str:
         def load() -> str:
@@ -19,7 +20,8 @@ class Shelf:
             self.loaded.append(key)
             return key.upper()
 
-        return self.cache.get(key, lambda: self.stamps.get(key), load, lambda value: size, self.most)
+        self.sizes[key.upper()] = size
+        return self.cache.get(key, load, lambda: self.stamps.get(key))
 
 
 def test_the_least_recently_used_leaves_when_the_bound_is_met():
@@ -59,15 +61,26 @@ def test_two_who_ask_at_once_load_once():
 def test_a_failed_load_is_not_kept():
     shelf = Shelf(most=9)
     try:
-        shelf.cache.get("a", lambda: 0, lambda: 1 / 0, lambda value: 1, 9)
+        shelf.cache.get("a", lambda: 1 / 0)
     except ZeroDivisionError:
         assert shelf.cache.size() == 0 and shelf.get("a") == "A"
 
 
+def test_what_was_put_is_found_until_its_stamp_changes_or_it_is_forgotten():
+    cache, now = Cache(lambda: 2), [0]
+    for key in "abc":
+        cache.put(key, key.upper(), lambda: now[0] < 1)
+    assert [cache.find(key) for key in "abc"] == [None, "B", "C"]
+    cache.forget("b")
+    assert cache.find("b") is None and cache.find("c") == "C"
+    now[0] = 1
+    assert cache.find("c") is None and cache.size() == 0
+
+
 def test_a_folders_stamp_changes_with_its_files(tmp_path):
-    assert stamp(tmp_path / "none") == ()
+    assert folder_stamp(tmp_path / "none") == ()
     file = tmp_path / "weights"
     file.write_text("one")
-    first = stamp(tmp_path)
+    first = folder_stamp(tmp_path)
     os.utime(file, (1, 1))
-    assert first != stamp(tmp_path) == stamp(tmp_path)
+    assert first != folder_stamp(tmp_path) == folder_stamp(tmp_path)

@@ -39,7 +39,7 @@ def test_on_a_shared_server_only_an_own_run_can_teach(tmp_path, monkeypatch):
     run.close("done")
     asked = DistillConfig(teacher=f"run:{run.id}")
     assert access.with_own(asked, mine).teacher == str(run.path / "student")
-    for config, token in ((asked, theirs), (asked, ""), (DistillConfig(teacher="run:last"), mine)):
+    for config, token in ((asked, theirs), (asked, ""), (DistillConfig(teacher="run:last"), theirs)):
         with pytest.raises(UserError, match="among yours"):
             access.with_own(config, token)
     begun = DistillConfig(teacher=str(run.path / "student"))

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from kd.config import DistillConfig
+from kd.errors import UserError
 from kd.evaluation.dataset_check import check_dataset as check
+from kd.system.cache import Cache
 from kd.ui import dataset_check, settings
 
 
@@ -21,7 +23,7 @@ def asked(dataset: Path | str, asker: str = "a", **others) -> dict:
 def alone(tmp_path, monkeypatch):
     """Nothing under way, nothing kept."""
     monkeypatch.setenv("KD_RUNS_DIR", str(tmp_path))
-    monkeypatch.setattr("kd.ui.dataset_check._kept", type(dataset_check._kept)())
+    monkeypatch.setattr("kd.ui.dataset_check._kept", Cache(lambda: 8))
     yield
     dataset_check._give_up()
 
@@ -29,7 +31,7 @@ def alone(tmp_path, monkeypatch):
 def test_a_check_runs_beside_the_page_one_at_a_time_and_can_be_cancelled(planted, tmp_path, alone):
     check(DistillConfig(dataset=str(planted), image_size=32), tmp_path / ".cache")  # the process finds it there
     assert dataset_check.checked(asked(planted, "other")) == {"wait": "Starting"}
-    process = dataset_check._now.process
+    process = dataset_check._now.child.process
     assert dataset_check.checked(asked(planted, image_size=64) | {"teacher": True}) == {"wait": dataset_check.OTHERS}
     assert dataset_check.cancel({"asker": "a"}) == {} and process.poll() is None  # not the one who began it
     dataset_check.cancel({"asker": "other"})
@@ -54,7 +56,7 @@ def test_what_cannot_be_checked_says_why(tmp_path, alone, monkeypatch):
     owner = "0" * 32
     assert "a path" in dataset_check.checked(asked(tmp_path, owner=owner))["problem"]
     key = dataset_check._named(asked("some/pictures", owner=owner))[1]
-    dataset_check._kept[key] = {"problem": "mine"}
+    dataset_check._kept.put(key, UserError("mine"))
     assert dataset_check.checked(asked("some/pictures", owner=owner)) == {"problem": "mine"}
-    assert dataset_check._named(asked("some/pictures", owner="1" * 32))[1] not in dataset_check._kept
+    assert dataset_check._kept.find(dataset_check._named(asked("some/pictures", owner="1" * 32))[1]) is None
     assert dataset_check._now is None

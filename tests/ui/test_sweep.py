@@ -3,7 +3,6 @@ looked at while the default's time is measured; a real one on toys is begun, sto
 
 import json
 import re
-import subprocess
 import sys
 
 import pytest
@@ -17,6 +16,7 @@ from kd.experiments.halving import ranking, rungs
 from kd.experiments.sweep import Sweep, create_sweep, list_sweeps, settings_of
 from kd.runs.run import CLOSED
 from kd.runs.store import create_run, list_runs, local_owner
+from kd.system.cache import Cache
 from kd.system.ids import owner_hash
 from kd.ui import access, settings, sweep, time_estimate
 from kd.ui.progress import roughly
@@ -88,10 +88,23 @@ def test_the_line_names_targets_training_and_the_rest():
     assert time_estimate.in_words(found, minutes).startswith("About 1 min 20 s here, 4 epochs: training 45 s, the rest")
 
 
-def test_an_error_has_the_commands_own_words():
-    said = time_estimate.read(1, "", "Warning: x\nkd: There is no teacher.\nPick one.\n")
-    assert said == {"problem": "There is no teacher.\nPick one."}
-    assert "MemoryError" in time_estimate.read(1, "", "Traceback\nMemoryError\n")["problem"]
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a shell's script")
+def test_an_error_has_the_commands_own_words(folder, tmp_path, monkeypatch):
+    program = tmp_path / "program"  # in the place of Python
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(time_estimate, "_kept", Cache(lambda: 8))
+    for script, words in (
+        (
+            """echo Warning; echo '{"problem": "There is no teacher.", "kind": "", "setting": "teacher"}'""",
+            "There is no teacher.",
+        ),
+        ("echo Traceback >&2; echo MemoryError >&2", "No time could be measured: MemoryError"),
+    ):
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        one = time_estimate.Measurement("key", "me", time_estimate.begin(SAMPLE))
+        time_estimate._finish(one)
+        assert str(time_estimate._kept.find("key")) == words
 
 
 def test_what_is_measured_holds_whatever_the_seed_and_the_epochs_until_the_next_run(folder):
@@ -109,13 +122,12 @@ def test_what_is_measured_holds_whatever_the_seed_and_the_epochs_until_the_next_
 def test_one_is_measured_at_a_time_none_while_a_run_trains_and_a_new_wish_replaces_ones_own(folder, monkeypatch):
     begun = []
 
-    def begin(config):
-        pipe = subprocess.PIPE
-        code = "import time; time.sleep(60)"
-        begun.append(subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, start_new_session=True))
-        return begun[-1]
-
-    monkeypatch.setattr("kd.ui.time_estimate.begin", begin)
+    begin = time_estimate.begin
+    monkeypatch.setattr("kd.ui.time_estimate.begin", lambda config: begun.append(begin(config)) or begun[-1])
+    program = folder / "program"  # in the place of Python
+    program.write_text("#!/bin/sh\nsleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
 
     def ask(asker, **changes):
         config = DistillConfig.from_dict({**SAMPLE.to_dict(), **changes})
@@ -124,17 +136,18 @@ def test_one_is_measured_at_a_time_none_while_a_run_trains_and_a_new_wish_replac
     assert "Measuring" in ask("me")["wait"] and "Measuring" in ask("you")["wait"] and len(begun) == 1
     assert ask("you", batch_size=3)["wait"] == time_estimate.OTHERS and len(begun) == 1
     assert "Measuring" in ask("me", batch_size=5)["wait"]
-    assert begun[0].wait(5) != 0 and len(begun) == 2
+    assert begun[0].process.wait(5) != 0 and len(begun) == 2
     create_run(SAMPLE, folder, "t")
     assert ask("me", batch_size=5)["wait"] == time_estimate.TRAINS
-    assert begun[1].wait(5) != 0 and len(begun) == 2
+    assert begun[1].process.wait(5) != 0 and len(begun) == 2
 
 
 def test_the_time_of_other_epochs_is_reckoned_from_what_was_measured(folder, monkeypatch):
     monkeypatch.setattr("kd.ui.time_estimate.begin", lambda config: pytest.fail("it was measured again"))
     stages = {"start": 5.0, "pictures": 3.0, "teacher": 2.0, "targets": 8.0, "training": 40.0, "test": 12.0}
     found = {"seconds": 70.0, "epochs": SAMPLE.epochs, "stages": stages}
-    monkeypatch.setitem(time_estimate._kept, time_estimate.key_of(SAMPLE), (float("inf"), found))
+    monkeypatch.setattr(time_estimate, "_kept", Cache(lambda: 8))
+    time_estimate._kept.put(time_estimate.key_of(SAMPLE), found)
     for times, seconds in ((1, 70.0), (10, 430.0)):
         config = DistillConfig.from_dict({**SAMPLE.to_dict(), "epochs": times * SAMPLE.epochs})
         said = time_estimate.expected({"values": values_of(config)})
@@ -216,7 +229,8 @@ def test_the_plan_has_its_minutes_once_a_run_with_these_settings_is_measured(fol
     }
     values = ["1,2", "0.5", ["kd"], "", 3, *values_of(config)]
     assert "here" not in sweep.preview({"values": values})["plan"]
-    monkeypatch.setitem(time_estimate._kept, time_estimate.key_of(config), (float("inf"), found))
+    monkeypatch.setattr(time_estimate, "_kept", Cache(lambda: 8))
+    time_estimate._kept.put(time_estimate.key_of(config), found)
     # 2 trainings of 2 epochs, 1 of 4, 2 x 3 of 4; 3 runs and the pairs'; pictures, teacher and 2 views once
     seconds = (2 * 2 + 4 + 2 * 3 * 4) * 10.0 + 4 * 17.0 + 3.0 + 2.0 + 2 * 4.0
     assert sweep.preview({"values": values})["plan"].endswith(f"without. About {roughly(seconds)} here.")

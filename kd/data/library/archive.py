@@ -1,4 +1,4 @@
-"""A stranger's archive (zip, tar, or tar packed by gzip, bzip2 or xz) or folder, read file by file.
+"""Read a stranger's archive (zip, tar, or tar packed by gzip, bzip2 or xz) or folder, file by file.
 
 Nothing is ever written under a name from an archive, nothing is unpacked to a disk. Sizes are counted on what comes
 out of the decompressor, not on what the archive says of itself.
@@ -27,32 +27,37 @@ from kd.errors import UserError
 
 MB = 10**6
 
+# Bytes that are read at once.
 CHUNK = 64 * 1024
 
+# An archive may unpack to so much, whatever its size.
 FREE_BYTES = 100 * MB
-"""An archive may unpack to so much, whatever its size."""
 
 TWICE = "has the same name as a file before it"
 
+# The most bytes of a part of a name, characters of a name, and parts of a name.
 LONGEST_PART, LONGEST_NAME, DEEPEST = 255, 1024, 32
 
+# What systems leave in folders, in lower case; names that begin with a dot as well.
 SILENT = {"__macosx", "thumbs.db", "desktop.ini"}
-"""What systems leave in folders, in lower case; names that begin with a dot as well."""
 
+# How the names of archives end.
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 
+# How a packed tar begins -> what unpacks it.
 UNPACKERS: dict[bytes, Callable] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 
+# How archives begin that are not read.
 NOT_READ = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "zstd"}
 
+# What the standard library raises on damaged archives.
 DAMAGE = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
     NotImplementedError, RuntimeError,
 )  # fmt: skip
-"""What the standard library raises on damaged archives."""
 
+# Characters that turn the direction of what follows: a name would read as another.
 UNSAFE = re.compile("[\u202a-\u202e\u2066-\u2069]")
-"""Characters that turn the direction of what follows: a name would read as another."""
 
 
 class Refused(UserError):
@@ -77,10 +82,10 @@ class Member:
 
 
 def members(source: Path) -> Iterator[Member]:
-    """The files of an archive or a folder, those left out that systems leave behind (``__MACOSX``, dot files).
+    """Yield the files of an archive or a folder, without what systems leave behind (``__MACOSX``, dot files).
 
-    Raises ``Refused`` where there are more than ``limits.files`` entries, where more comes out than may, or where it
-    is damaged: cut short, it would be incomplete without a word.
+    Raises ``Refused`` where there are more than ``limits.files`` entries, where more comes out than may, or where it is
+    damaged: an archive that is cut short would else be imported in part.
     """
     source = Path(source)
     if source.is_dir():
@@ -101,7 +106,7 @@ def members(source: Path) -> Iterator[Member]:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """The standard library's errors as ``Refused``."""
+    """Turn the standard library's errors into ``Refused``."""
     try:
         yield
     except MemoryError:
@@ -111,7 +116,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def kind_of(path: Path) -> str:
-    """``zip`` or ``tar`` by a file's content, the name of an archive that is not read, or ''."""
+    """Return ``zip`` or ``tar`` by a file's content, the name of an archive that is not read, or ''."""
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith((b"PK\3\4", b"PK\5\6")):
@@ -122,13 +127,13 @@ def kind_of(path: Path) -> str:
 
 
 def shown(name: str) -> str:
-    """A name from outside with nothing in it that a terminal or a page would act on, at most 120 characters."""
+    """Return a name from outside in at most 120 characters, none of which a terminal or a page would act on."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[:1000])
     return text if len(text) <= 120 else f"{text[:70]}…{text[-49:]}"
 
 
 def wrong_with(part: str) -> str:
-    """Why a name is not taken, or ''."""
+    """Return why a name is not accepted, or ''."""
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in part):
         return "its name has control characters, or is in no known encoding"
     if UNSAFE.search(part):
@@ -140,7 +145,7 @@ def wrong_with(part: str) -> str:
 
 
 def _named(name: str, size: int, what: str, read: Callable[[], bytes]) -> Member | None:
-    """A member, with a reason if its name or ``what`` it is forbids it; ``None`` for what systems leave behind."""
+    """Return a member, with a reason if its name or ``what`` it is forbids it; ``None`` for what systems leave behind."""
     parts = tuple(unicodedata.normalize("NFC", part) for part in re.split(r"[/\\]", name) if part not in ("", "."))
     if any(part.lower() in SILENT or (part.startswith(".") and part != "..") for part in parts):
         return None
@@ -163,8 +168,10 @@ def _wrong_path(name: str, parts: tuple[str, ...]) -> str:
 
 
 def _distinct(found: Iterator[Member | None]) -> Iterator[Member]:
-    """The first of those that have the same name. Names that differ in capitals only are different ones: nothing is
-    ever written under them."""
+    """Yield the members, of those with the same name the first; the others are skipped.
+
+    Names that differ in capitals only are different ones: nothing is ever written under them.
+    """
     seen: set[tuple[str, ...]] = set()
     most = limits.current().files
     for nth, member in enumerate(found, start=1):
@@ -188,7 +195,7 @@ def _too_many(most: float) -> Refused:
 
 
 class _Meter:
-    """Counts what comes out of an archive of ``packed`` bytes, and stops a bomb."""
+    """Count what comes out of an archive of ``packed`` bytes, and stop a bomb."""
 
     def __init__(self, packed: int) -> None:
         allowed = limits.current()
@@ -209,7 +216,7 @@ class _Meter:
 
 
 def _of_folder(folder: Path) -> Iterator[Member | None]:
-    """The files below a folder. Links to files are followed, those to folders are not: they may lead round in circles."""
+    """Yield the files below a folder. Links to files are followed, those to folders are not: they may form a circle."""
 
     def fail(error: OSError) -> None:
         raise Refused(f"{error.filename} cannot be read: {error.strerror}.")
@@ -224,7 +231,7 @@ def _of_folder(folder: Path) -> Iterator[Member | None]:
 
 
 def from_folder(path: Path) -> bytes:
-    """A file's bytes. Raises ``Unreadable``."""
+    """Return a file's bytes. Raises ``Unreadable``."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -252,7 +259,7 @@ def _of_zip(file: BinaryIO, name: str) -> Iterator[Member | None]:
 
 
 def _claimed(file: BinaryIO, size: int) -> int:
-    """How many entries a zip says it has: asked before a million of them become objects."""
+    """Return how many entries a zip says it has, before a million of them become objects."""
     file.seek(max(0, size - 2**16 - 100))
     tail = file.read()
     for magic, at, form in ((b"PK\6\6", 32, "<Q"), (b"PK\5\6", 10, "<H")):
@@ -262,7 +269,7 @@ def _claimed(file: BinaryIO, size: int) -> int:
 
 
 def _decoded(info: zipfile.ZipInfo) -> str:
-    """A name as it was meant: many programs write UTF-8 and do not say so, which the standard reads as cp437."""
+    """Return a name as it was meant: many programs write UTF-8 without saying so, which the standard reads as cp437."""
     if info.flag_bits & 0x800:
         return info.orig_filename
     try:
@@ -272,7 +279,7 @@ def _decoded(info: zipfile.ZipInfo) -> str:
 
 
 def _kind_in_zip(info: zipfile.ZipInfo) -> str:
-    """Why an entry is no file that can be read, or ''."""
+    """Return why an entry is no file that can be read, or ''."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind == stat.S_IFLNK:
         return "is a link"
@@ -325,7 +332,7 @@ class _Forward:
             pass
 
     def take(self, name: str, start: int, size: int) -> bytes:
-        """``size`` bytes from ``start`` on, of the archive ``name``."""
+        """Return ``size`` bytes from ``start`` on, of the archive ``name``."""
         blocks = []
         with _explained(name):
             self.seek(start)
@@ -356,7 +363,7 @@ def _of_tar(file: BinaryIO, name: str) -> Iterator[Member | None]:
 
 
 def _kind_in_tar(info: tarfile.TarInfo) -> str:
-    """Why an entry is no file that can be read, or ''."""
+    """Return why an entry is no file that can be read, or ''."""
     if info.islnk() or info.issym():
         return "is a link"
     if not info.isreg():

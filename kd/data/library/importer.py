@@ -1,4 +1,4 @@
-"""From somebody's archive, folder or files to a stored dataset: what the process that ``uploads.bring`` starts does.
+"""Turn somebody's archive, folder or files into a stored dataset, in the process that ``import_dataset`` starts.
 
 Everything is read twice: once to see what it is and whether it can be decoded, and when all of that is known (classes,
 splits, how much is unreadable), once more to be written as it is. So nothing is stored that is refused later.
@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import unicodedata
 from collections import Counter
@@ -32,56 +31,44 @@ from kd.data.library.store import HALF, ImportRefused, Upload, datasets_folder, 
 from kd.errors import UserError
 from kd.system.files import write_whole
 from kd.system.ids import new_id
+from kd.system.processes import answer_parent
 
 MB = archive.MB
 
+# So many skipped files are named on the page; ``skipped.txt`` has all.
 EXAMPLES = 100
-"""So many skipped files are named on the page; ``skipped.txt`` has all."""
 
+# A row group of a parquet file is written when so much has come together.
 GROUP_BYTES, GROUP_ROWS = 16 * MB, 1000
-"""A row group of a parquet file is written when so much has come together."""
-
-TELL_SECONDS = 0.2
 
 Tell = Callable[[int, int], None]
 
 
 def child() -> int:
-    """The process: a job from standard input; progress, then ``id`` or ``problem``, as lines of JSON on standard
-    output."""
+    """Do the import that ``import_dataset`` asks for on standard input; return the exit code."""
     bound_memory()
-    os.nice(10)
-    job, last = json.load(sys.stdin), 0.0
+    return answer_parent(_import)
 
-    def say(**words: Any) -> None:
-        print(json.dumps(words), flush=True)
 
-    def tell(done: int, of: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > TELL_SECONDS or done == of:
-            last = time.monotonic()
-            say(done=done, of=of)
-
+def _import(job: dict[str, Any], tell: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """Return the ``id`` of the dataset, or the reason why it was ``refused`` and the ``skipped`` files."""
     try:
         with Decoder() as judge:
-            say(id=import_source(job, judge, tell))
+            return {"id": import_source(job, judge, partial(tell, "reading files"))}
     except ImportRefused as problem:
-        say(problem=str(problem), skipped=problem.skipped)
-    except UserError as problem:
-        say(problem=str(problem), skipped=[])
+        return {"refused": str(problem), "skipped": problem.skipped}
     except MemoryError:
-        say(problem=f"The import needs more than {limits.current().decoder_mb:,g} MB of memory.", skipped=[])
-    return 0
+        raise UserError(f"The import needs more than {limits.current().decoder_mb:,g} MB of memory.") from None
 
 
 def import_source(job: dict[str, Any], judge: Judge, tell: Tell) -> str:
-    """Do what ``uploads.bring`` asks for; the id of the dataset. Raises ``UserError``."""
+    """Import what the job of ``import_dataset`` names and return the dataset's id. Raises ``UserError``."""
     source = _source(job["source"])
     print_ = _sha256(source) if isinstance(source, Path) and source.is_file() else None
     known = (one for one in list_uploads(job["folder"]) if print_ and _is(one, job["owner"], print_))
     if same := next(known, None):
         return same.id
-    survey = look(source, judge, tell)
+    survey = survey_source(source, judge, tell)
     plan = understand(survey, labelled=isinstance(source, list))
     created = time.time()
     id, place = new_id(created), datasets_folder(job["folder"])
@@ -115,7 +102,7 @@ def _own_name(source: "Path | list[Member]") -> str:
 
 
 def _source(asked: str | list[list[str]]) -> "Path | list[Member]":
-    """An archive's or a folder's path, or the members that (class, file) pairs make."""
+    """Return an archive's or a folder's path, or the members that (class, file) pairs make."""
     most = limits.current().upload_mb
     if isinstance(asked, str):
         path = Path(os.path.expanduser(asked))
@@ -157,8 +144,8 @@ def _sha256(path: Path) -> str:
 
 @dataclass
 class Survey:
-    """What there is: ``names`` of the pictures that can be decoded, by their place among the members, and their
-    ``sizes`` in bytes; the ``skipped`` files with their reasons, and how many of those are pictures all the same."""
+    """What a source holds: ``names`` of the images that can be decoded, by their place among the members, and their
+    ``sizes`` in bytes; the ``skipped`` files with their reasons, and how many of those are ``unreadable`` images."""
 
     names: dict[int, tuple[str, ...]] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
@@ -169,13 +156,13 @@ class Survey:
         return sum(self.sizes[index] for index in plan.places)
 
 
-def look(source: "Path | list[Member]", judge: Judge, tell: Tell) -> Survey:
-    """Decode every picture once. Raises ``UserError``, ``ImportRefused`` with the list where too many cannot be read."""
+def survey_source(source: "Path | list[Member]", judge: Judge, tell: Tell) -> Survey:
+    """Decode every image once. Raises ``UserError``, ``ImportRefused`` with the list where too many cannot be read."""
     of = sum(1 for _ in _members(source))
     found, most = Survey(), limits.current().pictures
     for index, member in enumerate(_members(source)):
         tell(index, of)
-        _look_at(index, member, found, judge)
+        _judge_member(index, member, found, judge)
         if len(found.names) > most:
             raise UserError(f"There are more than {most:,g} pictures, the most that is taken (KD_PICTURES).")
     tell(of, of)
@@ -192,8 +179,8 @@ def look(source: "Path | list[Member]", judge: Judge, tell: Tell) -> Survey:
     return found
 
 
-def _look_at(index: int, member: Member, found: Survey, judge: Judge) -> None:
-    """Read and judge one file, and enter it into ``found``."""
+def _judge_member(index: int, member: Member, found: Survey, judge: Judge) -> None:
+    """Read and judge one file, and add it to ``found``."""
     answer = {"reason": member.reason} if member.reason else {}
     if not answer:
         try:
@@ -204,17 +191,17 @@ def _look_at(index: int, member: Member, found: Survey, judge: Judge) -> None:
     if not answer:
         found.names[index], found.sizes[index] = member.parts, len(data)
         return
-    looks_like_one = Path(member.name).suffix.lower() in ENDINGS
-    reason = answer["reason"] if looks_like_one or answer.get("picture", True) else "is no picture"
+    has_ending = Path(member.name).suffix.lower() in ENDINGS
+    reason = answer["reason"] if has_ending or answer.get("picture", True) else "is no picture"
     found.skipped.append((member.name, reason.rstrip(".")))
-    found.unreadable += (looks_like_one or answer.get("picture", False)) and reason != archive.TWICE
+    found.unreadable += (has_ending or answer.get("picture", False)) and reason != archive.TWICE
 
 
 # --- What it means
 
 
 def understand(survey: Survey, labelled: bool) -> Layout:
-    """Each picture's split and class; ``labelled``: by the first part of its name and nothing else."""
+    """Return each image's split and class; ``labelled``: its class is the first part of its name, whatever else is there."""
     indices = list(survey.names)
     if labelled:
         found = {i: ("train", parts[0] if len(parts) > 1 else None) for i, parts in survey.names.items()}
@@ -233,7 +220,7 @@ def understand(survey: Survey, labelled: bool) -> Layout:
 
 
 def describe(survey: Survey, plan: Layout) -> dict[str, Any]:
-    """What ``dataset.json`` says of the pictures."""
+    """Return what ``dataset.json`` says of the images."""
     skipped = every_skipped(survey, plan)
     counts = {split: Counter(name or "" for s, name in plan.places.values() if s == split) for split in SPLIT_NAMES}
     return {
@@ -246,12 +233,12 @@ def describe(survey: Survey, plan: Layout) -> dict[str, Any]:
 
 
 def every_skipped(survey: Survey, plan: Layout) -> list[tuple[str, str]]:
-    """Files without a place in the dataset, each with the reason."""
+    """Return the files that are not in the dataset, each with the reason."""
     return survey.skipped + [(archive.shown("/".join(survey.names[i])), why) for i, why in plan.skipped.items()]
 
 
 def notes(plan: Layout) -> list[str]:
-    """What is odd about a dataset, in sentences."""
+    """Return what is odd about a dataset, in sentences."""
     said = []
     if not plan.classes:
         said.append("There are no class folders, so no labels: a student can learn from the teacher alone.")
@@ -269,8 +256,10 @@ def notes(plan: Layout) -> list[str]:
 
 @contextmanager
 def _half_made(place: Path, id: str, needed: int, room: float | None) -> Iterator[Path]:
-    """A folder to fill, which is locked while it is filled and gone afterwards. Raises ``UserError`` where there is no
-    room for ``needed`` bytes."""
+    """Give a folder to fill, which is locked meanwhile and removed afterwards.
+
+    Raises ``UserError`` where there is no room for ``needed`` bytes.
+    """
     if room is not None and needed > room:
         raise UserError(
             f"The pictures take {needed / MB:,.0f} MB, and {max(0, room) / MB:,.0f} MB are left of what you may keep here. "
@@ -306,7 +295,7 @@ def _not_kept(place: Path, needed: int, error: OSError) -> UserError:
 
 
 def write(source: "Path | list[Member]", survey: Survey, plan: Layout, folder: Path) -> None:
-    """The pictures' own bytes as parquet files, a split each, and the list of what was skipped."""
+    """Write the images' own bytes as parquet files, a split each, and the list of what was skipped."""
     splits = {
         split: _Parquet(folder / f"{split}.parquet", plan.classes) for split in {s for s, _ in plan.places.values()}
     }
@@ -326,7 +315,7 @@ def write(source: "Path | list[Member]", survey: Survey, plan: Layout, folder: P
 
 
 class _Parquet:
-    """A parquet file of pictures as `datasets` writes and reads it, a bounded part of it in memory."""
+    """A parquet file of images as `datasets` writes and reads it, a bounded part of it in memory."""
 
     def __init__(self, path: Path, classes: list[str]) -> None:
         import pyarrow

@@ -1,4 +1,4 @@
-"""Datasets that somebody brought: a folder of parquet files each, beside the runs, until its owner deletes it.
+"""Imported datasets: a folder of parquet files each, beside the runs, until its owner deletes it.
 
 ``<runs>/.datasets/<id>/`` holds ``dataset.json`` (name, owner's hash, classes, counts, what was skipped), ``train.parquet``
 and, if there are any, ``validation.parquet`` and ``test.parquet`` (columns ``image`` and ``label``; no ``label`` where
@@ -10,16 +10,9 @@ import json
 import os
 import secrets
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import Any
 
 from filelock import FileLock
@@ -28,17 +21,18 @@ from kd.config import RUN_TEACHER
 from kd.errors import UserError
 from kd.system.files import DATASETS, folder_size, try_acquire
 from kd.system.ids import GONE, ID, one_of, owner_hash
-from kd.system.processes import kd_command, kd_environment
+from kd.system.processes import Child, ChildEnded
 
 UPLOAD_PREFIX = "upload:"
 
+# How the name of a folder begins that is being filled.
 HALF = ".half-"
-"""How a folder begins that is being filled."""
 
-SILENCE_SECONDS = 0.5
+# By so much the process of an import is lower in priority than the one that asks for it.
+IMPORT_NICE = 10
 
+# An archive, a folder, or (class name, file) pairs, the class name '' for images without labels.
 Source = Path | str | Sequence[tuple[str, Path | str]]
-"""An archive, a folder, or (class name, file) pairs, the class name '' for pictures without labels."""
 
 
 class ImportRefused(UserError):
@@ -51,7 +45,7 @@ class ImportRefused(UserError):
 
 @dataclass(frozen=True)
 class Upload:
-    """One dataset's folder. Cheap: holds nothing but the path."""
+    """One dataset's folder; it holds nothing but the path."""
 
     path: Path
 
@@ -60,7 +54,7 @@ class Upload:
         return self.path.name
 
     def info(self) -> dict[str, Any]:
-        """``dataset.json``: ``id, name, created`` (Unix seconds), ``owner`` (hash), ``classes``, ``pictures`` (split ->
+        """Return ``dataset.json``: ``id, name, created`` (Unix seconds), ``owner`` (hash), ``classes``, ``pictures`` (split ->
         class -> count; the class '' where nothing is labelled), ``notes``, ``skipped`` (how many), ``examples`` (the
         first of those, each name and reason), ``sha256`` of an archive or ``None``."""
         try:
@@ -71,27 +65,34 @@ class Upload:
             raise UserError(f"{self.path / 'dataset.json'} is damaged: {error}") from error
 
     def owner(self) -> str:
-        """The hash of the owner's token."""
+        """Return the hash of the owner's token."""
         return self.info()["owner"]
 
+    def is_owned_by(self, token: str) -> bool:
+        """Return whether ``token`` is the one that the dataset was imported with; no for one that is damaged or gone."""
+        try:
+            return secrets.compare_digest(self.owner(), owner_hash(token))
+        except UserError:
+            return False
+
     def check_owner(self, token: str) -> None:
-        """Raises ``PermissionError`` unless ``token`` is the one that the dataset was brought with."""
+        """Raise ``PermissionError`` unless ``token`` is the one that the dataset was imported with."""
         if not secrets.compare_digest(self.owner(), owner_hash(token)):
             raise PermissionError(f"The dataset {self.id} belongs to somebody else.")
 
     def bytes(self) -> int:
-        """What it takes on the disk."""
+        """Return what it takes on the disk."""
         return folder_size(self.path)
 
     def delete(self) -> None:
-        """Remove it. Whoever calls this has made sure that no run needs it (``kd.runs.store.delete_dataset``)."""
+        """Remove it. ``kd.runs.store.delete_dataset`` calls this once no run needs it."""
         gone = self.path.with_name(GONE + self.id)
         os.replace(self.path, gone)  # at once: nobody finds half of it
         shutil.rmtree(gone)
 
 
 def list_uploads(folder: Path) -> list[Upload]:
-    """The datasets beside the runs in ``folder``, newest first."""
+    """Return the datasets beside the runs in ``folder``, newest first."""
     place = datasets_folder(folder)
     if not place.is_dir():
         return []
@@ -99,22 +100,21 @@ def list_uploads(folder: Path) -> list[Upload]:
     return [Upload(place / name) for name in names if (place / name / "dataset.json").exists()]
 
 
-def find_upload(folder: Path, id: str) -> Upload:
-    """The dataset with this id (with ``upload:`` or without), the start of one, or ``last``. Raises ``UserError``.
+def find_upload(folder: Path, id: str, owner: str | None = None) -> Upload:
+    """Return the dataset with this id (with ``upload:`` or without), the start of one, or ``last``.
 
-    An id from outside never becomes a path: it is only compared with the names that are there.
+    With an ``owner`` (a token) only theirs are looked through. An id from outside never becomes a path: it is only
+    compared with the names that are there. Raises ``UserError`` where there is none, or several.
     """
-    return one_of(
-        list_uploads(folder),
-        id.removeprefix(UPLOAD_PREFIX),
-        "dataset",
-        folder,
-        "`python -m kd import` makes one of pictures.",
-    )
+    every, id = list_uploads(folder), id.removeprefix(UPLOAD_PREFIX)
+    if owner is None:
+        return one_of(every, id, "dataset", folder, "`python -m kd import` makes one of pictures.")
+    own = [one for one in every if one.is_owned_by(owner)]
+    return one_of(own, id, "dataset", None, "It may have been deleted.")
 
 
 def refuse_archive(dataset: str) -> None:
-    """Raises ``UserError`` for a file that must be imported first, which only the command line does by itself."""
+    """Raise ``UserError`` for a file that must be imported first, which only the command line does by itself."""
     path = Path(dataset).expanduser()
     if path.suffix and path.suffix != ".parquet" and path.is_file():
         raise UserError(
@@ -124,8 +124,10 @@ def refuse_archive(dataset: str) -> None:
 
 
 def dataset_classes(dataset: str) -> list[str] | None:
-    """The classes of the dataset in this folder, none where its pictures have no labels; ``None`` for what is not one of
-    these, or gone."""
+    """Return the classes of the imported dataset in this folder, an empty list where its images have no labels.
+
+    Return ``None`` for a dataset that was not imported, or is gone.
+    """
     path = Path(dataset)
     if path.parent.name != DATASETS or not (path / "dataset.json").exists():
         return None
@@ -133,7 +135,7 @@ def dataset_classes(dataset: str) -> list[str] | None:
 
 
 def dataset_title(dataset: str) -> str | None:
-    """The name that somebody gave the dataset in this folder; ``None`` for what is not one of these."""
+    """Return the name that somebody gave the imported dataset in this folder; ``None`` for another dataset."""
     path = Path(dataset)
     if path.parent.name != DATASETS or not ID.fullmatch(path.name):
         return None
@@ -144,8 +146,10 @@ def dataset_title(dataset: str) -> str | None:
 
 
 def short_name(name: str) -> str:
-    """A teacher, dataset or student as it is shown: a Hub id as it is, a folder by its last part, a run's student by the
-    run, somebody's dataset by the name that it was given."""
+    """Return the name under which a teacher, dataset or student is shown.
+
+    A Hub id is shown as it is, a folder by its last part, a run's student by the run, an imported dataset by its name.
+    """
     path = Path(name)
     if not path.is_absolute():
         return name
@@ -153,12 +157,12 @@ def short_name(name: str) -> str:
 
 
 def datasets_folder(folder: Path) -> Path:
-    """Where the datasets are kept, beside the runs in ``folder``."""
+    """Return where the datasets are kept, beside the runs in ``folder``."""
     return Path(folder).resolve() / DATASETS
 
 
 def remove_leftovers(place: Path) -> None:
-    """Remove what killed imports, and deletions that were cut short, have left. To be called with its lock held."""
+    """Remove what killed imports and interrupted deletions have left. The caller holds the lock of ``place``."""
     for gone in place.glob(GONE + "*"):
         shutil.rmtree(gone, ignore_errors=True)
     for path in place.glob(HALF + "*.lock"):
@@ -169,96 +173,54 @@ def remove_leftovers(place: Path) -> None:
             lock.release()
 
 
-def import_dataset(
-    source: Source,
-    name: str,
-    folder: Path,
-    owner: str,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-    room: float | None = None,
-) -> Upload:
-    """Store somebody's pictures, under ``name`` ('' for the source's own), as a dataset of ``owner`` (a token).
+@dataclass(frozen=True)
+class Library:
+    """Where an import is stored: beside the runs in ``folder``, for the ``owner`` of a token.
 
-    It is done by a process of its own, of low priority and bounded memory; ``progress`` hears how many files are read (of
-    none before they are counted), again and again, and may raise to call it off: then all ends at once. ``room``: bytes that it may take, the rest of a quota. The owner's dataset from the
-    same archive, if there is one, is returned as it is. Raises ``UserError``, ``ImportRefused`` where too much is
-    unreadable; then nothing is stored.
+    ``room``: the bytes that it may take, the rest of the owner's quota; ``None`` without one.
+    """
+
+    folder: Path
+    owner: str
+    room: float | None = None
+
+
+def import_dataset(
+    source: Source, name: str, library: Library, progress: Callable[[int, int], None] = lambda done, of: None
+) -> Upload:
+    """Store somebody's images as a dataset called ``name`` ('' for the source's own name), and return it.
+
+    A process of its own does it, of low priority and bounded memory. ``progress`` is told how many files of how many are
+    read (0 of 0 before they are counted), again and again also where nothing is new, as while an image hangs. It may
+    raise to call the import off: then the process ends at once. The owner's dataset from the same archive, if there is
+    one, is returned as it is.
+
+    Raises ``UserError``, and ``ImportRefused`` where too many images are unreadable; then nothing is stored.
     """
     job = {
         "source": str(source) if isinstance(source, str | Path) else [[one, str(file)] for one, file in source],
         "name": name,
-        "folder": str(Path(folder).resolve()),
-        "owner": owner_hash(owner),
-        "room": room,
+        "folder": str(Path(library.folder).resolve()),
+        "owner": owner_hash(library.owner),
+        "room": library.room,
     }
-    # A thread for each core, or Arrow's own memory pool, would take a large part of what the process may have.
-    sparing = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            kd_command("import", "--child"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-            env={**kd_environment(), **sparing},
-        )
-        lines: SimpleQueue[bytes] = SimpleQueue()
-        reader = Thread(target=_listen, args=(process, lines), daemon=True)
-        reader.start()
-        try:
-            answer = _follow(process, job, lines, progress)
-        finally:
-            _end(process)
-            reader.join()
-            process.stdout.close()
-        if "id" in answer:
-            return Upload(datasets_folder(folder) / answer["id"])
-        if "problem" not in answer:
-            errors.seek(0)
-            words = errors.read().decode(errors="replace").strip().splitlines()
-            raise UserError(
-                f"The import ended before its time ({words[-1] if words else f'code {process.returncode}'}); nothing "
-                "was stored. Try again, or with fewer pictures."
-            )
-        raise ImportRefused(answer["problem"], [tuple(pair) for pair in answer["skipped"]])
-
-
-def _listen(process: subprocess.Popen, lines: SimpleQueue[bytes]) -> None:
-    """Every line that the process says, then an empty one."""
-    for line in process.stdout:
-        lines.put(line)
-    lines.put(b"")
-
-
-def _follow(
-    process: subprocess.Popen, job: dict[str, Any], lines: SimpleQueue[bytes], progress: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """Give the process its job, pass on its progress; its last words, or ``{}``. Where it says nothing, as while it counts
-    or a picture hangs, its progress is passed on once more: whoever hears it may want no more of it."""
-    try:
-        with process.stdin as pipe:
-            pipe.write(json.dumps(job).encode())
-    except BrokenPipeError:
-        return {}
     done = of = 0
-    while True:
-        try:
-            line = lines.get(timeout=SILENCE_SECONDS)
-        except Empty:
-            progress(done, of)
-            continue
-        said = json.loads(line or "{}")
-        if "done" not in said:
-            return said
-        done, of = said["done"], said["of"]
+
+    def on_progress(report: dict[str, Any] | None) -> None:
+        nonlocal done, of
+        if report:
+            done, of = report["done"], report["of"]
         progress(done, of)
 
-
-def _end(process: subprocess.Popen) -> None:
-    """Kill the import and what it has started: a decoder that hangs would outlive it."""
-    if sys.platform == "win32":
-        process.kill()
-    else:
-        with suppress(ProcessLookupError, PermissionError):  # macOS says the second of a group that has just ended
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    # A thread for each core, or Arrow's own memory pool, would take a large part of what the process may have.
+    sparing = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    child = Child("import", "--child", job=job, environment=sparing, nice=IMPORT_NICE)
+    try:
+        answer = child.answer(on_progress)
+    except ChildEnded as ended:
+        raise UserError(
+            f"The import ended before its time ({ended.reason}); nothing was stored. Try again, or with fewer pictures."
+        ) from None
+    if "refused" in answer:
+        raise ImportRefused(answer["refused"], [tuple(pair) for pair in answer["skipped"]])
+    return Upload(datasets_folder(library.folder) / answer["id"])

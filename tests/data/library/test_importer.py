@@ -3,10 +3,10 @@
 import pytest
 
 from kd.config import DistillConfig
-from kd.data.library.store import ImportRefused, import_dataset, list_uploads
+from kd.data.library.store import ImportRefused, Library, import_dataset, list_uploads
 from kd.data.splits import load_splits
 from kd.errors import UserError
-from kd.runs.store import with_upload
+from kd.runs.store import resolve
 from kd.system.ids import owner_hash
 from tests.support.uploads import PHOTOS, PNG, packed, take
 
@@ -14,7 +14,7 @@ from tests.support.uploads import PHOTOS, PNG, packed, take
 def test_an_archive_becomes_a_dataset_with_the_pictures_own_bytes(tmp_path, lenient):
     told = []
     source = packed(tmp_path / "My Zip.zip", PHOTOS)
-    upload = import_dataset(source, "", tmp_path / "runs", "me", lambda *progress: told.append(progress))
+    upload = import_dataset(source, "", Library(tmp_path / "runs", "me"), lambda *progress: told.append(progress))
     assert told[-1] == (9, 9)
     info = upload.info()
     assert info["name"] == "My Zip" and info["classes"] == ["chat noir", "犬"] and info["owner"] == owner_hash("me")
@@ -25,7 +25,7 @@ def test_an_archive_becomes_a_dataset_with_the_pictures_own_bytes(tmp_path, leni
         "dataset.json", "skipped.txt", "train.parquet", "validation.parquet",
     ]  # fmt: skip
     assert upload.bytes() > sum(map(len, PHOTOS.values())) - 100
-    config = with_upload(DistillConfig(dataset=f"upload:{upload.id}", test_fraction=0.5), tmp_path / "runs", "me")
+    config = resolve(DistillConfig(dataset=f"upload:{upload.id}", test_fraction=0.5), tmp_path / "runs", "me")
     splits = load_splits(config)
     assert splits.classes == info["classes"] and splits.sizes() == {"train": 2, "validation": 2, "test": 2}
     bytes_ = {row["image"]["bytes"] for part in (splits.train, splits.validation, splits.test) for row in part}
@@ -74,7 +74,7 @@ def test_more_than_a_tenth_unreadable_is_refused_with_the_list_and_nothing_is_st
         "notes.txt": b"1",
     }
     with pytest.raises(ImportRefused, match=r"2 of 19 pictures cannot be read, more than 10%.*a/x.png is empty"):
-        import_dataset(packed(tmp_path / "a.zip", files), "", tmp_path, "me")
+        import_dataset(packed(tmp_path / "a.zip", files), "", Library(tmp_path, "me"))
     del files["b/y.jpg"]
     assert take(tmp_path, packed(tmp_path / "b.zip", files)).info()["skipped"] == 2
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.data.library.store import HALF, datasets_folder, find_upload, import_dataset, list_uploads
+from kd.data.library.store import HALF, Library, datasets_folder, find_upload, import_dataset, list_uploads
 from kd.errors import UserError
 from tests.support.uploads import PNG, packed, take
 
@@ -22,7 +22,7 @@ def test_an_import_that_is_called_off_or_killed_leaves_nothing(tmp_path):
         raise CalledOff
 
     with pytest.raises(CalledOff):
-        import_dataset(source, "", tmp_path, "me", call_off)
+        import_dataset(source, "", Library(tmp_path, "me"), call_off)
     assert list_uploads(tmp_path) == []
     half = datasets_folder(tmp_path) / f"{HALF}x"  # of one that was killed while it wrote
     half.mkdir(parents=True)
@@ -48,7 +48,7 @@ def test_an_import_that_hangs_is_called_off_at_once_and_takes_along_what_hangs(t
 
     began = time.monotonic()
     with pytest.raises(CalledOff):
-        import_dataset(tmp_path, "", tmp_path, "me", call_off)
+        import_dataset(tmp_path, "", Library(tmp_path, "me"), call_off)
     assert time.monotonic() - began < 5
     status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/status")
     while status.exists() and "zombie" not in status.read_text():
