@@ -85,7 +85,8 @@ def css() -> str:
 def head() -> str:
     """Our script, and Plotly's from this server: nothing is fetched from anywhere else."""
     gr.set_static_paths([PLOTLY, *EXAMPLES])
-    names = ("page", "sweep", "check", "data", *(["login"] if login.is_offered() else []))
+    tabs = ("distill", "time_estimate", "check", "dark_knowledge", "datasets", "sweep", "compare", "runs")
+    names = ("common", *tabs, *(["login"] if login.is_offered() else []))
     return (
         f'<script defer src="gradio_api/file={PLOTLY}"></script>'
         f"<script>{''.join((FILES / f'{name}.js').read_text() for name in names)}</script>"
