@@ -48,7 +48,7 @@ def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
         check_names(config)
         if shared() and config.teacher.startswith(RUN_TEACHER):  # its owner is not known here
             raise UserError(
-                "A teacher that a run has made is not asked here. Its answers are in Compare, once it has taught."
+                "A teacher that a run has made is not asked here. Its answers are in Compare, after a run that has used it."
             )
         name = with_own(config, "").teacher
         path, class_name = chosen(asked)

@@ -37,7 +37,7 @@ CHECK_SECONDS = 0.5
 WAYS = {
     "archive": ("An archive", "Class folders in a zip, with or without train, validation and test; or pictures alone."),
     "classes": ("Pictures in named classes", "Name each class and give it pictures, from files or from the webcam."),
-    "heap": ("Pictures without labels", "A student then learns from the teacher's answers alone."),
+    "unlabelled": ("Pictures without labels", "A student then learns from the teacher's answers alone."),
 }
 
 
@@ -154,7 +154,7 @@ def _source(asked: dict[str, Any]) -> Source:
         raise UserError(f"{missing.name} is not on this server any more. Choose it again.")
     if asked["way"] == "archive":
         return files[0][1]
-    if asked["way"] == "heap":
+    if asked["way"] == "unlabelled":
         return [("", path) for _, path in files]
     if any(not name.strip() for name, _ in files):
         raise UserError("A class has no name. Name it, or remove it.")
