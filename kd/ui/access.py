@@ -1,8 +1,8 @@
 """Who may see and change a run.
 
 On one's own machine, one token owns all runs and nobody is asked for it. On a Space (``SPACE_ID``), or where
-``KD_SHARED=1``, each browser has a random token, and each login (``login``) one of its own; the open page hands it to every
-handler, and a run answers to its own only.
+``KD_SHARED=1``, each browser has a random token, and each login (``login``) has one of its own. The open page passes its
+token to every handler, and a handler shows and changes only what that token owns.
 """
 
 import functools
@@ -38,40 +38,41 @@ from kd.ui.settings import on_page
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
 
+# A Hub id, a name of ours, or one of these after a word and a colon; no path of more than two parts.
 NAME = re.compile(r"(?!\.)[\w.:-]{1,200}(/[\w.-]{1,100})?")
-"""A Hub id, a name of ours, or one of these with a word and a colon before it; no path of more than two parts."""
 
-LAST_PLACE = 2**63 - 1
+# Beyond this a file cannot be read from there.
+MAX_CURSOR = 2**63 - 1
 
 
 def shared() -> bool:
-    """Whether this server has visitors who are strangers to each other."""
+    """Tell whether this server has visitors who are strangers to each other."""
     return limits.is_shared(os.environ)
 
 
 def new_token() -> str:
-    """A token for a visitor, 128 random bits; on one's own machine it is not looked at."""
+    """Return a token for a visitor, 128 random bits; on one's own machine it is empty, because nobody checks it."""
     return secrets.token_hex(16) if shared() else ""
 
 
 def is_token(token: Any) -> bool:
-    """Whether ``token`` can own runs here: any text on one's own machine, one of ``new_token``'s on a shared server."""
+    """Tell whether ``token`` can own runs here: any text on one's own machine, a ``new_token`` on a shared server."""
     return isinstance(token, str) and (not shared() or bool(TOKEN.fullmatch(token)))
 
 
 def visitor(saved: Any) -> dict[str, Any]:
-    """What a browser keeps, ``owner`` (its token) and ``run`` (its last); new for one that has nothing of use here."""
+    """Return what a browser has ``saved``: ``owner`` (its token) and ``run`` (the last); new ones where that is not valid here."""
     known = isinstance(saved, dict) and is_token(saved.get("owner"))
     return saved if known else {"owner": new_token(), "run": None}
 
 
 def token_of(live: Any) -> str:
-    """The token that an open page has been given, with the run that it shows (``live``)."""
+    """Return the token of an open page, which is in the value of its panel of the run (``live``)."""
     return live.get("owner", "") if isinstance(live, dict) else ""
 
 
 def owner(token: str) -> str:
-    """Whom a run that is started with ``token`` belongs to. Raises ``UserError`` for what is not a token."""
+    """Return the owner of a run that is started with ``token``. Raises ``UserError`` for what is not a token."""
     if not shared():
         return local_owner(default_runs_folder())
     if not is_token(token):
@@ -80,7 +81,7 @@ def owner(token: str) -> str:
 
 
 def own(id: str, token: str) -> Run:
-    """The run, if it is the visitor's. Whether it is another's or is not there at all, ``UserError`` says the same."""
+    """Return the run if it is the visitor's. ``UserError`` says the same of another's run as of one that does not exist."""
     if not shared():
         return find_run(default_runs_folder(), id if isinstance(id, str) else "")
     run = _at(id)
@@ -91,7 +92,7 @@ def own(id: str, token: str) -> Run:
 
 
 def readable(id: str, token: str, view: str = "") -> Run:
-    """The run, if it is the visitor's or ``view`` is its read-only key. Raises ``UserError``."""
+    """Return the run if it is the visitor's or ``view`` is its read-only key. Raises ``UserError`` for any other."""
     run = _at(id)
     if run and isinstance(view, str) and TOKEN.fullmatch(view) and hmac.compare_digest(view, view_key(run)):
         return run
@@ -99,7 +100,7 @@ def readable(id: str, token: str, view: str = "") -> Run:
 
 
 def own_runs(token: str) -> list[Run]:
-    """The visitor's runs, newest first."""
+    """Return the visitor's runs, newest first."""
     mine = [run for run in list_runs(default_runs_folder()) if not shared() or _owns(run, token)]
     if shared() and mine:
         visitors.seen(default_runs_folder(), owner_hash(token))
@@ -107,7 +108,7 @@ def own_runs(token: str) -> list[Run]:
 
 
 def own_sweep(id: str, token: str) -> Sweep:
-    """The sweep, if it is the visitor's. ``UserError`` says the same of another's as of one that is not there."""
+    """Return the sweep if it is the visitor's. ``UserError`` says the same of another's as of one that does not exist."""
     if not shared():
         return find_sweep(default_runs_folder(), id if isinstance(id, str) else "")
     found = next((one for one in list_sweeps(default_runs_folder()) if one.id == id), None)
@@ -117,13 +118,15 @@ def own_sweep(id: str, token: str) -> Sweep:
 
 
 def own_sweeps(token: str) -> list[Sweep]:
-    """The visitor's sweeps, newest first."""
+    """Return the visitor's sweeps, newest first."""
     return [sweep for sweep in list_sweeps(default_runs_folder()) if not shared() or _owns(sweep, token)]
 
 
 def own_upload(id: str, token: str) -> Upload:
-    """The dataset (``upload:<id>``, or its id), if it is the visitor's. ``UserError`` says the same of another's as of
-    one that is not there."""
+    """Return the dataset (``upload:<id>``, or its id) if it is the visitor's.
+
+    ``UserError`` says the same of another's as of one that does not exist.
+    """
     wanted = id.removeprefix(UPLOAD_PREFIX) if isinstance(id, str) else ""
     found = next((one for one in own_uploads(token) if one.id == wanted), None)
     if found is None:
@@ -132,7 +135,7 @@ def own_upload(id: str, token: str) -> Upload:
 
 
 def own_uploads(token: str) -> list[Upload]:
-    """The visitor's datasets, newest first."""
+    """Return the visitor's datasets, newest first."""
     mine = [one for one in list_uploads(default_runs_folder()) if not shared() or _owns(one, token)]
     if shared() and mine:
         visitors.seen(default_runs_folder(), owner_hash(token))
@@ -149,30 +152,37 @@ def with_own(config: DistillConfig, token: str) -> DistillConfig:
 
 
 def view_key(run: Run) -> str:
-    """What lets anyone who has it read ``run``, and no more: made from the folder's secret, so it cannot be guessed."""
+    """Return the key that lets anyone who has it read ``run``, and do nothing else with it."""
     return secret_key(f"view {run.id}", run.path.parent)
 
 
 def secret_key(purpose: str, folder: Path) -> str:
-    """What is made from the secret of a folder of runs for one purpose, 128 bits that look like ``new_token``'s. Nobody who
-    knows the purpose, or other keys, can make it."""
+    """Derive a key for one purpose from the secret of a folder of runs: 128 bits, in the form of a ``new_token``.
+
+    It cannot be guessed from the purpose or from other keys.
+    """
     return hmac.new(local_owner(folder).encode(), purpose.encode(), hashlib.sha256).hexdigest()[:32]
 
 
-_beginning = Lock()
+# One visitor's run or sweep is admitted at a time.
+_admission = Lock()
 
+# Id of a run or sweep -> when it was resumed. It counts as running until its process has had the time to say so itself;
+# entries older than that are removed, so that this needs no other bound.
 _resumed: dict[str, float] = {}
-"""When runs and sweeps were resumed lately: it takes their processes a moment to say so."""
 
 
 @contextmanager
 def admitted(token: str, resumed: str = "") -> Iterator[None]:
-    """For the time in which a visitor's run or sweep is made, or ``resumed`` (its id): one at a time, or many that come at
-    once would all be the third. Raises ``UserError`` for one too many, and for one that there is no room for."""
+    """Check a shared server's limits, and hold them while a visitor's run or sweep is created or ``resumed`` (its id).
+
+    One is admitted at a time: of many that come at once, each would otherwise be the last that is allowed. Raises
+    ``UserError`` for one too many, and where the visitor's or the server's disk space is used up.
+    """
     if not shared():
         yield
         return
-    with _beginning:
+    with _admission:
         _check_load(token)
         yield
         if resumed:
@@ -181,21 +191,21 @@ def admitted(token: str, resumed: str = "") -> Iterator[None]:
 
 def _check_load(token: str) -> None:
     allowed, folder = limits.current(), default_runs_folder()
-    if _at_work([*own_runs(token), *own_sweeps(token)]) >= allowed.open_runs:
+    if _count_active([*own_runs(token), *own_sweeps(token)]) >= allowed.open_runs:
         raise UserError(f"You have {allowed.open_runs:g} runs waiting or running. Stop one, or wait until it is done.")
-    if _at_work([*list_runs(folder), *list_sweeps(folder)]) >= allowed.queue:
+    if _count_active([*list_runs(folder), *list_sweeps(folder)]) >= allowed.queue:
         raise UserError(f"The queue is full: {allowed.queue:g} runs wait or run. Try again in a while.")
     visitors.check_room(folder, owner_hash(token))
 
 
-def _at_work(some: list[Run]) -> int:
-    """How many wait or run; a sweep and the run that it is at are one."""
+def _count_active(some: list[Run]) -> int:
+    """Count those that wait or run; a sweep and its present run count as one."""
     for id in [id for id, when in _resumed.items() if time.monotonic() - when > START_SECONDS]:
         del _resumed[id]
-    return len({one.settings().get("sweep", one.id) for one in some if _works(one)})
+    return len({one.settings().get("sweep", one.id) for one in some if _is_active(one)})
 
 
-def _works(one: Run) -> bool:
+def _is_active(one: Run) -> bool:
     try:
         return one.id in _resumed or status_of(one, summarize(one)) in ("queued", "running")
     except UserError:  # deleted meanwhile
@@ -203,9 +213,9 @@ def _works(one: Run) -> bool:
 
 
 def keep_clean() -> None:
-    """On a shared server, look every hour for the data of visitors who do not come back, in the background."""
+    """On a shared server, delete every hour, in the background, the data of visitors who have not come back."""
 
-    def look() -> None:
+    def clean() -> None:
         while True:
             try:
                 for one in visitors.clean_if_due(default_runs_folder()):
@@ -215,11 +225,11 @@ def keep_clean() -> None:
             time.sleep(visitors.CLEAN_SECONDS)
 
     if shared():
-        Thread(target=look, daemon=True).start()
+        Thread(target=clean, daemon=True).start()
 
 
 def house_rules() -> str:
-    """The limits that a visitor of a shared server should know beforehand, in a sentence each; nothing elsewhere."""
+    """Say in a sentence which limits a visitor of a shared server should know beforehand; nothing elsewhere."""
     if not shared():
         return ""
     allowed = limits.current()
@@ -234,7 +244,7 @@ def house_rules() -> str:
 
 
 def check_names(config: DistillConfig) -> None:
-    """Raises ``UserError`` for a path, on a shared server: its folders are not the visitors'."""
+    """Refuse paths on a shared server, whose folders are not the visitors', with a ``UserError``."""
     for name in ("teacher", "dataset", "student"):
         value = getattr(config, name)
         if shared() and value != SAMPLE and (not NAME.fullmatch(value) or ".." in value or os.path.exists(value)):
@@ -244,8 +254,10 @@ def check_names(config: DistillConfig) -> None:
 
 
 def uploaded(image: Any) -> str:
-    """The path of a file that was uploaded to this server. Raises ``UserError`` for any other: a caller could name the
-    server's own."""
+    """Return the path of a file that was uploaded to this server.
+
+    Raises ``UserError`` for any other: a caller could name one of the server's own files.
+    """
     path = image.get("path") if isinstance(image, dict) else getattr(image, "path", image)
     folder = Path(get_upload_folder()).resolve()
     if not isinstance(path, str) or not Path(os.path.realpath(path)).is_relative_to(folder):
@@ -255,27 +267,31 @@ def uploaded(image: Any) -> str:
     return path
 
 
-Answers = Callable[[dict[str, Any]], dict[str, Any]]
+ServerFunction = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def served(function: Answers) -> Answers:
-    """A function that the page's script calls. So can anybody, with anything: what is no object counts as an empty one."""
+def served(function: ServerFunction) -> ServerFunction:
+    """Make a function ready for the page's scripts to call.
+
+    Anybody else can call it too, with anything: what is no object counts as an empty one. A ``problem`` in its answer is
+    put into the page's words.
+    """
 
     @functools.wraps(function)
     def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        found = function(asked if isinstance(asked, dict) else {})
-        return {**found, "problem": on_page(found["problem"])} if "problem" in found else found
+        value = function(asked if isinstance(asked, dict) else {})
+        return {**value, "problem": on_page(value["problem"])} if "problem" in value else value
 
     return answer
 
 
-def place(cursor: Any) -> int:
-    """A place in a run's events as a caller gives it; the beginning for what is none."""
-    return cursor if isinstance(cursor, int) and 0 < cursor <= LAST_PLACE else 0
+def valid_cursor(cursor: Any) -> int:
+    """Return a caller's place in the events of a run, or 0, the beginning, for what cannot be one."""
+    return cursor if isinstance(cursor, int) and 0 < cursor <= MAX_CURSOR else 0
 
 
 def outcome(action: Callable[..., Any], id: str, token: str, *more: Any) -> dict[str, Any]:
-    """What a script is told of an action on a visitor's run or sweep: ``{}``, or ``problem``."""
+    """Do something with one of the visitor's runs or sweeps for a script. Return ``{}``, or a ``problem``."""
     try:
         action(id, token, *more)
     except (UserError, OSError, ValueError) as problem:
@@ -284,8 +300,8 @@ def outcome(action: Callable[..., Any], id: str, token: str, *more: Any) -> dict
 
 
 @contextmanager
-def kind_errors():
-    """What the user can act on, as the page's own kind of error, in the page's words and with no traceback."""
+def kind_errors() -> Iterator[None]:
+    """Show errors that the user can act on as messages of the page, in the page's words and without a traceback."""
     try:
         yield
     except (ValueError, UserError, PermissionError) as problem:
@@ -293,7 +309,7 @@ def kind_errors():
 
 
 def _at(id: str) -> Run | None:
-    """An id from outside becomes a path only if it looks like one of ours."""
+    """Return the run with an id from outside, which becomes a path only if it has the form of ours."""
     if not isinstance(id, str) or not ID.fullmatch(id):
         return None
     run = Run(default_runs_folder().resolve() / id)

@@ -7,10 +7,11 @@ import gradio as gr
 from kd.config import DistillConfig
 from kd.runs.summary import status_of, summarize
 from kd.ui import distill
-from kd.ui.access import kind_errors, new_token, place, readable, uploaded
+from kd.ui.access import kind_errors, new_token, readable, uploaded, valid_cursor
 from kd.ui.compare import side_by_side
 from kd.ui.progress import progress_line
 
+# How many events an answer has at most, the newest of them.
 MOST_EVENTS = 5000
 
 
@@ -50,7 +51,7 @@ def get_run(run: str, token: str = "", cursor: int = 0) -> dict[str, Any]:
         found = readable(run, token, token)
         summary = summarize(found)
         status = status_of(found, summary)
-        events, cursor = found.read(place(cursor))
+        events, cursor = found.read(valid_cursor(cursor))
         line = ", ".join(filter(None, progress_line(summary, status)))
         return {
             "run": found.id, "status": status, "line": line, "events": events[-MOST_EVENTS:], "cursor": cursor,
@@ -91,7 +92,7 @@ def compare(run: str, images: list[gr.FileData], token: str = "") -> dict[str, A
 
 
 def add() -> None:
-    """Make the four functions endpoints. None but ``compare`` computes, so they need no place in the queue."""
+    """Make the four functions endpoints. Only ``compare`` computes, so the others need no place in the queue."""
     for function in (start_run, get_run, stop_run):
         gr.api(function, api_name=function.__name__, queue=False)
     gr.api(compare, api_name="compare", concurrency_id="compare", concurrency_limit=1)

@@ -22,7 +22,7 @@ from kd.runs.store import check_teacher_exists
 from kd.runs.summary import status_of, summarize
 from kd.ui import theme
 from kd.ui.access import kind_errors, own_runs, readable, token_of
-from kd.ui.rendering import TEMPLATES
+from kd.ui.rendering import render
 from kd.ui.result import costs_table, latency_note, times
 
 MOST_PICTURES = 64
@@ -68,7 +68,7 @@ def disagreement(row: dict[str, Any]) -> float:
 def render_comparison(found: dict[str, Any]) -> str:
     """Render a comparison with thumbnails: the main figures, then a card for each image, or a table of many."""
     rows = [{"error": "", **row, "image": data_url(row["thumbnail"])} for row in found["pictures"]]
-    return TEMPLATES.render(
+    return render(
         "compare",
         tiles=tiles(found),
         note=found["note"],
@@ -156,9 +156,7 @@ def build(live: gr.HTML) -> CompareTab:
             )  # fmt: skip
             button = gr.Button("Compare", variant="primary", size="lg", elem_id="compare")
         with gr.Column(scale=7, min_width=320):
-            result = gr.HTML(
-                TEMPLATES.render("compare_empty"), js_on_load=None, apply_default_css=False, elem_id="comparison"
-            )
+            result = gr.HTML(render("compare_empty"), js_on_load=None, apply_default_css=False, elem_id="comparison")
     examples.take(take, pictures, pictures, queue=False, **PRIVATE)
     button.click(
         on_compare, [live, run, pictures], result,
@@ -169,7 +167,7 @@ def build(live: gr.HTML) -> CompareTab:
 
 def example_buttons() -> str:
     """Render the examples as buttons with their images, and one for all of them."""
-    return TEMPLATES.render("compare_examples", examples=[(Path(path).stem, png(path)) for path in EXAMPLES])
+    return render("compare_examples", examples=[(Path(path).stem, png(path)) for path in EXAMPLES])
 
 
 def png(path: str) -> str:

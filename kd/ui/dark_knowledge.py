@@ -1,15 +1,15 @@
-"""Dark knowledge: what the chosen teacher says of a picture at each temperature, before anything is trained.
+"""Dark knowledge: what the chosen teacher predicts for a picture at each temperature, before anything is trained.
 
-The teacher is asked once for a picture; the script softens its answer as the slider moves, and the sentences for the
-slider's stops come along.
+The teacher is asked once for a picture. The script softens its logits as the slider moves; the sentences for all positions
+of the slider come with the logits.
 """
 
 import hashlib
 import os
 import re
-from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
-from threading import BoundedSemaphore, Lock
+from threading import BoundedSemaphore
 from typing import Any
 
 import gradio as gr
@@ -22,40 +22,33 @@ from kd.system.cache import folder_stamp
 from kd.ui import theme
 from kd.ui.access import check_names, served, shared, uploaded, with_own
 from kd.ui.compare import png
+from kd.ui.rendering import render
 
-FILES = Path(__file__).parent / "templates"
-
+# The temperatures at which the slider can stand.
 STOPS = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20)
-"""Where the slider can stand."""
 
-MOST_KEPT = 64
-
-_kept: OrderedDict[tuple, tuple[list[str], list[float]]] = OrderedDict()
-"""(teacher, picture) -> class names and logits, the last ones that were asked for."""
-
-_keeping = Lock()
-
+# A process of its own: a teacher may have to come from the Hub first, and comparisons need not wait for that. The script
+# waits a little longer.
 ask = worker.Inference(seconds=150)
-"""A process of its own: a teacher may have to come from the Hub first, and comparisons need not wait for that. The script
-waits a little longer."""
 
+# Few may wait for an answer: the polls of all visitors share the threads.
 _waiting = BoundedSemaphore(4)
-"""Few may wait for an answer: the polls of all visitors share the threads."""
 
 
 @served
 def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
-    """What ``teacher`` says of the example number ``example`` or of the uploaded file ``path``, as ``method`` has it.
+    """Return what ``teacher`` predicts for the example number ``example``, or for the uploaded file ``path``.
 
-    ``names`` and ``logits`` of its classes; ``label``, the picture's class, or the teacher's first where it has none
-    (``labelled``); ``sentences``, for each of ``STOPS``. ``problem`` where it cannot be asked.
+    The answer has the ``names`` and ``logits`` of the classes (standardised where ``method`` does that), the ``label`` (the
+    picture's class, or the teacher's first choice where it is not ``labelled``) and the ``sentences`` for all ``STOPS``; or
+    a ``problem``.
     """
     try:
         config = DistillConfig(teacher=asked.get("teacher"), method=asked.get("method") or "kd")
         check_names(config)
-        if shared() and config.teacher.startswith(RUN_TEACHER):  # whose it is is not known here
+        if shared() and config.teacher.startswith(RUN_TEACHER):  # its owner is not known here
             raise UserError(
-                "A teacher that a run has made is not asked here. Its answers are in Compare, once it has taught."
+                "A teacher that a run has made is not asked here. Its answers are in Compare, after a run that has used it."
             )
         name = with_own(config, "").teacher
         path, class_name = chosen(asked)
@@ -72,7 +65,7 @@ def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def chosen(asked: dict[str, Any]) -> tuple[Path, str | None]:
-    """The picture that is asked about, and its class's plain name. Raises ``UserError``."""
+    """Return the picture that is asked about and its plain class name, or ``None`` for an upload. Raises ``UserError``."""
     nth = asked.get("example")
     if isinstance(nth, int) and 0 <= nth < len(theme.EXAMPLES):
         path = theme.EXAMPLES[nth]
@@ -81,49 +74,58 @@ def chosen(asked: dict[str, Any]) -> tuple[Path, str | None]:
 
 
 def class_of(path: Path) -> str:
-    """The class in an example's name, "coat" of ``coat-1.png``."""
+    """Return the class in the file name of an example: "coat" of ``coat-1.png``."""
     return re.sub(r"-\d+$", "", path.stem)
 
 
 def plain(name: str) -> str:
-    """A class name without case and signs: those of files have none."""
+    """Return a class name as file names have it, in lower case and with letters and digits only."""
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
 def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
-    """The teacher's class names, and its logits for the picture. Raises ``UserError``, or ``ValueError``, in words."""
+    """Return the teacher's class names, and its logits for the picture.
+
+    Raises ``UserError`` or ``ValueError``, in words, where it cannot be asked.
+    """
     try:
         with path.open("rb") as file:
-            key = name, folder_stamp(Path(os.path.expanduser(name))), hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         raise UserError(f"{path.name} is not on this server any more. Choose it again.") from None
-    with _keeping:
-        if key in _kept:
-            _kept.move_to_end(key)
-            return _kept[key]
+    return _asked(name, folder_stamp(Path(os.path.expanduser(name))), path, digest)
+
+
+# Not ``kd.system.cache``: that lets others wait while one value is loaded, here for a download from the Hub. The teacher's
+# files and the picture's content (``state``, ``digest``) are in the key, so an answer about earlier ones is not taken.
+@lru_cache(maxsize=64)
+def _asked(name: str, state: tuple, path: Path, digest: str) -> tuple[list[str], list[float]]:
     if not _waiting.acquire(blocking=False):
         raise UserError("Several others are asking a teacher just now. Try again in a moment.")
     try:
-        found = ask(worker.teacher_says, name, path)
+        return ask(worker.teacher_says, name, path)
     finally:
         _waiting.release()
-    with _keeping:
-        _kept[key] = found
-        while len(_kept) > MOST_KEPT:
-            _kept.popitem(last=False)
-    return found
 
 
 # --- The panel
 
 
 def build(teacher: gr.Dropdown, dataset: gr.Dropdown, temperature: gr.Number, method: gr.Dropdown) -> gr.HTML:
-    """The panel; it follows the settings, and asks for nothing before it is seen."""
+    """Return the panel. It follows the settings, and asks for nothing before it is visible.
+
+    It is HTML of ours and not gr.Slider and gr.Label. A gr.Label rounds to whole percents (0.3% reads "0%"), but the small
+    probabilities of the wrong classes are what this panel shows; and each of its bars is a button that does nothing. A
+    gr.Slider has equal steps: the temperatures up to 5, which matter most and are half of our slider, would be less than a
+    quarter of it, too close together for a finger on a phone.
+    """
     preset = DistillConfig.preset(SAMPLE).to_dict()
     panel = gr.HTML(
         value={name: preset[name] for name in ("teacher", "dataset", "temperature", "method")},
-        html_template=(FILES / "dark.html").read_text().replace("@@examples", examples()),
-        js_on_load=f"distillery.dark(element, props, server, watch, upload, {list(STOPS)}, temperature => trigger('use', {{temperature}}))",
+        html_template=render("dark_knowledge", examples=examples()),
+        js_on_load=f"""distillery.darkKnowledge({{
+            element, props, server, watch, upload, stops: {list(STOPS)}, use: temperature => trigger('use', {{temperature}}),
+        }})""",
         server_functions=[teacher_says],
         apply_default_css=False,
         elem_id="dark",
@@ -139,14 +141,10 @@ def build(teacher: gr.Dropdown, dataset: gr.Dropdown, temperature: gr.Number, me
 
 
 def take(event: gr.EventData) -> float:
-    """The slider's temperature becomes the run's."""
+    """Return the slider's temperature, which becomes the run's."""
     return event.temperature if event.temperature in STOPS else DistillConfig().temperature
 
 
-def examples() -> str:
-    """The sample's examples as buttons with their pictures."""
-    return "".join(
-        f'<button type="button" data-nth="{nth}" aria-pressed="false" aria-label="Ask about {path.stem}">'
-        f'<img alt="" src="{png(str(path))}"></button>'
-        for nth, path in enumerate(theme.EXAMPLES)
-    )
+def examples() -> list[dict[str, str]]:
+    """Return the name and the image (a data URL) of each of the sample's examples."""
+    return [{"name": path.stem, "image": png(str(path))} for path in theme.EXAMPLES]

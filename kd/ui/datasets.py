@@ -1,7 +1,6 @@
-"""The tab of one's own pictures: bring an archive, named classes or a heap; what was found; use it, delete it."""
+"""The Pictures tab: import an archive, named classes or unlabelled pictures; the datasets so far, to use or to delete."""
 
 import hashlib
-import html
 import math
 import time
 from collections import Counter
@@ -23,118 +22,128 @@ from kd.runs.store import delete_dataset
 from kd.system.files import default_runs_folder
 from kd.system.ids import owner_hash
 from kd.ui.access import outcome, own_upload, own_uploads, owner, served, uploaded
+from kd.ui.rendering import render
 
-FILES = Path(__file__).parent / "templates"
-
+# How many imports of all visitors may wait or run at once.
 MOST_WAITING = 8
 
+# How many skipped files are listed by name.
 MOST_NAMED = 100
 
-LOOK_SECONDS = 0.5
-"""How often an import that waits looks whether it is still wanted."""
+# How often an import that waits for its turn checks whether it has been cancelled.
+CHECK_SECONDS = 0.5
 
+# How pictures can be brought -> the name of that way, and what it is for.
 WAYS = {
     "archive": ("An archive", "Class folders in a zip, with or without train, validation and test; or pictures alone."),
     "classes": ("Pictures in named classes", "Name each class and give it pictures, from files or from the webcam."),
-    "heap": ("Pictures without labels", "A student then learns from the teacher's answers alone."),
+    "unlabelled": ("Pictures without labels", "A student then learns from the teacher's answers alone."),
 }
 
 
 @dataclass
 class Import:
-    """One that waits or is under way, and how it ended."""
+    """An import that waits, is running or has ended."""
 
     name: str
     done: int = 0
     of: int = 0
     over: bool = False
-    called_off: bool = False
+    cancelled: bool = False
     problem: str = ""
+    # The first of the skipped files, each with the reason; ``skipped_count`` is how many there are.
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """The first of those that were ``refused``."""
-    refused: int = 0
-    found: str = ""
+    skipped_count: int = 0
+    # The id of the dataset that it has made.
+    dataset: str = ""
 
     def words(self) -> str:
-        """What it is doing."""
-        if self.found:
+        """Say what it is doing, or how it ended."""
+        if self.dataset:
             return f"{self.name} is stored."
         if self.over:
             return self.problem or "Cancelled; nothing was stored."
         return f"Reading file {self.done:,} of {self.of:,}" if self.of else "Waiting for its turn"
 
 
-class CalledOff(Exception):
-    """The visitor does not want it any more."""
+class Cancelled(Exception):
+    """The visitor has cancelled the import."""
 
 
+# Owner -> the last import. It is not kept on disk: an import ends with the page's process.
 _imports: dict[str, Import] = {}
-"""Owner -> the last import. It is worth nothing after a restart of the page: its process has ended with it."""
 
-_held: Counter[Path] = Counter()
-"""Uploaded files -> the imports that need them: gradio keeps the same file of two visitors once."""
+# Uploaded file -> how many imports need it: gradio keeps the same file of two visitors once.
+_needed: Counter[Path] = Counter()
 
-_lock, _turn = Lock(), BoundedSemaphore(1)
-"""One import at a time has this machine; the others wait."""
+_lock = Lock()
+
+# One import runs at a time; the others wait.
+_turn = BoundedSemaphore(1)
 
 
-# --- What the script asks for
+# --- What the tab's script calls
 
 
 @served
 def offered(asked: dict[str, Any]) -> dict[str, Any]:
-    """The visitor's datasets as ``html`` with its ``mark``, unless the page has it already (``seen``); and ``now``, the
-    import that is under way or was the last: ``words, done, of, over, problem, skipped`` (as HTML), ``found`` (its id)."""
+    """Return the visitor's datasets and the state of the last import.
+
+    The datasets are ``html`` with its ``mark``, left out where the page already has them (``seen``). The import is ``now``:
+    ``words, done, of, over, problem, skipped`` (as HTML) and ``dataset`` (the id of what it has made).
+    """
     token = asked.get("owner", "")
     body = "".join(map(card, own_uploads(token)))
     mark = hashlib.sha256(body.encode()).hexdigest()[:16]
-    news: dict[str, Any] = {} if mark == asked.get("seen") else {"html": body, "mark": mark}
+    answer: dict[str, Any] = {} if mark == asked.get("seen") else {"html": body, "mark": mark}
     with suppress(UserError):  # a visitor without a token has brought nothing
         if one := _imports.get(owner(token)):
-            news["now"] = {
+            answer["now"] = {
                 "words": one.words(), "done": one.done, "of": one.of, "over": one.over, "problem": bool(one.problem),
-                "skipped": named(one.skipped, one.refused), "found": one.found,
+                "skipped": skipped_html(one.skipped, one.skipped_count), "dataset": one.dataset,
             }  # fmt: skip
-    return news
+    return answer
 
 
 @served
 def begin(asked: dict[str, Any]) -> dict[str, Any]:
-    """Import what was uploaded, in the background: ``way`` one of ``WAYS``, ``name``, and ``classes``, a list of (name,
-    paths). ``{}``, or ``problem``."""
+    """Start to import uploaded files in the background. Return ``{}``, or a ``problem``.
+
+    ``way`` is one of ``WAYS``, ``name`` the dataset's, and ``classes`` a list of (name, paths).
+    """
     try:
-        whose, source, name = owner(asked.get("owner", "")), _source(asked), str(asked.get("name") or "").strip()[:80]
+        token, source, name = owner(asked.get("owner", "")), _source(asked), str(asked.get("name") or "").strip()[:80]
         one = Import(name or "The dataset")
         with _lock:
-            if whose in _imports and not _imports[whose].over:
+            if token in _imports and not _imports[token].over:
                 raise UserError("Your last import is not done yet. Wait for it, or cancel it.")
             if sum(not other.over for other in _imports.values()) >= MOST_WAITING:
                 raise UserError("Several others are bringing pictures just now. Try again in a few minutes.")
-            _imports[whose] = one
-            _held.update(_files(source))
+            _imports[token] = one
+            _needed.update(_files(source))
     except (UserError, TypeError, ValueError) as problem:
         return {"problem": str(problem)}
-    Thread(target=_work, args=(one, source, name, whose), daemon=True).start()
+    Thread(target=_work, args=(one, source, name, token), daemon=True).start()
     return {}
 
 
 @served
 def act(asked: dict[str, Any]) -> dict[str, Any]:
-    """``do``: cancel the import that is under way, or delete the dataset ``id``. ``{}``, or ``problem``."""
+    """Cancel the running import, or ``do`` delete the dataset ``id``. Return ``{}``, or a ``problem``."""
     if asked.get("do") == "delete":
         return outcome(
             lambda id, token: delete_dataset(own_upload(id, token)), asked.get("id", ""), asked.get("owner", "")
         )
-    return outcome(lambda _, token: _call_off(owner(token)), "", asked.get("owner", ""))
+    return outcome(lambda _, token: _cancel(owner(token)), "", asked.get("owner", ""))
 
 
-def _call_off(whose: str) -> None:
-    if one := _imports.get(whose):
-        one.called_off = True
+def _cancel(token: str) -> None:
+    if one := _imports.get(token):
+        one.cancelled = True
 
 
 def _source(asked: dict[str, Any]) -> Source:
-    """The files that ``asked`` names, all of them uploaded ones. Raises ``UserError``."""
+    """Return the uploaded files that ``asked`` names. Raises ``UserError`` for any other file, for none and for too many."""
     classes, most = asked.get("classes") or [], limits.current().files
     if asked.get("way") not in WAYS or not all(paths for _, paths in classes) or not classes:
         raise UserError("Choose the files first: an archive, or pictures for each class.")
@@ -145,32 +154,33 @@ def _source(asked: dict[str, Any]) -> Source:
         raise UserError(f"{missing.name} is not on this server any more. Choose it again.")
     if asked["way"] == "archive":
         return files[0][1]
-    if asked["way"] == "heap":
+    if asked["way"] == "unlabelled":
         return [("", path) for _, path in files]
     if any(not name.strip() for name, _ in files):
         raise UserError("A class has no name. Name it, or remove it.")
     return files
 
 
-def _work(one: Import, source: Source, name: str, whose: str) -> None:
-    """The import, once it is its turn; the uploaded files are not needed afterwards."""
+def _work(one: Import, source: Source, name: str, token: str) -> None:
+    """Wait for a turn, import, and remove the uploaded files that no other import needs."""
 
     def progress(done: int, of: int) -> None:
         one.done, one.of = done, of
-        if one.called_off:
-            raise CalledOff
+        if one.cancelled:
+            raise Cancelled
 
     try:
         with turn(lambda: progress(0, 0)):
             folder = default_runs_folder()
-            room = min(visitors.room(folder, owner_hash(whose)))
-            library = Library(folder, whose, room if math.isfinite(room) else None)
+            room = min(visitors.room(folder, owner_hash(token)))
+            library = Library(folder, token, room if math.isfinite(room) else None)
             upload = import_dataset(source, name, library, progress)
-        one.name, one.found = upload.info()["name"], upload.id
-    except CalledOff:
+        one.name, one.dataset = upload.info()["name"], upload.id
+    except Cancelled:
         pass
     except ImportRefused as problem:
-        one.problem, one.skipped, one.refused = str(problem), problem.skipped[:MOST_NAMED], len(problem.skipped)
+        one.problem = str(problem)
+        one.skipped, one.skipped_count = problem.skipped[:MOST_NAMED], len(problem.skipped)
     except (UserError, OSError) as problem:
         one.problem = str(problem)
     except Exception:
@@ -181,10 +191,10 @@ def _work(one: Import, source: Source, name: str, whose: str) -> None:
     finally:
         one.over = True
         with _lock:
-            _held.subtract(_files(source))
+            _needed.subtract(_files(source))
             for path in _files(source):
-                if _held[path] <= 0:
-                    del _held[path]
+                if _needed[path] <= 0:
+                    del _needed[path]
                     path.unlink(missing_ok=True)
 
 
@@ -193,11 +203,11 @@ def _files(source: Source) -> set[Path]:
 
 
 @contextmanager
-def turn(waits: Callable[[], None]) -> Iterator[None]:
-    """For one import at a time; ``waits`` is called until it is this one's turn, and may raise."""
-    waits()
-    while not _turn.acquire(timeout=LOOK_SECONDS):
-        waits()
+def turn(check: Callable[[], None]) -> Iterator[None]:
+    """Let one import run at a time; ``check`` is called while this one waits, and may raise."""
+    check()
+    while not _turn.acquire(timeout=CHECK_SECONDS):
+        check()
     try:
         yield
     finally:
@@ -208,59 +218,35 @@ def turn(waits: Callable[[], None]) -> Iterator[None]:
 
 
 def card(upload: Upload) -> str:
-    """One dataset: its figures, what was found and skipped, and what can be done with it; nothing for one that is
-    deleted meanwhile."""
+    """Return one dataset as HTML: its figures, its notes, and what can be done with it; nothing for one just deleted."""
     try:
         info, size = upload.info(), upload.bytes()
     except (UserError, OSError):
         return ""
-    name, classes = html.escape(info["name"]), len(info["classes"])
     count = sum(sum(split.values()) for split in info["pictures"].values())
-    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(info["created"]))
-    figures = f"{count:,} pictures, {f'{classes} classes' if classes else 'no labels'}, {size / 1e6:,.1f} MB, brought "
-    notes = "".join(f'<p class="kd-note">{html.escape(note)}</p>' for note in info["notes"])
-    skipped = (
-        f"<details><summary>{info['skipped']:,} skipped</summary>{named(info['examples'], info['skipped'])}</details>"
-        if info["skipped"]
-        else ""
-    )
-    return (
-        f'<li data-id="{upload.id}" data-name="{name}"><h3>{name}</h3>'
-        f'<p class="kd-note">{figures}<time datetime="{when}">{when}</time></p>{notes}'
-        f"<details><summary>Pictures of each class</summary>{counts(info)}</details>{skipped}"
-        f'<p><button type="button" class="kd-button" data-do="use" aria-label="Use in Distill: {name}">Use in Distill</button> '
-        f'<button type="button" class="kd-button kd-danger" data-do="delete" aria-label="Delete {name}">Delete</button></p></li>'
+    classes = f"{len(info['classes'])} classes" if info["classes"] else "no labels"
+    return render(
+        "datasets_card",
+        id=upload.id,
+        info=info,
+        figures=f"{count:,} pictures, {classes}, {size / 1e6:,.1f} MB",
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(info["created"])),
+        splits=[split for split in SPLIT_NAMES if split in info["pictures"]],
+        **_skipped_values(info["examples"], info["skipped"]),
     )
 
 
-def counts(info: dict[str, Any]) -> str:
-    """A table: a row for each class, a column for each split."""
-    splits = [split for split in SPLIT_NAMES if split in info["pictures"]]
-    head = "".join(f'<th scope="col">{split.capitalize()}</th>' for split in splits)
-
-    def row(name: str, words: str) -> str:
-        cells = "".join(f"<td>{info['pictures'][split].get(name, 0):,}</td>" for split in splits)
-        return f'<tr><th scope="row">{html.escape(words)}</th>{cells}</tr>'
-
-    body = "".join(row(name, name) for name in info["classes"]) or row("", "without labels")
-    return (
-        f'<table class="kd-table kd-counts"><thead><tr><th scope="col">Class</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table>"
-    )
+def skipped_html(skipped: list[tuple[str, str]], count: int) -> str:
+    """Return skipped files with their reasons as an HTML list; ``skipped`` are the first of ``count``."""
+    return render("datasets_skipped", **_skipped_values(skipped, count))
 
 
-def named(skipped: list[tuple[str, str]], of: int | None = None) -> str:
-    """Skipped files with their reasons, as a list; how many more there are, if these are the first ``of`` so many."""
-    of = of or len(skipped)
-    items = "".join(
-        f"<li><b>{html.escape(name)}</b> {html.escape(reason)}</li>" for name, reason in skipped[:MOST_NAMED]
-    )
-    more = f"<li>and {of - MOST_NAMED:,} more</li>" if of > MOST_NAMED else ""
-    return f'<ul class="kd-skipped">{items}{more}</ul>' if items else ""
+def _skipped_values(skipped: list[tuple[str, str]], count: int) -> dict[str, Any]:
+    return {"skipped": skipped[:MOST_NAMED], "more": count - MOST_NAMED}
 
 
 def hint() -> str:
-    """The limits, in a sentence."""
+    """Say in a sentence what limits hold for pictures here; nothing where there are none."""
     allowed = limits.current()
     parts = (
         (allowed.upload_mb, "{:,g} MB a file"),
@@ -283,18 +269,13 @@ def hint() -> str:
 
 
 def build() -> gr.HTML:
-    """The tab; its script uploads the files, asks for progress and for the list."""
-    ways = "".join(
-        f'<label><input type="radio" name="kd-way" value="{way}"{" checked" if way == "archive" else ""}> {words}</label>'
-        for way, (words, _) in WAYS.items()
-    )
-    template = (FILES / "data.html").read_text().replace("@@ways", ways).replace("@@limits", html.escape(hint()))
-    for way, (_, words) in WAYS.items():
-        template = template.replace(f"@@{way}", html.escape(words))
+    """Return the tab; its script uploads the files, asks how far the import is, and asks for the list."""
     return gr.HTML(
         value={},
-        html_template=template,
-        js_on_load="distillery.data(element, props, server, watch, upload, dataset => trigger('use', {dataset}))",
+        html_template=render("datasets", ways=WAYS, limits=hint()),
+        js_on_load="""distillery.datasets({
+            element, props, server, upload, use: dataset => trigger('use', {dataset}),
+        })""",
         server_functions=[offered, begin, act],
         apply_default_css=False,
         elem_id="data",

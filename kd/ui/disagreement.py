@@ -10,7 +10,7 @@ from kd.errors import UserError
 from kd.runs.run import Run
 from kd.ui.access import readable, served
 from kd.ui.figures import MOST_CLASSES, analysis_figures
-from kd.ui.rendering import TEMPLATES
+from kd.ui.rendering import render
 
 IMAGE_NAME = re.compile(r"gallery/\d+\.webp")
 
@@ -59,7 +59,7 @@ def load_analysis(run: Run) -> dict[str, Any]:
 
 def render_analysis(found: dict[str, Any], run: Run) -> str:
     """Render the section as HTML; the page's script draws the charts into it."""
-    return TEMPLATES.render(
+    return render(
         "disagreement",
         labelled=found["labels"] == "dataset",
         cards=gallery(found, run),

@@ -1,8 +1,7 @@
-"""The first tab: choose, click Distill, watch."""
+"""The Distill tab: the settings, the buttons that start a run, and the run as it goes on."""
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -25,10 +24,10 @@ from kd.ui.access import (
     outcome,
     own,
     owner,
-    place,
     readable,
     served,
     token_of,
+    valid_cursor,
     view_key,
     visitor,
     with_own,
@@ -36,16 +35,15 @@ from kd.ui.access import (
 from kd.ui.disagreement import analysis
 from kd.ui.figures import points, training_figures
 from kd.ui.progress import STAGES, progress_line
+from kd.ui.rendering import render
 from kd.ui.result import result
 
-FILES = Path(__file__).parent / "templates"
-
+# Options of the page's own event handlers. Hiding them from the API protects nothing: each checks whom it answers.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-"""For the page's own handlers. Hiding them protects nothing: each checks whom it answers."""
 
 
 def start(config: DistillConfig, token: str) -> Run:
-    """Create a run and start its process. Raises ``UserError`` where the visitor may not."""
+    """Create a run and start its process. Raises ``UserError`` where the visitor may not do so."""
     check_names(config)
     config = with_own(config, token)
     with admitted(token):
@@ -56,7 +54,7 @@ def start(config: DistillConfig, token: str) -> Run:
 
 
 def stop(id: str, token: str) -> Run:
-    """Ask a run of the visitor's to stop. Raises ``UserError`` if it is not running."""
+    """Ask one of the visitor's runs to stop. Raises ``UserError`` if it is not running."""
     run = own(id, token)
     if run.status() in CLOSED:
         raise UserError(f"Run {run.id} is not running: it is {run.status()}.")
@@ -65,7 +63,7 @@ def stop(id: str, token: str) -> Run:
 
 
 def resume(id: str, token: str) -> Run:
-    """Go on with a run of the visitor's that was closed before it was done. Raises ``UserError``."""
+    """Continue one of the visitor's runs that ended before it was done. Raises ``UserError`` for any other."""
     run = own(id, token)
     if run.status() not in ("stopped", "failed", "died"):
         raise UserError(f"Run {run.id} is {run.status()}: there is nothing to resume.")
@@ -75,63 +73,65 @@ def resume(id: str, token: str) -> Run:
     return run
 
 
-# --- What the script asks for
+# --- What the tab's script calls
 
 
 @served
 def poll(asked: dict[str, Any]) -> dict[str, Any]:
-    """What has happened in ``run`` since ``cursor``, for ``owner`` or whoever has the key ``view``.
+    """Return what has happened in ``run`` since ``cursor``, to its ``owner`` or to whoever has its read-only key ``view``.
 
-    ``status, line, stage, share, cursor`` always; ``figures`` whole at first, when training begins (again) and at the
-    end, between those ``append``; once: ``title``, ``result``. ``refused`` where there is no such run for this visitor.
+    The answer always has ``status``, ``line``, ``stage``, ``share`` and ``cursor``. It has the whole ``figures`` at first,
+    whenever a training begins, and at the end; in between it has the new points as ``append``. It has ``title`` in the
+    first answer and ``result`` once the run is done. It is ``refused`` alone where this visitor may not see such a run.
     """
     try:
         run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
-        return _news(run, place(asked.get("cursor")), asked.get("owner", ""))
+        return _progress_since(run, valid_cursor(asked.get("cursor")), asked.get("owner", ""))
     except (UserError, PermissionError) as problem:
         return {"refused": str(problem)}
 
 
-def _news(run: Run, since: int, token: str) -> dict[str, Any]:
+def _progress_since(run: Run, since: int, token: str) -> dict[str, Any]:
+    """Return the answer of ``poll`` for a run that this visitor may see."""
     summary = summarize(run)
     status = status_of(run, summary)  # before the events are read: a closed run has no more of them
     events, cursor = run.read(since)
     closed = status in CLOSED
-    head, figures = progress_line(summary, status)
+    words, figures = progress_line(summary, status)
     if not closed and run.stop_asked():
-        head, figures = "Stopping: the student so far is kept", ""
-    news = {
-        "status": status, "line": [head, figures], "stage": summary.stage, "share": round(summary.share(), 3),
+        words, figures = "Stopping: the student so far is kept", ""
+    update = {
+        "status": status, "line": [words, figures], "stage": summary.stage, "share": round(summary.share(), 3),
         "cursor": cursor,
     }  # fmt: skip
     if since == 0:
-        news |= _introduction(run, token)
-    begun = any(event["event"] == "training" for event in events)
-    if since == 0 or begun or (closed and events):
-        drawn = training_figures(run.events(), None if closed else summary.epochs)
-        news["figures"] = {name: figure.to_plotly_json() for name, figure in drawn.items()}
+        update |= _introduction(run, token)
+    begins = any(event["event"] == "training" for event in events)
+    if since == 0 or begins or (closed and events):
+        curves = training_figures(run.events(), None if closed else summary.epochs)
+        update["figures"] = {name: figure.to_plotly_json() for name, figure in curves.items()}
     elif any(event["event"] in ("step", "eval") for event in events):
-        news["append"] = points(events)
+        update["append"] = points(events)
     warnings = [settings.on_page(text) for event in events for text in event.get("warnings", [])]
     if warnings:
-        news["warnings"] = warnings
+        update["warnings"] = warnings
     if status == "done" and (report := run.report()):
-        news["result"] = result(report)
-    return news
+        update["result"] = result(report)
+    return update
 
 
 def _introduction(run: Run, token: str) -> dict[str, Any]:
-    """What a run is, and for its owner the key of its read-only link."""
-    config = run.config()
-    taught, name = config.teacher != NO_TEACHER, run.name()
-    models = f"{short_name(config.teacher) if taught else 'Labels alone'} → {short_name(config.student)}"
+    """Describe a run in words; for its owner, add the key of its read-only link."""
+    config, name = run.config(), run.name()
+    has_teacher = config.teacher != NO_TEACHER
+    models = f"{short_name(config.teacher) if has_teacher else 'Labels alone'} → {short_name(config.student)}"
     weights = [f"T {config.temperature:g}", f"lambda {run.lambda_():g}"]
     detail = ", ".join(
         [
             *([models] if name else []),
             short_name(config.dataset),
             *([settings.METHOD_WORDS[config.method][0]] if config.method != "kd" else []),
-            *(weights if taught else []),
+            *(weights if has_teacher else []),
             f"{config.minutes:g} minutes"
             if config.minutes
             else f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}",
@@ -139,22 +139,23 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
             *(["with a baseline"] if config.baseline == "yes" else []),
         ]
     )
+    described = {"title": [name or models, detail], "has_teacher": has_teacher}
     try:
         own(run.id, token)
     except UserError:
-        return {"title": [name or models, detail], "taught": taught, "mine": False}
-    return {"title": [name or models, detail], "taught": taught, "mine": True, "view": view_key(run)}
+        return {**described, "mine": False}
+    return {**described, "mine": True, "view": view_key(run)}
 
 
 @served
 def stop_it(asked: dict[str, Any]) -> dict[str, Any]:
-    """The Stop button: ``{}``, or ``problem``."""
+    """Stop the run when its Stop button is clicked. Return ``{}``, or a ``problem``."""
     return outcome(stop, asked.get("run", ""), asked.get("owner", ""))
 
 
 @served
 def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
-    """The Resume button: ``{}``, or ``problem``."""
+    """Continue the run when its Resume button is clicked. Return ``{}``, or a ``problem``."""
     return outcome(resume, asked.get("run", ""), asked.get("owner", ""))
 
 
@@ -163,21 +164,18 @@ def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class DistillTab:
-    """What the other parts of the page refer to."""
+    """The components of the tab that other parts of the page refer to."""
 
     live: gr.HTML
     button: gr.Button
     make: gr.Button
     widgets: list[gr.components.Component]
+    # What choosing a dataset fills in: the preset, all widgets, and the row of settings that belong to some methods only.
     chosen: list[gr.components.Component]
-    """The preset, all widgets, and the row of methods' own settings: what a choice of pictures fills in."""
-
-
-PRESET_HELP = "Sample is built in and works offline"
 
 
 def build() -> DistillTab:
-    """The widgets on the left, the run on the right."""
+    """Lay out the settings on the left and the run on the right."""
     with gr.Row(elem_classes="kd-columns"):
         with gr.Column(scale=3, min_width=300):
             preset = gr.Radio(
@@ -185,7 +183,7 @@ def build() -> DistillTab:
                 value=SAMPLE,
                 label="Preset",
                 elem_id="set-preset",
-                info=PRESET_HELP,
+                info="Sample is built in and works offline",
             )
             with gr.Row(elem_id="teacher-row"):
                 first = {"teacher": settings.widget("teacher")}
@@ -210,36 +208,54 @@ def build() -> DistillTab:
                     *((first | rest)[name] for name in ("teacher", "dataset", "temperature", "method"))
                 )
         with gr.Column(scale=7, min_width=320):
-            live = gr.HTML(
-                value={},
-                html_template=(FILES / "live.html").read_text().replace("@@empty", empty_state()).replace("@@stages", stages()),
-                js_on_load="distillery.live(element, props, server, watch, run => trigger('compare', {run}), run => trigger('teach', {run}))",
-                server_functions=[poll, stop_it, resume_it, analysis],
-                apply_default_css=False,
-                elem_id="live",
-            )  # fmt: skip
+            live = _run_panel()
     widgets = [first[name] if name in first else rest[name] for name in settings.FIELDS]
-    every = dict(zip(settings.FIELDS, widgets, strict=True))
+    for panel in (minutes, pictures):
+        settings.follow(panel, live, widgets)
+    _connect(preset, dict(zip(settings.FIELDS, widgets, strict=True)), own_row)
+    live.use_as_teacher(to_teacher, None, first["teacher"], **PRIVATE)
+    return DistillTab(live, button, make, widgets, [preset, *widgets, own_row])
+
+
+def _run_panel() -> gr.HTML:
+    """Return the panel that shows a run.
+
+    It is HTML with a script of ours and not a ``gr.Plot``: a ``gr.Plot`` is built anew and sent whole (30 KB and growing)
+    at every update, and loses the reader's zoom. The script asks for the new points only (0.2 KB) and appends them. It
+    takes no place in gradio's queue, goes on after a reload or a restart of the server, and asks less often while the
+    browser's tab is hidden.
+    """
+    return gr.HTML(
+        value={},
+        html_template=render("distill", machine=machine(), rules=house_rules(), stages=STAGES),
+        js_on_load="""distillery.distill({
+            element, props, server, watch,
+            compare: run => trigger('compare', {run}), useAsTeacher: run => trigger('use_as_teacher', {run}),
+        })""",
+        server_functions=[poll, stop_it, resume_it, analysis],
+        apply_default_css=False,
+        elem_id="live",
+    )
+
+
+def _connect(preset: gr.Radio, every: dict[str, gr.components.Component], own_row: gr.Row) -> None:
+    """Let the preset, the method, the recipe and the student fill in the settings that go with them."""
 
     def all_of(names: tuple[str, ...]) -> list[gr.components.Component]:
         return [every[name] for name in names]
 
-    for panel in (minutes, pictures):
-        settings.follow(panel, live, widgets)
     chosen = [preset, *all_of(("recipe", "method"))]
-    preset.input(on_preset, preset, [*widgets, own_row], **PRIVATE)
-    follows = [every["method"], own_row, *all_of((*settings.SET_BY_METHOD, *settings.OWN))]
+    preset.input(on_preset, preset, [*every.values(), own_row], **PRIVATE)
+    filled = [every["method"], own_row, *all_of((*settings.SET_BY_METHOD, *settings.OWN))]
     # Not ``input``: gradio's lists call that when they are merely left, and what was typed meanwhile would be lost.
-    every["method"].change(on_method, chosen, follows, **PRIVATE)
+    every["method"].change(on_method, chosen, filled, **PRIVATE)
     every["recipe"].change(on_recipe, chosen, all_of(settings.SET_BY_RECIPE), **PRIVATE)
-    follows = all_of(("recipe", *settings.SET_BY_RECIPE))
-    every["student"].input(on_student, [every["student"], *chosen], follows, **PRIVATE)
-    live.teach(to_teacher, None, every["teacher"], **PRIVATE)
-    return DistillTab(live, button, make, widgets, [preset, *widgets, own_row])
+    filled = all_of(("recipe", *settings.SET_BY_RECIPE))
+    every["student"].input(on_student, [every["student"], *chosen], filled, **PRIVATE)
 
 
 def on_preset(preset: str) -> list[Any]:
-    """A preset is chosen: all settings are its own, its method's visible with them."""
+    """Fill in all settings of a chosen preset, and show those of its method."""
     values = settings.preset_values(preset)
     _, own_row, *own = _shown_for(values["method"])
     updates = {name: gr.update(value=settings.to_widget(name, value)) for name, value in values.items()}
@@ -250,25 +266,25 @@ def on_preset(preset: str) -> list[Any]:
 
 
 def on_method(preset: str, recipe: str, method: str) -> list[Any]:
-    """A method is chosen: its own settings appear, and what its paper sets is filled in."""
+    """Show the settings that only a chosen method has, and fill in the values that its paper uses."""
     info, own_row, *own = _shown_for(method)
     values = settings.values_of(settings.SET_BY_METHOD, preset, recipe, method)
     return [info, own_row, *(gr.update(value=value) for value in values), *own]
 
 
 def on_recipe(preset: str, recipe: str, method: str) -> list[Any]:
-    """A recipe is chosen: its settings are filled in."""
+    """Fill in the settings of a chosen recipe."""
     return settings.values_of(settings.SET_BY_RECIPE, preset, recipe, method)
 
 
 def on_student(student: str, preset: str, recipe: str, method: str) -> Any:
-    """A student is chosen: weights that know something have a recipe of their own, the guide's is for all."""
+    """Choose the recipe that suits a chosen student, from scratch or pretrained; the guide's recipe suits both and stays."""
     wanted = "scratch" if student in STUDENT_NAMES else "pretrained"
     return gr.skip() if recipe in (wanted, "guide") else [wanted, *on_recipe(preset, wanted, method)]
 
 
 def _shown_for(method: str) -> list[dict[str, Any]]:
-    """Updates for the method's line of help, the row of methods' own settings, and each of those."""
+    """Return updates for the method's line of help, the row of settings that only some methods have, and each of those."""
     shown = [method in only for only in settings.OWN.values()]
     return [
         gr.update(info=settings.method_info(method)),
@@ -278,7 +294,7 @@ def _shown_for(method: str) -> list[dict[str, Any]]:
 
 
 def on_distill(saved: dict[str, Any] | None, live: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
-    """The Distill button: start a run; it is the one that is shown, and the one a new page comes back to."""
+    """Start a run when Distill is clicked. The page shows it, and the browser comes back to it later."""
     saved = visitor(saved)
     token = token_of(live) or saved["owner"]  # the button is there before the page has its token
     with kind_errors():
@@ -286,12 +302,12 @@ def on_distill(saved: dict[str, Any] | None, live: dict[str, Any] | None, *value
     return {**saved, "run": run.id}, {"run": run.id, "owner": token, "new": True}
 
 
+# The page's settings that a run takes over that makes a teacher; the others are those for pretrained weights.
 OF_TEACHER = (*OF_PICTURES, "duplicates", "seed", "device", "precision")
-"""The settings that a run that makes a teacher has from the page; the others are those for pretrained weights."""
 
 
 def on_make(saved: dict[str, Any] | None, live: dict[str, Any] | None, *values: Any) -> tuple[dict, dict]:
-    """The Make a teacher button: start a run that fine-tunes the model in Teacher on the pictures, and show it."""
+    """Start and show a run that fine-tunes the model in Teacher on the pictures when Make a teacher is clicked."""
     saved = visitor(saved)
     token = token_of(live) or saved["owner"]
     with kind_errors():
@@ -303,26 +319,13 @@ def on_make(saved: dict[str, Any] | None, live: dict[str, Any] | None, *values: 
 
 
 def to_teacher(event: gr.EventData) -> str:
-    """The Use as teacher button: what the run has made becomes the teacher of the next."""
+    """Name the run's student as the teacher of the next run when Use as teacher is clicked."""
     return f"{RUN_TEACHER}{event.run}"
 
 
-def empty_state() -> str:
-    """Two sentences: what will happen, where, and how long it takes."""
+def machine() -> str:
+    """Say what a run is trained on: "this machine's CPU (2 cores)"."""
     if device_name("auto").startswith("cuda"):
-        where = "this machine's GPU"
-    else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        where = f"this machine's CPU ({cores} core{'s' if cores > 1 else ''})"
-    return (
-        "<p>Click <b>Distill</b> and a small student network learns from a big teacher's answers, while the curves are "
-        "drawn here.</p>"
-        f"<p>It runs on {where}: for the sample, training and then measuring both on pictures that neither has seen "
-        "takes about a minute and a half on two CPU cores.</p>"
-        + (f"<p>{rules}</p>" if (rules := house_rules()) else "")
-    )
-
-
-def stages() -> str:
-    """The stages of a run, as list items."""
-    return "".join(f"<li>{name}</li>" for name in STAGES)
+        return "this machine's GPU"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"this machine's CPU ({cores} core{'s' if cores > 1 else ''})"

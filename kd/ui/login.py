@@ -17,7 +17,7 @@ from kd.runs import visitors
 from kd.system.files import default_runs_folder
 from kd.system.ids import owner_hash
 from kd.ui.access import secret_key
-from kd.ui.rendering import TEMPLATES
+from kd.ui.rendering import render
 
 # What a Space with ``hf_oauth: true`` has in its environment.
 VARIABLES = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
@@ -45,7 +45,7 @@ def build(page: gr.Blocks) -> None:
     """Add the button and what it does. Its label says whether the visitor is signed in; the page's script tells the other
     open pages of this browser."""
     with gr.Row(elem_id="login"):
-        gr.HTML(TEMPLATES.render("login"), js_on_load=None, apply_default_css=False)
+        gr.HTML(render("login"), js_on_load=None, apply_default_css=False)
         button = gr.LoginButton(SIGN_IN, variant="secondary", size="sm", scale=0, min_width=210, elem_id="sign-in")
     button.load_event_to_attach = None  # gradio's own would be public API and tell any other site the account's name
     button.click(None, button, None, js="label => distillery.login.leave(label)")

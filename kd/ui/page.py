@@ -1,4 +1,4 @@
-"""The page: five tabs over a folder of runs. It keeps nothing itself; a second tab or a restart shows the same."""
+"""The page: five tabs over a folder of runs. It keeps no state itself; a second tab or a restart shows the same."""
 
 import math
 import os
@@ -17,8 +17,8 @@ from kd.system.files import default_runs_folder
 from kd.ui import api, compare, datasets, distill, login, runs, settings, sweep, theme
 from kd.ui.access import keep_clean, kind_errors, own, own_upload, token_of, visitor
 
+# Visitors' uploaded pictures are deleted from the server after this time.
 CACHE_SECONDS = 3600
-"""Pictures of visitors are deleted from the server after this time."""
 
 # How long, in seconds, a thread that computes may keep the others waiting. A poll waits many times before it is
 # answered, and Python's own 5 ms each time would add up.
@@ -55,7 +55,7 @@ def serve(host: str | None = None, port: int | None = None, shared: bool = False
 
 
 def build() -> gr.Blocks:
-    """The page's blocks."""
+    """Build the page: its tabs, the public API, and what leads from one tab to another."""
     with gr.Blocks(
         title="Distillery", analytics_enabled=False, fill_width=True, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)
     ) as page:
@@ -65,52 +65,55 @@ def build() -> gr.Blocks:
         saved = gr.BrowserState(None, storage_key="distillery", secret="distillery-browser-state")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Distill", id="distill"):
-                first = distill.build()
+                distilling = distill.build()
             with gr.Tab("Pictures", id="data"):
-                brought = datasets.build()
+                pictures = datasets.build()
             with gr.Tab("Sweep", id="sweep"):
-                swept = sweep.build(first.widgets)
-            with gr.Tab("Compare", id="compare") as second_tab:
-                second = compare.build(first.live)
+                sweeping = sweep.build(distilling.widgets)
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                comparing = compare.build(distilling.live)
             with gr.Tab("Runs", id="runs"):
-                third = runs.build()
+                listed = runs.build()
         api.add()
-        quick = distill.PRIVATE
-        # Through the queue, beside any number of others: outside it gradio shows no error.
-        queued = {**quick, "queue": True, "concurrency_limit": None}
-        for button, begin in ((first.button, distill.on_distill), (first.make, distill.on_make)):
-            button.click(begin, [saved, first.live, *first.widgets], [saved, first.live], **queued)
-        swept.button.click(sweep.on_sweep, [first.live, *swept.widgets], swept.board, **queued)
-        second_tab.select(compare.offer, [first.live, second.run], second.run, **quick)
-        for source in (first.live, third):
-            source.compare(to_compare, first.live, [tabs, second.run], **quick)
-        for source in (swept.board, third):
-            source.open(to_run, [saved, first.live], [tabs, saved, first.live], **quick)
-        brought.use(to_dataset, first.live, [tabs, *first.chosen], **quick)
-        page.load(arrive, saved, [saved, first.live, swept.board, third, brought, tabs], **quick)
+        private, live = distill.PRIVATE, distilling.live
+        # Through the queue, next to any number of others: outside it gradio shows no error.
+        queued = {**private, "queue": True, "concurrency_limit": None}
+        for button, begin in ((distilling.button, distill.on_distill), (distilling.make, distill.on_make)):
+            button.click(begin, [saved, live, *distilling.widgets], [saved, live], **queued)
+        sweeping.button.click(sweep.on_sweep, [live, *sweeping.widgets], sweeping.board, **queued)
+        compare_tab.select(compare.offer, [live, comparing.run], comparing.run, **private)
+        for source in (live, listed):
+            source.compare(to_compare, live, [tabs, comparing.run], **private)
+        for source in (sweeping.board, listed):
+            source.open(to_run, [saved, live], [tabs, saved, live], **private)
+        pictures.use(to_dataset, live, [tabs, *distilling.chosen], **private)
+        page.load(arrive, saved, [saved, live, sweeping.board, listed, pictures, tabs], **private)
     return page
 
 
 def arrive(
     saved: dict | None, request: gr.Request, profile: gr.OAuthProfile | None
 ) -> tuple[dict, dict, dict, dict, dict, Any]:
-    """A page is opened: its browser's token (a new one for a new visitor), that of whoever is signed in, and the run to
-    show, the one in the address or else the last; with a sweep in the address, its tab."""
+    """Return what a page that is opened begins with.
+
+    That is the token of its browser (a new one for a new visitor) or of whoever is signed in, and the run to show: the one
+    in the address, or else the browser's last. With a sweep in the address, the Sweep tab is opened.
+    """
     saved, asked = visitor(saved), request.query_params
-    owner, swept = login.owner_of(saved["owner"], request, profile), asked.get("sweep", "")
+    owner, shown_sweep = login.owner_of(saved["owner"], request, profile), asked.get("sweep", "")
     run = asked.get("run") or last_run(saved, owner)
     return (
         saved,
         {"run": run, "owner": owner, "view": asked.get("view", "")},
-        {"sweep": swept, "owner": owner},
+        {"sweep": shown_sweep, "owner": owner},
         {"owner": owner},
         {"owner": owner},
-        gr.Tabs(selected="sweep") if swept else gr.skip(),
+        gr.Tabs(selected="sweep") if shown_sweep else gr.skip(),
     )
 
 
 def last_run(saved: dict, token: str) -> str | None:
-    """The run that the browser has shown last, unless it is gone, or that of a login that has signed out."""
+    """Return the run that the browser has shown last, or ``None`` if it is gone or belongs to a login that has signed out."""
     try:
         return own(saved.get("run"), token).id
     except UserError:
@@ -118,12 +121,12 @@ def last_run(saved: dict, token: str) -> str | None:
 
 
 def to_compare(live: dict | None, event: gr.EventData) -> tuple[gr.Tabs, gr.Dropdown]:
-    """From a run to the Compare tab, the run chosen."""
+    """Open the Compare tab with a run chosen."""
     return gr.Tabs(selected="compare"), compare.offer(live, event.run)
 
 
 def to_run(saved: dict | None, live: dict | None, event: gr.EventData) -> tuple[gr.Tabs, dict, dict]:
-    """From the list to the run itself."""
+    """Open the Distill tab with a run shown."""
     return (
         gr.Tabs(selected="distill"),
         {**visitor(saved), "run": event.run},
@@ -132,8 +135,10 @@ def to_run(saved: dict | None, live: dict | None, event: gr.EventData) -> tuple[
 
 
 def to_dataset(live: dict | None, event: gr.EventData) -> list[Any]:
-    """From a dataset of the visitor's to the Distill tab, its preset for one's own things, with the dataset chosen and the
-    teacher to be: the sample's knows other classes."""
+    """Open the Distill tab with one of the visitor's datasets chosen, in the preset for one's own pictures.
+
+    The teacher is left to be chosen: the sample's knows other classes.
+    """
     with kind_errors():
         upload = own_upload(event.dataset, token_of(live))
         name = upload.info()["name"]
@@ -163,13 +168,13 @@ def launch_options() -> dict[str, Any]:
 
 
 def blocked_paths() -> list[str]:
-    """gradio serves every file of its upload folder to whoever knows the path: not the runs, where they are kept there."""
+    """Return the folder of runs where it lies in gradio's upload folder, whose files are served to anyone with their path."""
     runs_folder, uploads = default_runs_folder().resolve(), Path(get_upload_folder()).resolve()
     return [str(runs_folder)] if runs_folder.is_relative_to(uploads) else []
 
 
 def has_mcp() -> bool:
-    """Whether there is an ``mcp`` package that gradio can serve: the first major version."""
+    """Tell whether an ``mcp`` package is installed that gradio can serve: the first major version."""
     try:
         return version("mcp").startswith("1.")
     except PackageNotFoundError:

@@ -1,7 +1,8 @@
-"""The page's jinja2 templates, in ``kd/ui/templates``."""
+"""Render the page's templates (``kd/ui/templates``)."""
 
 from pathlib import Path
 
 from kd.system.templates import Templates
 
-TEMPLATES = Templates(Path(__file__).parent / "templates")
+# Returns the template of this name with the values that it is given by name, each of them escaped.
+render = Templates(Path(__file__).parent / "templates").render

@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from kd.training.report import kept_seed_words
-from kd.ui.rendering import TEMPLATES
+from kd.ui.rendering import render
 
 # A verdict has a sign beside its colour, for those who cannot tell the colours apart.
 MARKS = {"helps": "▲", "hurts": "▼", "no difference shown": "=", "one seed": "?"}
@@ -35,9 +35,7 @@ def result(report: dict[str, Any]) -> str:
     else:
         verdict, models = report["verdict"], both_models_table(report)
         notes = [*([] if is_labelled(report) else [NO_LABELS]), latency_note(latency)]
-    return TEMPLATES.render(
-        "result", verdict=verdict, marks=MARKS, models=models, notes=notes, seeds=seeds_table(report)
-    )
+    return render("result", verdict=verdict, marks=MARKS, models=models, notes=notes, seeds=seeds_table(report))
 
 
 def is_labelled(report: dict[str, Any]) -> bool:

@@ -1,9 +1,7 @@
-"""The fifth tab: all runs, newest first; their curves overlaid; rename, stop and delete."""
+"""The Runs tab: all runs, newest first; their curves overlaid; rename, stop and delete."""
 
 import hashlib
-import html
 import time
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,25 +11,27 @@ from kd.data.library.store import short_name
 from kd.errors import UserError
 from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import delete_run
-from kd.runs.summary import status_of, summarize
+from kd.runs.summary import Summary, status_of, summarize
 from kd.ui import figures
 from kd.ui.access import outcome, own, own_runs, served
 from kd.ui.distill import stop
 from kd.ui.progress import queue_place
+from kd.ui.rendering import render
 from kd.ui.result import is_labelled, times
-
-FILES = Path(__file__).parent / "templates"
 
 MOST_ROWS = 200
 
+# How many runs' curves can lie over each other and still be told apart.
 MOST_CURVES = 16
 
-HEAD = ("", "Started", "Status", "Student and teacher", "T", "Lambda", "Accuracy", "Agreement", "Speed-up", "Actions")
+COLUMNS = (
+    "Started", "Status", "Student and teacher", "T", "Lambda", "Accuracy", "Agreement", "Speed-up", "Actions",
+)  # fmt: skip
 
 
 @served
 def rows(asked: dict[str, Any]) -> dict[str, Any]:
-    """The table's body as ``html`` with its ``mark``, or ``{}`` where the page has it already (``seen``)."""
+    """Return the table's body as ``html`` with its ``mark``, or ``{}`` where the page already has it (``seen``)."""
     mine = own_runs(asked.get("owner", ""))
     body = "".join(row(run) for run in mine[:MOST_ROWS])
     mark = hashlib.sha256(body.encode()).hexdigest()[:16]
@@ -39,47 +39,41 @@ def rows(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def row(run: Run) -> str:
-    """One run; nothing for one that is deleted meanwhile, or of another version."""
+    """Return one run's row as HTML; nothing for a run that has just been deleted, or of another version."""
     try:
-        return _row(run)
+        return render("runs_row", **_row_values(run))
     except UserError:
         return ""
 
 
-def _row(run: Run) -> str:
+def _row_values(run: Run) -> dict[str, Any]:
     summary, config, report = summarize(run), run.config(), run.report()
     status = status_of(run, summary)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.settings()["created"]))
-    taught = config.teacher != NO_TEACHER
-    whom = f"from {short_name(config.teacher)}" if taught else "from the labels alone"
-    given, student, whom = (html.escape(text) for text in (run.name(), short_name(config.student), whom))
-    name = f"{given or student}, started {created}"
-    made = f"{student} {whom}" if given else whom
+    has_teacher = config.teacher != NO_TEACHER
+    student, given_name = short_name(config.student), run.name()
+    source = f"from {short_name(config.teacher)}" if has_teacher else "from the labels alone"
     accuracy = summary.accuracy
     if report:
         accuracy = report["student"]["accuracy"] if is_labelled(report) else None
     agreement = report["agreement"] if report else summary.agreement
     cells = {
-        "Started": f'<time datetime="{created}">{created}</time>',
-        "Status": f'<span class="kd-status kd-{status}">{status_words(status, summary)}</span>',
-        "Student and teacher": f"<b>{given or student}</b> <br><small>{made}</small>",
-        "T": f"{config.temperature:g}" if taught else "",
-        "Lambda": f"{1 if summary.labels == 'teacher' else config.lambda_:g}" if taught else "",
-        "Accuracy": "" if accuracy is None else f"{accuracy:.1%} <br><small>{'test' if report else 'validation'}</small>",
+        "Started": created,
+        "Status": status_words(status, summary),
+        "Student and teacher": (given_name or student, f"{student} {source}" if given_name else source),
+        "T": f"{config.temperature:g}" if has_teacher else "",
+        "Lambda": f"{1 if summary.labels == 'teacher' else config.lambda_:g}" if has_teacher else "",
+        "Accuracy": () if accuracy is None else (f"{accuracy:.1%}", "test" if report else "validation"),
         "Agreement": "" if agreement is None else f"{agreement:.1%}",
-        "Speed-up": times(report["speedup"]) if report and taught else "",
-        "Actions": actions(status, name, taught),
-    }  # fmt: skip
-    box = f'<td><input type="checkbox" value="{run.id}" aria-label="Show the curves of {name}"></td>'
-    return (
-        f'<tr data-run="{run.id}" data-name="{given}">{box}'
-        + "".join(f'<td data-label="{k}">{v}</td>' for k, v in cells.items())
-        + "</tr>"
-    )
+        "Speed-up": times(report["speedup"]) if report and has_teacher else "",
+        "Actions": actions(status, has_teacher),
+    }
+    label = f"{given_name or student}, started {created}"
+    return {"id": run.id, "given_name": given_name, "label": label, "status": status, "cells": cells}
 
 
-def status_words(status: str, summary: Any) -> str:
-    """The status, and how far it is."""
+def status_words(status: str, summary: Summary) -> str:
+    """Return the status and how far the run is: "running, 40%"."""
     if status == "queued" and summary.place:
         return f"queued, {queue_place(summary)}".replace(" in the queue", "")
     if status == "running" and summary.epochs:
@@ -87,20 +81,15 @@ def status_words(status: str, summary: Any) -> str:
     return status
 
 
-def actions(status: str, name: str, taught: bool) -> str:
-    """The buttons of a row; without a teacher there is nothing to compare."""
-    compare = ["compare"] if status == "done" and taught else []
-    wanted = ["open", *compare, "rename", "delete" if status in CLOSED else "stop"]
-    return "".join(
-        f'<button type="button" class="kd-button{" kd-danger" if do == "delete" else ""}" data-do="{do}" '
-        f'aria-label="{do.capitalize()} {name}">{do.capitalize()}</button>'
-        for do in wanted
-    )
+def actions(status: str, has_teacher: bool) -> list[str]:
+    """Return the names of a row's buttons; without a teacher there is nothing to compare."""
+    compare = ["compare"] if status == "done" and has_teacher else []
+    return ["open", *compare, "rename", "delete" if status in CLOSED else "stop"]
 
 
 @served
 def curves(asked: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the runs ``runs``, overlaid; or ``problem``."""
+    """Return the figures of the chosen ``runs``, one curve each; or a ``problem``."""
     ids = asked.get("runs")
     if not isinstance(ids, list) or len(ids) > MOST_CURVES:
         return {"problem": f"Choose {MOST_CURVES} runs at most."}
@@ -113,7 +102,7 @@ def curves(asked: dict[str, Any]) -> dict[str, Any]:
 
 @served
 def act(asked: dict[str, Any]) -> dict[str, Any]:
-    """Rename, stop or delete a run of the visitor's: ``{}``, or ``problem``."""
+    """Rename, stop or delete one of the visitor's runs. Return ``{}``, or a ``problem``."""
     who = asked.get("run", ""), asked.get("owner", "")
     match asked.get("do"):
         case "rename":
@@ -126,12 +115,12 @@ def act(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def rename(id: str, token: str, name: str) -> None:
-    """Give a run of the visitor's a name. Raises ``UserError`` for what is none."""
+    """Give one of the visitor's runs a name. Raises ``UserError`` for what cannot be a name."""
     own(id, token).rename(name)
 
 
 def delete(id: str, token: str) -> None:
-    """Remove a run of the visitor's, its student with it. Raises ``UserError`` while it is worked on."""
+    """Delete one of the visitor's runs and its student. Raises ``UserError`` while it is waiting or running."""
     run = own(id, token)
     if run.status() not in CLOSED:
         raise UserError(f"Run {run.id} is {run.status()}. Stop it first, then delete it.")
@@ -139,13 +128,18 @@ def delete(id: str, token: str) -> None:
 
 
 def build() -> gr.HTML:
-    """The list; its script asks for the rows while the tab is open."""
-    head = "".join(f'<th scope="col">{name or "Curves"}</th>' for name in HEAD)
+    """Return the list, whose script asks for the rows every 2 s while the tab is open.
+
+    It is HTML of ours and not a ``gr.Dataframe``, whose cells hold no buttons and are no cards on a phone; the script keeps
+    the focus and the chosen boxes when the rows change, and asks for nothing that it already has.
+    """
     return gr.HTML(
         value={},
-        html_template=(FILES / "runs.html").read_text().replace("@@head", head).replace("@@longest", str(LONGEST_NAME)),
-        js_on_load="distillery.runs(element, props, server, watch, run => trigger('open', {run}), run => trigger('compare', {run}))",
+        html_template=render("runs", head=("Curves", *COLUMNS), longest_name=LONGEST_NAME),
+        js_on_load="""distillery.runs({
+            element, props, server, open: run => trigger('open', {run}), compare: run => trigger('compare', {run}),
+        })""",
         server_functions=[rows, curves, act],
         apply_default_css=False,
         elem_id="runs",
-    )  # fmt: skip
+    )

@@ -1,10 +1,8 @@
-"""The third tab: temperatures x lambdas x methods. Cells fill as they are trained, and each opens its run."""
+"""The Sweep tab: temperatures x lambdas x methods, as heat maps. Cells fill as students are trained, and open their runs."""
 
 import dataclasses
-import html
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median_low
 from typing import Any
 
@@ -30,29 +28,32 @@ from kd.ui.access import (
     own_sweep,
     own_sweeps,
     owner,
-    place,
     served,
     token_of,
+    valid_cursor,
     with_own,
 )
 from kd.ui.progress import progress_line, roughly
+from kd.ui.rendering import render
 from kd.ui.result import MARKS
-
-FILES = Path(__file__).parent / "templates"
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
+# How many of the visitor's sweeps the list offers.
 MOST_LISTED = 50
 
+# With how many fresh seeds the winner is trained again, unless another number is asked for.
 TRIALS = 3
-"""Fresh seeds of the winner, unless another number is asked for."""
 
+# The tab's own widgets, in their order.
 GRID = ("temperatures", "lambdas", "methods", "budget_minutes", "trials")
-"""The tab's own widgets, in their order."""
 
 
 def start(config: DistillConfig, grid: Grid, token: str) -> Sweep:
-    """Create a sweep and start its process. Raises ``UserError`` where the visitor may not, ``ValueError`` for no sweep."""
+    """Create a sweep and start its process.
+
+    Raises ``UserError`` where the visitor may not do so, and ``ValueError`` where these settings make no sweep.
+    """
     check_names(config)
     config = with_own(config, token)
     with admitted(token):
@@ -63,7 +64,7 @@ def start(config: DistillConfig, grid: Grid, token: str) -> Sweep:
 
 
 def stop(id: str, token: str) -> None:
-    """Ask a sweep of the visitor's to stop, its run with it. Raises ``UserError`` if it is not running."""
+    """Ask one of the visitor's sweeps and its present run to stop. Raises ``UserError`` if it is not running."""
     sweep = own_sweep(id, token)
     if sweep.status() in CLOSED:
         raise UserError(f"Sweep {sweep.id} is not running: it is {sweep.status()}.")
@@ -71,7 +72,7 @@ def stop(id: str, token: str) -> None:
 
 
 def resume(id: str, token: str) -> None:
-    """Go on with a sweep of the visitor's that was closed before it was done. Raises ``UserError``."""
+    """Continue one of the visitor's sweeps that ended before it was done. Raises ``UserError`` for any other."""
     sweep = own_sweep(id, token)
     if sweep.status() not in ("stopped", "failed", "died"):
         raise UserError(f"Sweep {sweep.id} is {sweep.status()}: there is nothing to resume.")
@@ -81,18 +82,21 @@ def resume(id: str, token: str) -> None:
 
 
 def delete(id: str, token: str) -> None:
-    """Remove a sweep of the visitor's; the runs that it has made stay. Raises ``UserError`` while it is worked on."""
+    """Delete one of the visitor's sweeps, but not the runs that it has made. Raises ``UserError`` while it is running."""
     sweep = own_sweep(id, token)
     if (status := sweep.status()) not in CLOSED:
         raise UserError(f"Sweep {sweep.id} is {status}. Stop it first, then delete it.")
     delete_run(sweep)
 
 
-# --- What is asked for
+# --- What would be trained
 
 
 def from_widgets(values: tuple) -> tuple[DistillConfig, Grid]:
-    """What the tab's widgets, then those of the settings, say. Raises ``ValueError`` in words for a user."""
+    """Read the values of the tab's widgets, followed by those of the settings.
+
+    Raises ``ValueError``, in words for a user, where they make no configuration or no grid.
+    """
     own = dict(zip(GRID, values, strict=False))
     trials = own.pop("trials", None)
     config = settings.from_widgets(tuple(values[len(GRID) :]))
@@ -101,7 +105,11 @@ def from_widgets(values: tuple) -> tuple[DistillConfig, Grid]:
 
 @served
 def preview(asked: dict[str, Any]) -> dict[str, Any]:
-    """``rest``, what the sweep of ``owner`` takes from the Distill tab, and ``plan``, what it would train; or ``problem``."""
+    """Say what a sweep with the widgets' ``values`` would do for ``owner``, before it is started.
+
+    The answer has ``plan`` (what would be trained), ``rest`` (what comes from the Distill tab), and ``measuring`` (whether
+    the time is just being measured); or a ``problem``.
+    """
     try:
         config, grid = from_widgets(tuple(asked.get("values") or ()))
         check_names(config)
@@ -111,7 +119,8 @@ def preview(asked: dict[str, Any]) -> dict[str, Any]:
         return {"problem": str(problem)}
     count = len(grid.points())
     plan = None if grid.budget_minutes else rungs(count, config.epochs)
-    rest = f"The rest is as on the Distill tab: {short_name(config.teacher)} teaches {short_name(config.student)} on {short_name(config.dataset)}."
+    teacher, student, dataset = (short_name(name) for name in (config.teacher, config.student, config.dataset))
+    rest = f"The rest is as on the Distill tab: {teacher} teaches {student} on {dataset}."
     labels = "teacher" if dataset_classes(own.dataset) == [] else "dataset"
     words = plan_words(count, plan, config.trials, grid.budget_minutes, labels)
     if plan and (seconds := expected_seconds(count, asked["values"], own, labels)):
@@ -120,24 +129,25 @@ def preview(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def expected_seconds(points: int, values: list[Any], config: DistillConfig, labels: str) -> float | None:
-    """How long the sweep of ``config`` takes, if the Distill tab has measured a run with its settings, ``values``."""
+    """Return how long a sweep takes, or ``None`` unless the Distill tab has measured a run with the settings ``values``."""
     one = settings.from_widgets(tuple(values[len(GRID) :]))
     one = dataclasses.replace(one, dataset=config.dataset, teacher=config.teacher, student=config.student)
     if (found := time_estimate.estimated(one)) is None:
         return None
-    pace = cost_of_estimate(found, one)
-    once = found["stages"]["pictures"] + found["stages"]["teacher"] + pace.view
-    return once + sweep_seconds(points, config.epochs, config, pace, 2 if labels == "dataset" else 1)
+    cost = cost_of_estimate(found, one)
+    once = found["stages"]["pictures"] + found["stages"]["teacher"] + cost.view
+    return once + sweep_seconds(points, config.epochs, config, cost, 2 if labels == "dataset" else 1)
 
 
 def plan_words(
     points: int, plan: list[tuple[int, int]] | None, trials: int, minutes: float | None, labels: str = "dataset"
 ) -> str:
-    """What is trained, in a sentence; ``labels``: whose they are (``Sweep.labels``)."""
+    """Say in a sentence what is trained; ``labels`` is "dataset" or "teacher" (``Sweep.labels``)."""
     winner = f"the winner with {many(trials, 'fresh seed')}"
     winner += ", with the teacher and without" if labels == "dataset" else ""
     if plan is None:
-        return f"{many(points, 'point')}; {minutes:g} minutes set the epochs, after one epoch has set the pace. Then {winner}."
+        words = f"{minutes:g} minutes set the epochs, once one epoch has been timed"
+        return f"{many(points, 'point')}; {words}. Then {winner}."
     (first, epochs), *others = plan
     steps = "".join(f", then the best {count} for {length}" for count, length in others)
     trained = f"each for {many(epochs, 'epoch')}{steps}" if others or first > 1 else f"for {many(epochs, 'epoch')}"
@@ -145,15 +155,16 @@ def plan_words(
 
 
 def many(number: int, what: str) -> str:
+    """Return a number and its noun: "1 point", "3 points"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-# --- What the script asks for
+# --- What the tab's script calls
 
 
 @served
 def offered(asked: dict[str, Any]) -> dict[str, Any]:
-    """The visitor's sweeps, newest first: ``sweeps``, each its id and words."""
+    """Return the visitor's ``sweeps``, newest first: each as its id and its description."""
     found = []
     for sweep in own_sweeps(asked.get("owner", ""))[:MOST_LISTED]:
         try:
@@ -164,59 +175,66 @@ def offered(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_words(sweep: Sweep) -> str:
-    """A sweep on one line."""
-    config, when = sweep.config(), time.strftime("%d %b %H:%M UTC", time.gmtime(sweep.settings()["created"]))
-    return f"{when}: {short_name(config.student)}, {short_name(config.dataset)}, {many(len(sweep.grid().points()), 'point')}"
+    """Describe a sweep on one line."""
+    config, points = sweep.config(), many(len(sweep.grid().points()), "point")
+    return f"{_created(sweep)}: {short_name(config.student)}, {short_name(config.dataset)}, {points}"
+
+
+def _created(sweep: Sweep) -> str:
+    return time.strftime("%d %b %H:%M UTC", time.gmtime(sweep.settings()["created"]))
 
 
 @served
 def poll(asked: dict[str, Any]) -> dict[str, Any]:
-    """What has happened in ``sweep`` since ``cursor``, for ``owner``.
+    """Return what has happened in ``sweep`` since ``cursor``, to its ``owner``.
 
-    ``status, line, share, cursor`` always; at first also ``title``, ``about`` and ``maps`` (empty tables); when something
-    was begun or measured the ``cells`` that it changed, ``plan``, ``legend`` and ``stay`` (which runs are left when it is
-    deleted); at the end ``result`` and ``final``.
-    ``refused`` where there is no such sweep for this visitor.
+    The answer always has ``status``, ``line``, ``share`` and ``cursor``. The first also has ``title``, ``about`` and
+    ``maps`` (empty tables). When something was started or measured, it has the ``cells`` that changed, ``plan``,
+    ``legend`` and ``stay`` (which runs are left when the sweep is deleted); at the end, ``result`` and ``final``.
+    It is ``refused`` alone where this visitor has no such sweep.
     """
     try:
-        return _news(own_sweep(asked.get("sweep", ""), asked.get("owner", "")), place(asked.get("cursor")))
+        return _progress_since(
+            own_sweep(asked.get("sweep", ""), asked.get("owner", "")), valid_cursor(asked.get("cursor"))
+        )
     except (UserError, PermissionError) as problem:
         return {"refused": str(problem)}
 
 
-def _news(sweep: Sweep, since: int) -> dict[str, Any]:
+def _progress_since(sweep: Sweep, since: int) -> dict[str, Any]:
+    """Return the answer of ``poll`` for a sweep that this visitor may see."""
     status = sweep.status()  # before the events are read: a closed sweep has no more of them
     events, (fresh, cursor) = sweep.events(), sweep.read(since)
-    news = {"status": status, "line": line(sweep, status, events), "share": share(sweep, events), "cursor": cursor}
+    update = {"status": status, "line": line(sweep, status, events), "share": share(sweep, events), "cursor": cursor}
     if since == 0:
-        news |= introduction(sweep)
+        update |= introduction(sweep)
     if fresh:
         grid, rows, config = sweep.grid(), sweep.points(), sweep.config()
         plan = sweep.plan() or (None if grid.budget_minutes else rungs(len(rows), config.epochs))
-        news["cells"] = cells(rows, events, fresh if since else None, status)
-        news["plan"] = plan_words(len(rows), plan, config.trials, grid.budget_minutes, sweep.labels())
-        news["legend"] = legend(sweep, rows)
-        news["stay"] = stay(sweep, events)
+        update["cells"] = cells(rows, events, fresh if since else None, status)
+        update["plan"] = plan_words(len(rows), plan, config.trials, grid.budget_minutes, sweep.labels())
+        update["legend"] = legend(sweep, rows)
+        update["stay"] = stay(sweep, events)
     if status == "done" and (report := sweep.report()):
-        news |= {"result": sentence(report), "final": report["final"]}
-    return news
+        update |= {"result": sentence(report), "final": report["final"]}
+    return update
 
 
 @served
 def stop_it(asked: dict[str, Any]) -> dict[str, Any]:
-    """The Stop button: ``{}``, or ``problem``."""
+    """Stop the sweep when its Stop button is clicked. Return ``{}``, or a ``problem``."""
     return outcome(stop, asked.get("sweep", ""), asked.get("owner", ""))
 
 
 @served
 def resume_it(asked: dict[str, Any]) -> dict[str, Any]:
-    """The Resume button: ``{}``, or ``problem``."""
+    """Continue the sweep when its Resume button is clicked. Return ``{}``, or a ``problem``."""
     return outcome(resume, asked.get("sweep", ""), asked.get("owner", ""))
 
 
 @served
 def delete_it(asked: dict[str, Any]) -> dict[str, Any]:
-    """The Delete button, once it is confirmed: ``{}``, or ``problem``."""
+    """Delete the sweep once the question after the Delete button is answered. Return ``{}``, or a ``problem``."""
     return outcome(delete, asked.get("sweep", ""), asked.get("owner", ""))
 
 
@@ -224,26 +242,27 @@ def delete_it(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def stay(sweep: Sweep, events: list[dict[str, Any]]) -> str:
-    """What a deleted sweep leaves, in a sentence."""
+    """Say which runs are left when the sweep is deleted; nothing where there are none."""
     made = {event["run"] for event in events if event["event"] == "run"}
     count = sum((sweep.runs_folder / id).exists() for id in made)
     return f"{many(count, 'run')} that it has made {'stays' if count == 1 else 'stay'} in Runs." if count else ""
 
 
 def introduction(sweep: Sweep) -> dict[str, Any]:
-    """What a sweep is, and its tables with nothing in their cells."""
+    """Describe a sweep in words, with its heat maps still empty."""
     config, grid = sweep.config(), sweep.grid()
-    when = time.strftime("%d %b %H:%M UTC", time.gmtime(sweep.settings()["created"]))
     budget = [f"{grid.budget_minutes:g} minutes"] if grid.budget_minutes else []
     return {
         "title": f"{short_name(config.teacher)} → {short_name(config.student)}",
-        "about": ", ".join([short_name(config.dataset), many(len(grid.points()), "point"), *budget, f"begun {when}"]),
-        "maps": "".join(heat_map(grid, method) for method in grid.methods),
+        "about": ", ".join(
+            [short_name(config.dataset), many(len(grid.points()), "point"), *budget, f"begun {_created(sweep)}"]
+        ),
+        "maps": heat_maps(grid),
     }
 
 
 def line(sweep: Sweep, status: str, events: list[dict[str, Any]]) -> list[str]:
-    """What is going on, and its figures."""
+    """Say what is going on, and its figures: ["Training 2 of 5: kd, T 1, lambda 0.5", "epoch 1 of 2, about 40 s left"]."""
     if status in CLOSED:
         return [_closing(sweep, status, events), ""]
     if sweep.stop_asked() and any(event["event"] in ("started", "resumed") for event in events):
@@ -257,13 +276,13 @@ def line(sweep: Sweep, status: str, events: list[dict[str, Any]]) -> list[str]:
     left = left_seconds(sweep, events, time.time())
     figures = [f"{doing[:1].lower()}{doing[1:]}", *([f"about {roughly(left)} left"] if left is not None else [])]
     if plan is None:
-        head = "One epoch is trained to set the pace"
+        words = "One epoch is trained to time it"
     elif "seed" in changes:
-        head = f"Proving the winner, {Point.of(changes)}"
+        words = f"Proving the winner, {Point.of(changes)}"
     else:
         done = sum(event["event"] == "point" for event in events)
-        head = f"Training {done + 1} of {sum(count for count, _ in plan)}: {Point.of(changes)}"
-    return [head, ", ".join(filter(None, figures))]
+        words = f"Training {done + 1} of {sum(count for count, _ in plan)}: {Point.of(changes)}"
+    return [words, ", ".join(filter(None, figures))]
 
 
 def _closing(sweep: Sweep, status: str, events: list[dict[str, Any]]) -> str:
@@ -277,7 +296,7 @@ def _closing(sweep: Sweep, status: str, events: list[dict[str, Any]]) -> str:
 
 
 def share(sweep: Sweep, events: list[dict[str, Any]]) -> float:
-    """How much of all epochs is trained, those of the winner's proof included."""
+    """Return the share of all epochs that is trained, from 0 to 1; the winner's last trainings count too."""
     if any(event["event"] == "done" for event in events):
         return 1.0
     plan = sweep.plan() or []
@@ -286,95 +305,96 @@ def share(sweep: Sweep, events: list[dict[str, Any]]) -> float:
 
 
 def total_epochs(sweep: Sweep, plan: list[tuple[int, int]]) -> int:
+    """Return how many epochs the whole plan trains, with the winner's trials with the teacher and without."""
     pair = 2 if sweep.labels() == "dataset" else 1
     return sum(count * length for count, length in plan) + pair * sweep.config().trials * plan[-1][1]
 
 
 def left_seconds(sweep: Sweep, events: list[dict[str, Any]], now: float) -> float | None:
-    """How long it still takes, as its trainings so far went; ``None`` before two of them (the first also asks the
-    teacher)."""
+    """Return how long the sweep still takes, judged by its trainings so far.
+
+    ``None`` before two of them are done: the first takes longer because it also asks the teacher.
+    """
     plan = sweep.plan()
     begun = {event["run"]: event["time"] for event in events if event["event"] == "run"}
     ended = [event for event in events if event["event"] == "point"]
     good = [event for event in ended if not event["diverged"] and event["run"] in begun]
     if not plan or len(good) < 2:
         return None
-    pace = sum(event["seconds"] for event in good) / sum(event["epochs"] for event in good)
-    besides = median_low(max(0.0, event["time"] - begun[event["run"]] - event["seconds"]) for event in good)
+    per_epoch = sum(event["seconds"] for event in good) / sum(event["epochs"] for event in good)
+    overhead = median_low(max(0.0, event["time"] - begun[event["run"]] - event["seconds"]) for event in good)
     epochs = total_epochs(sweep, plan) - sum(event["epochs"] for event in ended)
     trainings = sum(count for count, _ in plan) - len(ended) + 1
     since = max(event["time"] for event in events if event["event"] in ("run", "point", "started", "resumed"))
-    return max(0.0, epochs * pace + trainings * besides - (now - since))
+    return max(0.0, epochs * per_epoch + trainings * overhead - (now - since))
 
 
 def sentence(report: dict[str, Any]) -> str:
-    """What a sweep found, as HTML: the verdict's sign, where there is one, beside its words."""
+    """Return what a sweep found, as HTML: the sentence, after the verdict's sign where there is a verdict."""
     found = report.get("verdict")
     answer = found["answer"] if found else "no difference shown"
-    mark = f'<span class="kd-mark" aria-hidden="true">{MARKS[answer]}</span> ' if found else ""
-    return f'<p class="kd-verdict kd-{answer.split()[0]}">{mark}<span>{html.escape(report["sentence"])}</span></p>'
+    return render("sweep_verdict", answer=answer, mark=MARKS[answer] if found else "", sentence=report["sentence"])
 
 
 def legend(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
-    """What the cells mean."""
+    """Say what the cells of the heat maps mean."""
     if not any(row["accuracy"] is not None for row in rows):
         return "Each cell will show how well its student does on validation, and open its run."
-    words = f"{MEASURED[sweep.labels()]} on validation; the deeper, the better. A cell with fewer epochs was left behind by the others."
+    words = (
+        f"{MEASURED[sweep.labels()]} on validation; the deeper the colour, the better. A student with fewer epochs was not "
+        "among the best half and was not trained further."
+    )
     return words + (" Without the teacher neither T nor the method matters." if 0 in sweep.grid().lambdas else "")
 
 
-# --- The heat map
+# --- The heat maps
 
 
-def heat_map(grid: Grid, method: str) -> str:
-    """A method's table, its cells empty: a row for each lambda, a column for each temperature. Lambda 0 is one point."""
-    places = {point: nth for nth, point in enumerate(grid.points())}
-    head = "".join(f'<th scope="col">T {temperature:g}</th>' for temperature in grid.temperatures)
+def heat_maps(grid: Grid) -> str:
+    """Return each method's table as HTML, its cells still empty: a row for each lambda, a column for each temperature.
 
-    def cell(temperature: float, weight: float, wide: int = 1) -> str:
-        span = f' colspan="{wide}"' if wide > 1 else ""
-        return f'<td data-point="{places[grid.point(temperature, weight, method)]}"{span}></td>'
+    Lambda 0 is one point, and therefore one wide cell.
+    """
+    index = {point: nth for nth, point in enumerate(grid.points())}
 
-    def row(weight: float) -> str:
-        wide = len(grid.temperatures)
-        body = (
-            "".join(cell(temperature, weight) for temperature in grid.temperatures)
-            if weight
-            else cell(grid.temperatures[0], 0, wide)
-        )
-        return f'<tr><th scope="row">{weight:g}</th>{body}</tr>'
+    def row(weight: float, method: str) -> tuple[float, list[int]]:
+        columns = grid.temperatures if weight else grid.temperatures[:1]
+        return weight, [index[grid.point(temperature, weight, method)] for temperature in columns]
 
-    name = html.escape(settings.METHOD_WORDS[method][0])
-    return (
-        f'<div class="kd-map" role="region" tabindex="0" aria-label="{name}"><table><caption>{name}</caption>'
-        f'<thead><tr><th scope="col">lambda</th>{head}</tr></thead><tbody>{"".join(map(row, grid.lambdas))}</tbody></table></div>'
-    )
+    maps = [
+        {"name": settings.METHOD_WORDS[method][0], "rows": [row(weight, method) for weight in grid.lambdas]}
+        for method in grid.methods
+    ]
+    return render("sweep_maps", maps=maps, temperatures=grid.temperatures)
 
 
 def cells(
     rows: list[dict[str, Any]], events: list[dict[str, Any]], fresh: list[dict[str, Any]] | None, status: str
 ) -> dict[str, dict[str, Any]]:
-    """Of the points that ``fresh`` events touch (``None``: of all), by their number, what a cell shows."""
+    """Return what a cell shows for each point that ``fresh`` events changed, by its number; for all where that is ``None``."""
     best = next(iter(ranking(rows)), None) if status == "done" else None
     run = next((event for event in reversed(events) if event["event"] == "run"), {})
-    proves = "seed" in run.get("changes", {})
-    touched = fresh and {Point.of(e.get("changes", e)) for e in fresh if e["event"] in ("run", "point")}
+    is_final = "seed" in run.get("changes", {})
+    changed = fresh and {Point.of(e.get("changes", e)) for e in fresh if e["event"] in ("run", "point")}
     return {
-        str(nth): cell(row, row is best, status in CLOSED, proves)
+        str(nth): cell(row, row is best, status in CLOSED, is_final)
         for nth, row in enumerate(rows)
-        if fresh is None or Point.of(row) in touched or row["now"] or row is best
+        if fresh is None or Point.of(row) in changed or row["now"] or row is best
     }
 
 
-def cell(row: dict[str, Any], wins: bool, closed: bool, proves: bool) -> dict[str, Any]:
-    """What a cell shows: ``text`` and ``small``, its ``accuracy`` for the colour, the ``run`` that it opens, the ``point``
-    in words, and what it ``is``: ``now``, ``best`` or nothing."""
+def cell(row: dict[str, Any], wins: bool, closed: bool, is_final: bool) -> dict[str, Any]:
+    """Return what a cell shows.
+
+    It has ``text`` and ``small`` lines, its ``accuracy`` for the colour, the ``run`` that it opens, the ``point`` in words,
+    and what it ``is``: "now" (in training), "best" or neither.
+    """
     measured = row["rung"] is not None
     lines = (
         ["diverged" if row["diverged"] else f"{row['accuracy']:.1%}", many(row["epochs"], "epoch")] if measured else []
     )
     if row["now"]:
-        lines.append("stopped" if closed else "proving" if proves else "training")
+        lines.append("stopped" if closed else "proving" if is_final else "training")
     elif wins:
         lines.append("★ winner")
     text, *small = lines or ["waits"]
@@ -389,7 +409,7 @@ def cell(row: dict[str, Any], wins: bool, closed: bool, proves: bool) -> dict[st
 
 @dataclass
 class SweepTab:
-    """What the other parts of the page refer to."""
+    """The components of the tab that other parts of the page refer to."""
 
     board: gr.HTML
     button: gr.Button
@@ -397,7 +417,7 @@ class SweepTab:
 
 
 def build(rest: list[gr.components.Component]) -> SweepTab:
-    """What is swept on the left, the heat maps on the right; ``rest`` are the widgets of the settings."""
+    """Lay out what is swept on the left and the heat maps on the right; ``rest`` are the widgets of the settings."""
     with gr.Row(elem_classes="kd-columns"):
         with gr.Column(scale=3, min_width=300):
             fields = {name: field.default for name, field in Grid.__dataclass_fields__.items()}
@@ -420,10 +440,13 @@ def build(rest: list[gr.components.Component]) -> SweepTab:
             button = gr.Button("Sweep", variant="primary", size="lg", elem_id="start-sweep")
             every = [*widgets, *rest]
             values = settings.at_first()["values"]
+            # Not a gr.Markdown with a handler of its own: gradio would ask at every key that is typed and on every tab, and
+            # replace the live region, whose errors a screen reader would read while a list is half typed. The script waits
+            # until the typing has ended, asks only while this tab is open, and stays silent while the server is away.
             plan = gr.HTML(
                 value={"values": [*(widget.value for widget in widgets), *values]},
-                html_template='<p class="kd-plan" role="status" aria-live="polite"></p><p class="kd-note kd-rest"></p>',
-                js_on_load="distillery.preview(element, props, server, watch)",
+                html_template=render("sweep_plan"),
+                js_on_load="distillery.sweepPlan({ element, props, server, watch })",
                 server_functions=[preview],
                 apply_default_css=False,
                 elem_id="sweep-plan",
@@ -431,8 +454,8 @@ def build(rest: list[gr.components.Component]) -> SweepTab:
         with gr.Column(scale=7, min_width=320):
             board = gr.HTML(
                 value={},
-                html_template=(FILES / "sweep.html").read_text(),
-                js_on_load="distillery.sweep(element, props, server, watch, run => trigger('open', {run}))",
+                html_template=render("sweep"),
+                js_on_load="distillery.sweep({ element, props, server, watch, open: run => trigger('open', {run}) })",
                 server_functions=[poll, offered, stop_it, resume_it, delete_it],
                 apply_default_css=False,
                 elem_id="sweep",
@@ -442,7 +465,7 @@ def build(rest: list[gr.components.Component]) -> SweepTab:
 
 
 def on_sweep(live: dict[str, Any] | None, *values: Any) -> dict[str, Any]:
-    """The Sweep button: start one, and show it."""
+    """Start a sweep when Sweep is clicked, and show it."""
     token = token_of(live)
     with kind_errors():
         sweep = start(*from_widgets(values), token)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from kd.evaluation import dataset_report
 from kd.system.files import ASSETS
 from kd.ui import login
-from kd.ui.rendering import TEMPLATES
+from kd.ui.rendering import render
 
 FILES = Path(__file__).parent / "static"
 
@@ -88,11 +88,12 @@ def css() -> str:
 def head() -> str:
     """Return what the page's head loads: our scripts, and Plotly's from this server. Nothing comes from elsewhere."""
     gr.set_static_paths([PLOTLY, *EXAMPLES])
-    names = ("page", "sweep", "check", "data", *(["login"] if login.is_offered() else []))
+    tabs = ("distill", "time_estimate", "check", "dark_knowledge", "datasets", "sweep", "compare", "runs")
+    names = ("common", *tabs, *(["login"] if login.is_offered() else []))
     scripts = Markup("").join(Markup((FILES / f"{name}.js").read_text()) for name in names)
-    return TEMPLATES.render("head", plotly=PLOTLY, scripts=scripts)
+    return render("head", plotly=PLOTLY, scripts=scripts)
 
 
 def header() -> str:
     """Return the wordmark and a sentence that says what this is."""
-    return TEMPLATES.render("header", wordmark=Markup((ASSETS / "wordmark.svg").read_text()))
+    return render("header", wordmark=Markup((ASSETS / "wordmark.svg").read_text()))

@@ -135,7 +135,7 @@ def test_a_click_on_distill_draws_curves_that_grow(page):
         page.locator(f"#set-{name} input").fill(str(value))
     page.get_by_role("button", name="Distill", exact=True).click()
     expect(status(page)).to_have_text(re.compile("Training, epoch 1 of 40"), timeout=120_000)
-    assert re.search(r"[\d,]+ images/s on the [CG]PU, .* left", until(lambda: page.locator(".kd-pace").inner_text()))
+    assert re.search(r"[\d,]+ images/s on the [CG]PU, .* left", until(lambda: page.locator(".kd-figures").inner_text()))
     first = until(lambda: points(page))
     until(lambda: points(page) > first + 1)
     assert "run=" in page.url
@@ -215,8 +215,8 @@ def test_dark_knowledge_moves_with_the_temperature_and_says_what_is_learned(page
             assert abs(width / 100 - expected[name]) < 1e-4, (stop, name)
             assert shown.startswith("<") or abs(float(shown.removesuffix("%")) / 100 - expected[name]) < 6e-4
         label = SAMPLE_CLASSES.index("Ankle boot")
-        assert panel.locator(".kd-says").inner_text() == dark_knowledge(logits, SAMPLE_CLASSES, label, stop)
-        said.add(panel.locator(".kd-says").inner_text())
+        assert panel.locator(".kd-explanation").inner_text() == dark_knowledge(logits, SAMPLE_CLASSES, label, stop)
+        said.add(panel.locator(".kd-explanation").inner_text())
     assert len(said) == 3
     panel.get_by_role("button", name="Use T = 20").click()
     expect(page.locator("#set-temperature input")).to_have_value("20")

@@ -427,7 +427,7 @@ def test_the_owner_lists_names_and_deletes_a_run_whose_name_is_no_html(theirs):
     who = {"owner": VICTIM, "run": run.id}
     assert json.loads(scripted("runs", "act", {**who, "do": "rename", "name": ' <b>mine</b>\n & "yours" '})) == {}
     listed = json.loads(scripted("runs", "rows", {"owner": VICTIM}))["html"]
-    assert "&lt;b&gt;mine&lt;/b&gt; &amp; &quot;yours&quot;" in listed and "<b>mine" not in listed
+    assert "&lt;b&gt;mine&lt;/b&gt; &amp; &#34;yours&#34;" in listed and "<b>mine" not in listed
     for bad in ("x" * 81, "\u202e", "\0", 7, None, ["a"]):
         assert json.loads(scripted("runs", "act", {**who, "do": "rename", "name": bad}))["problem"]
     assert run.name() == '<b>mine</b> & "yours"'

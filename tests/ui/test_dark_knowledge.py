@@ -10,18 +10,18 @@ def test_a_teacher_is_asked_once_for_a_picture(monkeypatch):
     monkeypatch.setattr(
         "kd.ui.dark_knowledge.ask", lambda says, name, path: asked.append(name) or (["Coat", "Bag"], [2.0, 1.0])
     )
-    dark_knowledge._kept.clear()
+    dark_knowledge._asked.cache_clear()
     coat = next(nth for nth, path in enumerate(theme.EXAMPLES) if path.stem == "coat-1")
     for _ in range(2):
         answer = dark_knowledge.teacher_says({"teacher": "sample", "example": coat})
     assert asked == ["sample"] and answer["labelled"] and answer["label"] == 0
     assert len(answer["sentences"]) == len(dark_knowledge.STOPS) and "Coat" in answer["sentences"][1]
-    dark_knowledge._kept.clear()
+    dark_knowledge._asked.cache_clear()
 
 
 def test_a_label_that_the_teacher_does_not_know_is_replaced_by_its_first_choice(monkeypatch):
     monkeypatch.setattr("kd.ui.dark_knowledge.ask", lambda says, name, path: (["cat", "dog"], [1.0, 2.0]))
-    dark_knowledge._kept.clear()
+    dark_knowledge._asked.cache_clear()
     plain = [
         dark_knowledge.teacher_says({"teacher": "sample", "example": 0, "method": name})["logits"]
         for name in ("kd", "kd+std")
@@ -29,7 +29,7 @@ def test_a_label_that_the_teacher_does_not_know_is_replaced_by_its_first_choice(
     assert plain[0] == [1.0, 2.0] and plain[1] == pytest.approx([-(0.5**0.5), 0.5**0.5])
     answer = dark_knowledge.teacher_says({"teacher": "sample", "example": 0})
     assert not answer["labelled"] and answer["label"] == 1
-    dark_knowledge._kept.clear()
+    dark_knowledge._asked.cache_clear()
 
 
 @pytest.mark.parametrize(

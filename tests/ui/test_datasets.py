@@ -30,17 +30,17 @@ def test_a_visitor_s_upload_is_imported_listed_and_deleted_by_nobody_else(tab, t
     end = time.monotonic() + 60
     while not (news := tab.offered({"owner": mine}))["now"]["over"] and time.monotonic() < end:
         time.sleep(0.05)
-    assert news["now"]["found"] in news["html"] and "<img" not in news["html"] and "&lt;img" in news["html"]
+    assert news["now"]["dataset"] in news["html"] and "<img" not in news["html"] and "&lt;img" in news["html"]
     assert not file.exists()
     assert tab.offered({"owner": mine, "seen": news["mark"]}).keys() == {"now"}
     assert tab.offered({"owner": yours})["html"] == "" and "now" not in tab.offered({"owner": yours})
-    assert "among yours" in tab.act({"owner": yours, "do": "delete", "id": news["now"]["found"]})["problem"]
-    assert tab.act({"owner": mine, "do": "delete", "id": news["now"]["found"]}) == {}
+    assert "among yours" in tab.act({"owner": yours, "do": "delete", "id": news["now"]["dataset"]})["problem"]
+    assert tab.act({"owner": mine, "do": "delete", "id": news["now"]["dataset"]}) == {}
     assert tab.offered({"owner": mine})["html"] == ""
 
 
 def test_an_import_that_waits_for_its_turn_can_be_called_off(tab, monkeypatch):
-    monkeypatch.setattr(tab, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(tab, "CHECK_SECONDS", 0.01)
     mine = {"owner": "a" * 32}
     file = packed(Path(os.environ["GRADIO_TEMP_DIR"]) / "a.zip", {"a/1.png": PNG})
     with tab.turn(lambda: None):
@@ -62,10 +62,10 @@ def test_the_same_file_of_two_visitors_is_there_until_both_have_it(tab, tmp_path
     for visitor in ("a" * 32, "b" * 32):
         while not (news := tab.offered({"owner": visitor}))["now"]["over"] and time.monotonic() < end:
             time.sleep(0.05)
-        assert news["now"]["found"], news["now"]["words"]
+        assert news["now"]["dataset"], news["now"]["words"]
     while file.exists() and time.monotonic() < end:
         time.sleep(0.05)
-    assert not file.exists() and not tab._held
+    assert not file.exists() and not tab._needed
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,10 @@ def test_the_same_file_of_two_visitors_is_there_until_both_have_it(tab, tmp_path
         {"way": "archive", "classes": [["", []]]},
         {"way": "archive", "classes": [["", ["/etc/passwd"]]]},
         {"way": "archive", "classes": [["", ["../../etc/passwd"]]]},
-        {"way": "heap", "classes": "x"},
-        {"way": "heap", "classes": [[1, 2]]},
-        {"way": "heap", "classes": [["", [{"path": 7}]]]},
-        {"way": ["heap"], "classes": 5},
+        {"way": "unlabelled", "classes": "x"},
+        {"way": "unlabelled", "classes": [[1, 2]]},
+        {"way": "unlabelled", "classes": [["", [{"path": 7}]]]},
+        {"way": ["unlabelled"], "classes": 5},
         {"owner": "no token", "way": "archive", "classes": [["", ["a.zip"]]]},
     ],
 )

@@ -2,18 +2,18 @@
 window.distillery.login = (() => {
   const others = new BroadcastChannel("distillery-login");
   const isIn = (label) => label.startsWith("Sign out");
-  let says = null; // what the button says here
+  let shown = null; // the button's label here
   const forget = () => history.replaceState(history.state, "", window.distillery.address({}));
 
   others.onmessage = ({ data }) => {
-    if (says === null || data === says) return;
-    if (isIn(says)) forget();
+    if (shown === null || data === shown) return;
+    if (isIn(shown)) forget();
     window.location.reload();
   };
   window.addEventListener("pageshow", ({ persisted }) => { if (persisted) window.location.reload(); });
 
   function arrived(label) {
-    says = label;
+    shown = label;
     others.postMessage(label);
   }
   // gradio's own handler of the click goes half a second later, and takes along what the address has behind its "?", as

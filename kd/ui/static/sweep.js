@@ -1,35 +1,37 @@
-// The Sweep tab: what would be trained, and the heat maps as their cells fill. It keeps no state of a sweep but the place
+// The Sweep tab: what would be trained, and the heat maps as their cells fill. It keeps no state of a sweep but the cursor,
 // up to which it has read the events.
 (() => {
   const { answer, sleep, address } = window.distillery;
-  const POLL = 1000, POLL_AWAY = 1500, STILL = 400, PATIENCE = 25000;
+  const POLL = 1000, POLL_AWAY = 1500, UNCHANGED = 400;
+  const RESUME_TIME = 25000; // a sweep that was asked to go on may look closed for this long
   const CLOSED = ["done", "failed", "stopped", "died"];
 
-  // What would be trained with the widgets as they stand
-  function preview(element, props, server, watch) {
+  // The line under the button: what would be trained with the widgets' present values
+  function sweepPlan({ element, props, server, watch }) {
     const $ = (selector) => element.querySelector(selector);
-    let asking = 0;
+    let asks = 0; // how often the plan was asked for: an earlier answer is dropped
     async function ask() {
-      const mine = ++asking;
-      await sleep(STILL);
-      while (!element.offsetParent && mine === asking && element.isConnected) await sleep(200);
-      if (mine !== asking) return;
-      const news = await answer(server.preview({ ...props.value })).catch(() => ({}));
-      if (mine !== asking) return;
-      $(".kd-plan").textContent = news.problem ?? news.plan ?? "";
-      $(".kd-plan").classList.toggle("kd-problem", Boolean(news.problem));
-      $(".kd-rest").textContent = news.rest ?? "";
-      if (news.measuring) sleep(POLL).then(() => { if (mine === asking) ask(); }); // the plan's minutes come with it
+      const nth = ++asks;
+      await sleep(UNCHANGED);
+      while (!element.offsetParent && nth === asks && element.isConnected) await sleep(200);
+      if (nth !== asks) return;
+      const update = await answer(server.preview({ ...props.value })).catch(() => ({}));
+      if (nth !== asks) return;
+      $(".kd-plan").textContent = update.problem ?? update.plan ?? "";
+      $(".kd-plan").classList.toggle("kd-problem", Boolean(update.problem));
+      $(".kd-rest").textContent = update.rest ?? "";
+      if (update.measuring) sleep(POLL).then(() => { if (nth === asks) ask(); }); // the plan's minutes come with it
     }
     watch("value", ask);
     ask();
   }
 
-  function sweep(element, props, server, watch, open) {
+  function sweep({ element, props, server, watch, open }) {
     const $ = (selector) => element.querySelector(selector);
     const text = (selector, words) => { if ($(selector).textContent !== words) $(selector).textContent = words; };
     const owner = () => props.value.owner;
-    let followed = "", showing = 0, shown = ""; // how many sweeps have been shown: an answer about an earlier one is dropped
+    let followed = "", shown = "";
+    let shows = 0; // how many sweeps have been shown: an answer about an earlier one is dropped
 
     async function list(chosen) {
       const { sweeps } = await answer(server.offered({ owner: owner() }));
@@ -45,28 +47,28 @@
       $(".kd-run").hidden = !id;
       $(".kd-run").dataset.status = "";
       $(".kd-maps").innerHTML = $(".kd-result").innerHTML = "";
-      for (const name of ["title", "about", "pace", "plan", "legend", "stay"]) text(`.kd-${name}`, "");
+      for (const name of ["title", "about", "figures", "plan", "legend", "stay"]) text(`.kd-${name}`, "");
       for (const button of element.querySelectorAll("header button")) button.hidden = true;
       text("[role=status]", id ? "Looking for the sweep" : "");
     }
-    function paint(news) {
-      text("[role=status]", news.line[0]);
-      text(".kd-pace", news.line[1]);
-      $(".kd-run").dataset.status = news.status;
-      $(".kd-bar > div").style.width = `${100 * news.share}%`;
-      $(".kd-bar").setAttribute("aria-valuenow", Math.round(100 * news.share));
-      for (const name of ["title", "about", "plan", "legend", "stay"]) if (name in news) text(`.kd-${name}`, news[name]);
-      if (news.maps) $(".kd-maps").innerHTML = news.maps;
-      for (const [nth, cell] of Object.entries(news.cells ?? {})) {
+    function show(update) {
+      text("[role=status]", update.line[0]);
+      text(".kd-figures", update.line[1]);
+      $(".kd-run").dataset.status = update.status;
+      $(".kd-bar > div").style.width = `${100 * update.share}%`;
+      $(".kd-bar").setAttribute("aria-valuenow", Math.round(100 * update.share));
+      for (const name of ["title", "about", "plan", "legend", "stay"]) if (name in update) text(`.kd-${name}`, update[name]);
+      if (update.maps) $(".kd-maps").innerHTML = update.maps;
+      for (const [nth, cell] of Object.entries(update.cells ?? {})) {
         for (const place of element.querySelectorAll(`[data-point="${nth}"]`)) fill(place, cell);
       }
-      if (news.cells) heat();
-      const closed = CLOSED.includes(news.status);
+      if (update.cells) colour();
+      const closed = CLOSED.includes(update.status);
       $(".kd-stop").hidden = closed;
-      $(".kd-resume").hidden = !closed || news.status === "done";
+      $(".kd-resume").hidden = !closed || update.status === "done";
       $(".kd-delete").hidden = !closed;
-      if (news.result && !$(".kd-result").firstChild) $(".kd-result").innerHTML = news.result;
-      if (news.final) Object.assign($(".kd-final"), { hidden: false, onclick: () => open(news.final) });
+      if (update.result && !$(".kd-result").firstChild) $(".kd-result").innerHTML = update.result;
+      if (update.final) Object.assign($(".kd-final"), { hidden: false, onclick: () => open(update.final) });
       return closed;
     }
     function fill(place, cell) {
@@ -87,7 +89,7 @@
       if (had) inside.focus();
     }
     // The deeper a cell's colour, the better it is among those that are measured.
-    function heat() {
+    function colour() {
       const places = [...element.querySelectorAll("[data-accuracy]")], all = places.map((place) => Number(place.dataset.accuracy));
       const low = Math.min(...all), high = Math.max(...all);
       for (const place of element.querySelectorAll("[data-point]")) place.style.removeProperty("--heat");
@@ -96,13 +98,13 @@
         place.style.setProperty("--heat", `${Math.round(6 + 46 * share)}%`);
       });
     }
-    async function ask(action) {
+    async function act(action) {
       const { problem } = await answer(server[action]({ owner: owner(), sweep: shown })).catch(() => ({ problem: "The server is away. Try again." }));
       if (problem) text("[role=status]", problem);
-      else if (action === "resume_it") show(shown, true);
+      else if (action === "resume_it") follow(shown, true);
     }
-    // The question, and what is done if it is answered with Delete.
-    function sure() {
+    // Ask in a dialog, and delete the sweep if that is answered with Delete.
+    function confirmDelete() {
       const dialog = $("dialog"), id = shown;
       text(".kd-which", `${$(".kd-title").textContent}, ${$(".kd-about").textContent}`);
       dialog.returnValue = "";
@@ -114,67 +116,67 @@
       };
       dialog.showModal();
     }
-    async function show(asked, fresh) {
-      const mine = ++showing, patient = fresh ? Date.now() + PATIENCE : 0;
-      const away = () => mine !== showing || !element.isConnected;
-      const seen = async () => { while (!away() && (!element.offsetParent || document.hidden)) await sleep(200); };
+    async function follow(asked, fresh) {
+      const nth = ++shows, resumesUntil = fresh ? Date.now() + RESUME_TIME : 0;
+      const replaced = () => nth !== shows || !element.isConnected;
+      const untilVisible = async () => { while (!replaced() && (!element.offsetParent || document.hidden)) await sleep(200); };
       let id;
       while (id === undefined) {
-        await seen();
-        if (away()) return;
+        await untilVisible();
+        if (replaced()) return;
         try {
           id = await list(asked);
         } catch {
           await sleep(POLL_AWAY);
         }
       }
-      if (away()) return;
+      if (replaced()) return;
       reset(id);
       let cursor = 0;
-      while (id && !away()) {
-        let news;
+      while (id && !replaced()) {
+        let update;
         try {
-          news = await answer(server.poll({ owner: owner(), sweep: id, cursor }));
+          update = await answer(server.poll({ owner: owner(), sweep: id, cursor }));
         } catch {
-          if (away()) return;
+          if (replaced()) return;
           text("[role=status]", "Reconnecting: the sweep goes on meanwhile.");
-          text(".kd-pace", "");
+          text(".kd-figures", "");
           await sleep(POLL_AWAY);
           continue;
         }
-        if (away()) return;
-        if (news.refused) {
-          text("[role=status]", news.refused);
+        if (replaced()) return;
+        if (update.refused) {
+          text("[role=status]", update.refused);
           $(".kd-run").dataset.status = "refused";
           return;
         }
-        const closed = paint(news);
-        cursor = news.cursor;
-        if (closed && (news.status === "done" || Date.now() > patient)) return;
+        const closed = show(update);
+        cursor = update.cursor;
+        if (closed && (update.status === "done" || Date.now() > resumesUntil)) return;
         await sleep(POLL);
-        await seen();
+        await untilVisible();
       }
     }
     function choose(id, fresh) {
       history.replaceState(history.state, "", address({ sweep: id }));
-      show(id, fresh);
+      follow(id, fresh);
       if (fresh && element.getBoundingClientRect().top > window.innerHeight / 2) element.scrollIntoView({ behavior: "smooth" });
     }
-    $(".kd-stop").onclick = () => ask("stop_it");
-    $(".kd-resume").onclick = () => ask("resume_it");
-    $(".kd-delete").onclick = sure;
+    $(".kd-stop").onclick = () => act("stop_it");
+    $(".kd-resume").onclick = () => act("resume_it");
+    $(".kd-delete").onclick = confirmDelete;
     $("select").onchange = () => { text(".kd-message", ""); choose($("select").value); };
-    const follow = () => {
+    const followValue = () => {
       const key = JSON.stringify(props.value ?? {});
       if (!("owner" in (props.value ?? {})) || key === followed) return;
       followed = key;
       text(".kd-message", "");
       if (props.value.new) choose(props.value.sweep, true);
-      else show(props.value.sweep);
+      else follow(props.value.sweep);
     };
-    watch("value", follow);
-    follow();
+    watch("value", followValue);
+    followValue();
   }
 
-  Object.assign(window.distillery, { preview, sweep });
+  Object.assign(window.distillery, { sweep, sweepPlan });
 })();

@@ -1,14 +1,15 @@
-// The tab of one's own pictures. Files go up first, a few at a time; then the server is asked to import them.
-window.distillery.data = (element, props, server, watch, upload, use) => {
+// The Pictures tab. Files are uploaded first, a few at a time; then the server is asked to import them.
+window.distillery.datasets = ({ element, props, server, upload, use }) => {
   const { answer, sleep } = window.distillery;
-  const AT_ONCE = 4, POLL_BUSY = 500, POLL_LIST = 3000, PATIENCE = 60000;
+  const AT_ONCE = 4, POLL_BUSY = 500, POLL_LIST = 3000, TIMEOUT = 60000;
   const $ = (selector) => element.querySelector(selector);
   const say = (words, problem = false) => {
     if ($(".kd-message").textContent !== words) $(".kd-message").textContent = words;
     $(".kd-message").classList.toggle("kd-problem", problem);
   };
   const AWAY = { problem: "The server is away. Try again." };
-  let seen = "", uploading = false, stopped = false, busy = false;
+  let shownMark = ""; // of the list that is shown
+  let uploading = false, stopped = false, busy = false;
 
   // --- Named classes
 
@@ -27,18 +28,18 @@ window.distillery.data = (element, props, server, watch, upload, use) => {
     files.addEventListener("change", () => {
       item.files.push(...files.files);
       files.value = "";
-      count(item);
+      showCount(item);
     });
     $(".kd-classes").append(item);
-    count(item);
+    showCount(item);
     return item;
   }
-  const count = (item) => {
+  const showCount = (item) => {
     item.querySelector(".kd-count").textContent = `${item.files.length} picture${item.files.length === 1 ? "" : "s"}`;
   };
-  async function webcam(item) {
+  async function toggleWebcam(item) {
     const video = item.querySelector("video"), panel = item.querySelector(".kd-webcam");
-    if (video.srcObject) return dark(item);
+    if (video.srcObject) return closeWebcam(item);
     try {
       video.srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
       await video.play();
@@ -47,19 +48,19 @@ window.distillery.data = (element, props, server, watch, upload, use) => {
       say("The webcam cannot be used: there is none, or the browser does not allow it.", true);
     }
   }
-  function dark(item) {
+  function closeWebcam(item) {
     const video = item.querySelector("video");
     video.srcObject?.getTracks().forEach((track) => track.stop());
     video.srcObject = null;
     item.querySelector(".kd-webcam").hidden = true;
   }
-  function snap(item) {
+  function takePicture(item) {
     const video = item.querySelector("video"), canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
     canvas.getContext("2d").drawImage(video, 0, 0);
     canvas.toBlob((blob) => {
       item.files.push(new File([blob], `webcam-${item.files.length + 1}.png`, { type: "image/png" }));
-      count(item);
+      showCount(item);
     });
   }
 
@@ -70,26 +71,26 @@ window.distillery.data = (element, props, server, watch, upload, use) => {
     if (way() !== "classes") return [["", [...$(`[data-file=${way()}]`).files]]];
     return [...$(".kd-classes").children].map((item) => [item.querySelector("input").value, item.files]);
   }
-  async function sent(classes) {
+  async function uploadAll(classes) {
     const queue = classes.flatMap(([, files], nth) => files.map((file) => ({ nth, file })));
     const paths = classes.map(() => []), of = queue.length;
     let done = 0;
-    const one = async () => {
+    const uploadNext = async () => {
       for (let next; (next = queue.shift()) && !stopped;) {
         paths[next.nth].push((await upload(next.file)).path);
         done += 1;
-        if (!stopped) show(done, of, `Uploading ${done} of ${of}`);
+        if (!stopped) showProgress(done, of, `Uploading ${done} of ${of}`);
       }
     };
-    await Promise.all(Array.from({ length: AT_ONCE }, one));
+    await Promise.all(Array.from({ length: AT_ONCE }, uploadNext));
     return classes.map(([name], nth) => [name, paths[nth]]);
   }
-  function show(done, of, words) {
+  function showProgress(done, of, words) {
     say(words);
     $("progress").hidden = false;
     $("progress").value = of ? done / of : 0;
   }
-  function working(on) {
+  function setBusy(on) {
     busy = on;
     $("[data-do=begin]").hidden = on;
     $("[data-do=cancel]").hidden = !on;
@@ -100,15 +101,15 @@ window.distillery.data = (element, props, server, watch, upload, use) => {
     if (!classes.length || classes.some(([, files]) => !files.length)) return say("Choose the files first: an archive, or pictures for each class.", true);
     $(".kd-refused").replaceChildren();
     [uploading, stopped] = [true, false];
-    working(true);
-    show(0, 0, "Uploading");
+    setBusy(true);
+    showProgress(0, 0, "Uploading");
     try {
-      const name = $(".kd-name").value, asked = { owner: props.value.owner, way: way(), name, classes: await sent(classes) };
-      const { problem } = stopped ? { problem: "Cancelled; nothing was stored." } : await answer(server.begin(asked), PATIENCE);
-      if (problem) { working(false); say(problem, !stopped); }
+      const name = $(".kd-name").value, asked = { owner: props.value.owner, way: way(), name, classes: await uploadAll(classes) };
+      const { problem } = stopped ? { problem: "Cancelled; nothing was stored." } : await answer(server.begin(asked), TIMEOUT);
+      if (problem) { setBusy(false); say(problem, !stopped); }
     } catch {
       stopped = true; // the other uploads too
-      working(false);
+      setBusy(false);
       say("The files could not be uploaded: one is too large, or the server is away.", true);
     }
     uploading = false;
@@ -121,25 +122,25 @@ window.distillery.data = (element, props, server, watch, upload, use) => {
   // --- The list
 
   async function refresh() {
-    const { mark, html, now } = await answer(server.offered({ owner: props.value.owner, seen }));
-    if (mark && mark !== seen) {
-      seen = mark;
+    const { mark, html, now } = await answer(server.offered({ owner: props.value.owner, seen: shownMark }));
+    if (mark && mark !== shownMark) {
+      shownMark = mark;
       $(".kd-datasets").innerHTML = html;
       $(".kd-none").hidden = Boolean(html);
       for (const time of element.querySelectorAll("time")) time.textContent = new Date(time.dateTime).toLocaleString();
     }
     if (!now || uploading) return;
     if (!now.over) {
-      working(true);
-      show(now.done, now.of, now.words);
+      setBusy(true);
+      showProgress(now.done, now.of, now.words);
     } else if (busy) {
-      working(false);
+      setBusy(false);
       say(now.words, now.problem);
       $(".kd-refused").innerHTML = now.skipped;
-      element.querySelector(`[data-id="${now.found}"] details`)?.setAttribute("open", "");
+      element.querySelector(`[data-id="${now.dataset}"] details`)?.setAttribute("open", "");
     }
   }
-  function sure(item) {
+  function confirmDelete(item) {
     const dialog = $("dialog");
     $(".kd-which").textContent = item.dataset.name;
     dialog.returnValue = "";
@@ -154,8 +155,8 @@ window.distillery.data = (element, props, server, watch, upload, use) => {
   element.addEventListener("click", (event) => {
     const what = event.target.closest("[data-do]")?.dataset.do, item = event.target.closest("li");
     const does = {
-      add: addClass, begin, cancel, webcam: () => webcam(item), snap: () => snap(item), delete: () => sure(item),
-      remove: () => { dark(item); item.remove(); }, use: () => use(item.dataset.id),
+      add: addClass, begin, cancel, webcam: () => toggleWebcam(item), snap: () => takePicture(item), delete: () => confirmDelete(item),
+      remove: () => { closeWebcam(item); item.remove(); }, use: () => use(item.dataset.id),
     };
     does[what]?.();
   });
@@ -166,9 +167,9 @@ window.distillery.data = (element, props, server, watch, upload, use) => {
   });
   (async () => {
     while (element.isConnected) {
-      const open = element.offsetParent && !document.hidden && "owner" in (props.value ?? {});
-      if (open) await refresh().catch(() => say("Reconnecting"));
-      await sleep(!open ? 200 : busy ? POLL_BUSY : POLL_LIST);
+      const visible = element.offsetParent && !document.hidden && "owner" in (props.value ?? {});
+      if (visible) await refresh().catch(() => say("Reconnecting"));
+      await sleep(!visible ? 200 : busy ? POLL_BUSY : POLL_LIST);
     }
   })();
 };
