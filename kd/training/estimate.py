@@ -20,7 +20,7 @@ from kd.models.processor import read_normalization
 from kd.training.plan import fitting_epochs, mean_area, pixel_side, trials_of, views_of
 from kd.training.setup import build_student, load_job_teacher, online_seconds, training_threads, with_classes
 from kd.training.targets import TargetCache
-from kd.training.throughput import measure_throughput
+from kd.training.throughput import EpochCost, measure_throughput
 
 # So many images are decoded to time it, and so many of 224 pixels are in a batch that is timed.
 FEW = 8
@@ -71,28 +71,32 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     )
     if config.minutes is not None:
         config = dataclasses.replace(config, epochs=fitting_epochs(config, size, cost))
-    area, epochs = mean_area(config, size), config.epochs
-    trainings, taught = len(trials_of(config)), config.trials
-    alone = dataclasses.replace(cost, teacher=0.0)
-    scoring = {"teacher": 0.0, "student": _per_image((student.model, student.processor), splits.validation, device)}
+    area, trainings = mean_area(config, size), len(trials_of(config))
+    scoring = {
+        "teacher": _per_image(teacher, teacher.processor, splits.validation, device) if teacher else 0.0,
+        "student": _per_image(student.model, student.processor, splits.validation, device),
+    }
     unasked = [part for part in (splits.validation, splits.test) if teacher and not _is_scored(teacher, part, cache)]
-    if teacher:
-        scoring["teacher"] = _per_image((teacher, teacher.processor), splits.validation, device)
-
     stages = {
         "start": start,
         "pictures": sum(_decoding(part, side, cache) for part in (splits.train, splits.validation)),
         "teacher": sum(map(len, unasked)) * scoring["teacher"],
         "targets": 0.0 if teacher is None else _targets(config, teacher, splits.train, side, (device, cache)),
-        "training": epochs * (trainings * alone.seconds(area) + taught * cost.images * cost.teacher),
+        "training": _training(config, cost, area),
         "test": len(splits.test) * trainings * scoring["student"] + LATENCY_TRIALS * max(scoring.values()),
     }
     return {
         "seconds": float(sum(stages.values())),
         "stages": {name: float(seconds) for name, seconds in stages.items()},
-        "epochs": epochs,
+        "epochs": config.epochs,
         "images_per_second": round(cost.images_per_second(area), 1),
     }
+
+
+def _training(config: DistillConfig, cost: EpochCost, area: float) -> float:
+    """Return the seconds of all trainings of a run; of these only those with the teacher have to ask it."""
+    alone = dataclasses.replace(cost, teacher=0.0).seconds(area)
+    return config.epochs * (len(trials_of(config)) * alone + config.trials * cost.images * cost.teacher)
 
 
 def steady(work: Callable[[], object]) -> float:
@@ -113,10 +117,10 @@ def at_once(size: tuple[int, int]) -> int:
     return int(np.clip(FEW * 224 * 224 / np.prod(size), FEW, SCORING_BATCH))
 
 
-def _per_image(model: tuple[Any, Any], dataset: Any, device: Any) -> float:
+def _per_image(model: Any, processor: Any, dataset: Any, device: Any) -> float:
     """Return the seconds of scoring one image: decoding, the processor, the model in float32."""
-    few = dataset.select(range(min(at_once(read_normalization(model[1]).size), len(dataset))))
-    return steady(lambda: score(*model, few, device)) / len(few)
+    few = dataset.select(range(min(at_once(read_normalization(processor).size), len(dataset))))
+    return steady(lambda: score(model, processor, few, device)) / len(few)
 
 
 def _is_scored(teacher: Any, dataset: Any, cache: Path) -> bool:
