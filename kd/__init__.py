@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kd.config import DistillConfig
     from kd.distill import distill
+    from kd.errors import UserError
     from kd.evaluation.compare import compare
     from kd.training.losses import distillation_loss
     from kd.training.trainer import ImageDistilTrainer
 
 __version__ = "0.1.0"
-__all__ = ["DistillConfig", "ImageDistilTrainer", "compare", "distill", "distillation_loss"]
+__all__ = ["DistillConfig", "ImageDistilTrainer", "UserError", "compare", "distill", "distillation_loss"]
 
 _HOMES = {
     "DistillConfig": "kd.config",
     "ImageDistilTrainer": "kd.training.trainer",
+    "UserError": "kd.errors",
     "compare": "kd.evaluation.compare",
     "distill": "kd.distill",
     "distillation_loss": "kd.training.losses",
@@ -36,11 +38,11 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """A package whose ``compare`` and ``distill`` are the functions, also after the modules that hold them were
-    imported: Python would set a submodule over the function of the same name."""
+    """A package whose ``distill`` is the function, also after the module ``kd.distill`` was imported: Python would set the
+    module over the function of the same name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
+        if not (name == "distill" and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 
