@@ -135,14 +135,14 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _white(mode: str, brightest: float) -> float:
-    """The value of white: of floats up to 1 it is 1, of more than eight bits 65535."""
+    """Return the value of white: of floats up to 1 it is 1, of more than eight bits 65535."""
     if mode == "F" and brightest <= 1:
         return 1
     return 65535 if mode.startswith("I;16") or brightest > 255 else 255
 
 
 def open_row(row: dict[str, Any], least: int | None = None) -> Image.Image:
-    """The picture of a dataset's row (``{"image": {"bytes", "path"}}``, as ``Image(decode=False)`` gives it)."""
+    """Open the image of a dataset's row (``{"image": {"bytes", "path"}}``, as ``Image(decode=False)`` gives it)."""
     image = row["image"]
     name = Path(image["path"]).name if image["path"] else ""
     return open_picture(image["bytes"] if image["bytes"] is not None else image["path"], name, least)

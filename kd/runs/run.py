@@ -75,7 +75,7 @@ class Run:
 
     @property
     def goes_on(self) -> str:
-        """The sentence that says how the run is resumed."""
+        """Return the sentence that says how the run is resumed."""
         return f"{self.resume_command} goes on with it."
 
     def settings(self) -> dict[str, Any]:
@@ -297,11 +297,11 @@ class Run:
             stop.unlink()
 
     def labels(self) -> str:
-        """Whose the labels are: the ``dataset``'s, or the ``teacher``'s, whose answers stand for those that are not there."""
+        """Say whose the labels are: the ``dataset``'s, or the ``teacher``'s, whose answers stand for those that are not there."""
         return (self.last("data") or {}).get("labels", "dataset")
 
     def lambda_(self) -> float:
-        """The teacher's weight as it is used: without labels 1, whatever was asked for."""
+        """Return the teacher's weight as it is used: 1 where images have no labels, whatever was asked for."""
         plan = self.last("plan")
         return plan.get("lambda", self.config().lambda_) if plan else self.config().lambda_
 

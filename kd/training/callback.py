@@ -18,14 +18,14 @@ class RunCallback(TrainerCallback):
     """Writes a run's ``step`` and ``eval`` events, changes the view each epoch, obeys ``STOP`` and stops on NaN."""
 
     def __init__(self, run: Run, batches: ViewBatches, plan: Plan, trial: Trial, seconds_before: float = 0.0) -> None:
-        """``seconds_before``: seconds that the trial was trained before the run was resumed."""
+        """Note what to write about; ``seconds_before`` are those that the trial was trained before the run was resumed."""
         self.run, self.batches, self.plan, self.trial = run, batches, plan, trial
         self.seconds_before = seconds_before
         self.trainer: ImageDistilTrainer | None = None
 
     @property
     def seconds(self) -> float:
-        """Seconds of the run's training so far, those before a resume included."""
+        """Return the seconds of the trial's training so far, those before a resume included."""
         return self.seconds_before + time.perf_counter() - self.started
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -54,7 +54,7 @@ class RunCallback(TrainerCallback):
         self.trained = self.seconds
 
     def _tell(self, state) -> None:
-        """One ``step`` event: the mean losses since the last one."""
+        """Write one ``step`` event: the mean losses since the last one."""
         means, count = self.trainer.take_means()
         if not count:
             return

@@ -52,7 +52,7 @@ class Targets:
 
     @property
     def online(self) -> bool:
-        """Whether the teacher is asked in every step."""
+        """Tell whether the teacher is asked in every step."""
         return self.teacher is not None and not self.logits
 
 

@@ -213,7 +213,7 @@ def _is_active(one: Run) -> bool:
 
 
 def keep_clean() -> None:
-    """On a shared server, delete every hour, in the background, the data of visitors who have not come back."""
+    """Delete every hour on a shared server, in the background, the data of visitors who have not come back."""
 
     def clean() -> None:
         while True:

@@ -36,7 +36,7 @@ def start_run(preset: str = "sample", settings: dict[str, Any] | None = None, to
 
 
 def get_run(run: str, token: str = "", cursor: int = 0) -> dict[str, Any]:
-    """What a run is doing, and its events since the last call.
+    """Return what a run is doing, and its events since the last call.
 
     Args:
         run: The run's id.

@@ -151,7 +151,7 @@ def to_dataset(live: dict | None, event: gr.EventData) -> list[Any]:
 
 
 def launch_options() -> dict[str, Any]:
-    """What ``launch`` takes beside host and port, which are in gradio's own environment variables."""
+    """Return what ``launch`` takes beside host and port, which are in gradio's own environment variables."""
     return {
         "theme": theme.theme(),
         "css": theme.css(),
