@@ -217,7 +217,7 @@ class Run:
             now = held and (self.path / "lock").stat().st_ino
         except FileNotFoundError:
             now = None
-        return held != now and self.path.is_dir()
+        return held != now and (self.path / "config.json").exists()  # else the run was deleted
 
     def _check_lock(self) -> None:
         """Raise ``RunTaken`` where this process works on the run, but its lock was removed."""

@@ -169,7 +169,7 @@ def write_report(job: Job, plan: Plan, test: TestSplit, results: list[TrialResul
 
 def kept_seed(trials: list[dict[str, Any]]) -> int:
     """Return the seed whose student is the run's own: the last that was better on validation than those before it."""
-    return next((trial["seed"] for trial in reversed(trials) if trial.get("kept")), trials[0]["seed"])
+    return next((trial["seed"] for trial in reversed(trials) if trial["kept"]), trials[0]["seed"])
 
 
 def is_better(trials: list[dict[str, Any]], trial: Trial, validation: float) -> bool:

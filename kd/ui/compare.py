@@ -67,7 +67,7 @@ def disagreement(row: dict[str, Any]) -> float:
 
 def render_comparison(found: dict[str, Any]) -> str:
     """Render a comparison with thumbnails: the main figures, then a card for each image, or a table of many."""
-    rows = [{"error": "", **row, "image": data_url(row["thumbnail"])} for row in found["pictures"]]
+    rows = [{"error": "", **row, "image": row["thumbnail"]} for row in found["pictures"]]
     return render(
         "compare",
         tiles=tiles(found),

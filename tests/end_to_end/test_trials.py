@@ -107,7 +107,7 @@ def test_a_run_that_is_stopped_in_its_baseline_goes_on_there(settings, folder, m
     ours = RunCallback.on_step_end
 
     def stop_in_the_baseline(self, args, state, control, **kwargs):
-        if self.arm["arm"] == "baseline" and not self.run.last("stopped"):
+        if not self.trial.is_distilled and not self.run.last("stopped"):
             self.run.ask_to_stop()
         ours(self, args, state, control, **kwargs)
 
@@ -151,7 +151,7 @@ def test_who_stops_a_run_need_not_wait_for_its_pace(settings, folder, monkeypatc
 
     monkeypatch.setattr(ViewBatches, "__getitems__", stop_at_the_first_batch)
     monkeypatch.setattr(
-        "kd.system.hub.LOOK_SECONDS", 1000
+        "kd.system.hub.POLL_SECONDS", 1000
     )  # who watches while the Hub is waited for does not interrupt
     execute(run)
     assert run.status() == "stopped" and run.last("plan") is None

@@ -18,7 +18,7 @@ from kd.data.library.store import Upload
 from kd.experiments.grid import Grid
 from kd.experiments.sweep import create_sweep
 from kd.runs.run import Run
-from kd.runs.store import create_run, delete_dataset, delete_run, find_run
+from kd.runs.store import create_run, delete_run, find_run
 from kd.system.ids import owner_hash
 from kd.ui import login, settings, theme
 from tests.support.openid import Account, Provider
@@ -314,7 +314,7 @@ def test_another_site_that_asks_with_ones_cookie_gets_no_login(space, browser, h
     assert browser.open({"Origin": space.url})["owner"] != before  # a browser too old to say more
     assert mine.owner() == run.owner()
     delete_run(run)
-    delete_dataset(mine)
+    delete_run(mine)
 
 
 class Still(urllib.request.HTTPRedirectHandler):
