@@ -61,7 +61,7 @@ def recipe(run: Run) -> None:
         # --- Teacher and student: whatever can be refused is refused here, before anything is computed
         teacher = setup.load_job_teacher(job.config, splits)
         splits = setup.with_classes(splits, teacher, job.config)
-        student = setup.build_student(job.config, splits, job.config.seed)
+        student = setup.build_student(job.config, splits, job.config.seed, teacher)
         # --- Plan: each training of the run, the epochs that fit its minutes, views, precision
         plan = setup.make_plan(job, splits, teacher, student)
         # --- Pixels: training and validation images, decoded once
@@ -76,7 +76,7 @@ def recipe(run: Run) -> None:
         if trial.is_done(run):  # what a resumed run has behind it
             results.append(load_result(run, trial))
             continue
-        fresh_student = partial(setup.build_student, job.config, splits, trial.seed)
+        fresh_student = partial(setup.build_student, job.config, splits, trial.seed, teacher)
         trained = train(job, Lesson(plan, trial, fresh_student(), pixels, targets), fresh_student)
         results.append(evaluate_on_test(job, trained, test, results))
     # --- Verdict, latency, report

@@ -86,6 +86,9 @@ class Screen:
     def show_targets(self, e: dict) -> None:
         self.line(f"targets: {e['cache']} ({e['seconds']:.1f} s)")
 
+    def show_target_check(self, e: dict) -> None:
+        self.line(f"  the teacher is right on {e['accuracy']:.1%} of the training pictures")
+
     def show_plan(self, e: dict) -> None:
         if "minutes" in e:
             self.line(

@@ -16,6 +16,7 @@ from PIL import Image
 
 from kd import limits
 from kd.data.images import BadPicture, file_bytes, open_row
+from kd.data.views import Frame
 from kd.errors import UserError
 from kd.system.files import mapped, npy_writer, write_whole
 
@@ -32,7 +33,7 @@ def fingerprint(dataset: Any) -> str:
 
 @dataclass(frozen=True)
 class Pixels:
-    """A split for training: ``values[indices]`` is uint8 ``[B, 3, S, S]``, whole images scaled to squares, and ``labels``
+    """A split for training: ``values[indices]`` is uint8 ``[B, 3, H, W]``, what a ``Frame`` keeps of each image, and ``labels``
     int64 ``[N]``. Unreadable images are left out and named in ``unreadable``.
 
     ``values`` is a memory-mapped array, or ``Undecoded`` where that would not fit on the disk; ``warnings`` says so.
@@ -49,48 +50,48 @@ class Pixels:
 class Undecoded:
     """Images that are decoded each time they are read, which worker processes should do."""
 
-    def __init__(self, dataset: Any, side: int) -> None:
-        self.dataset, self.shape = dataset, (len(dataset), 3, side, side)
+    def __init__(self, dataset: Any, frame: Frame) -> None:
+        self.dataset, self.frame, self.shape = dataset, frame, (len(dataset), 3, *frame.size)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, indices: Any) -> np.ndarray:
         rows = np.arange(len(self))[indices]
-        return np.stack([_squeezed(self.dataset[int(row)], self.shape[-1]) for row in rows])
+        return np.stack([_framed(self.dataset[int(row)], self.frame) for row in rows])
 
 
-def pixels_folder(fingerprint: str, side: int, cache: Path) -> Path:
+def pixels_folder(fingerprint: str, frame: Frame, cache: Path) -> Path:
     """Return the folder in which a split's decoded images are kept, as ``pixels.npy``."""
-    return Path(cache) / "pixels" / f"{fingerprint}-{side}"
+    return Path(cache) / "pixels" / f"{fingerprint}-{frame.key()}"
 
 
 def load_pixels(
-    dataset: Any, side: int, cache: Path, progress: Callable[[int, int], None] = lambda done, of: None
+    dataset: Any, frame: Frame, cache: Path, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> Pixels:
-    """Decode a split to ``side`` pixels, or map what an earlier run decoded.
+    """Decode what ``frame`` keeps of a split's images, or map what an earlier run decoded.
 
     Raises ``UserError`` if more of the pictures cannot be read than ``limits.unreadable_share``.
     """
     print_ = fingerprint(dataset)
     labels = np.asarray(dataset["label"], dtype=np.int64)
-    folder = pixels_folder(print_, side, cache)
+    folder = pixels_folder(print_, frame, cache)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         unreadable, values = _unreadable(folder), mapped(folder / "pixels.npy")
         if unreadable is None or (values is not None and len(values) != len(dataset) - len(unreadable)):
             values = None
-        warnings = [] if values is not None else _too_large(len(dataset), side, folder)
+        warnings = [] if values is not None else _too_large(len(dataset), frame, folder)
         cached = unreadable is not None and (values is not None or bool(warnings))
         if not cached:
             try:
-                _decode(dataset, side, folder, progress, keep=not warnings)
+                _decode(dataset, frame, folder, progress, keep=not warnings)
             finally:  # what was not finished cannot be gone on with, and on a full disk it is in the way
                 (folder / "pixels.part").unlink(missing_ok=True)
             unreadable, values = _unreadable(folder), mapped(folder / "pixels.npy")
     keep = np.setdiff1d(np.arange(len(labels)), [entry["index"] for entry in unreadable])
     if values is None:
-        values = Undecoded(dataset.select(keep), side)
+        values = Undecoded(dataset.select(keep), frame)
     return Pixels(values, labels[keep], print_, [entry["reason"] for entry in unreadable], cached, warnings)
 
 
@@ -102,30 +103,31 @@ def _unreadable(folder: Path) -> list[dict[str, Any]] | None:
         return None
 
 
-def _too_large(count: int, side: int, folder: Path) -> list[str]:
+def _too_large(count: int, frame: Frame, folder: Path) -> list[str]:
     """Return a warning if the decoded images would take more disk than they may, else nothing.
 
     They may take ``KD_PIXELS_GB`` (10^9 bytes), or half of what is free.
     """
     budget = float(os.environ.get("KD_PIXELS_GB") or shutil.disk_usage(folder).free / 2e9)
-    needed = count * 3 * side * side / 1e9
+    height, width = frame.size
+    needed = count * 3 * height * width / 1e9
     if needed <= budget:
         return []
     return [
-        f"Decoded, {count:,} pictures of {side} px would take {needed:.1f} GB, more than the {budget:.1f} GB that may be "
+        f"Decoded, {count:,} pictures of {height} x {width} px would take {needed:.1f} GB, more than the {budget:.1f} GB that may be "
         f"used (KD_PIXELS_GB, or half of the free disk). They are decoded anew in each epoch by {decoding_processes()} processes, "
         "which is slower. Free some space, or choose a smaller image size."
     ]
 
 
-def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int], None], keep: bool) -> None:
+def _decode(dataset: Any, frame: Frame, folder: Path, progress: Callable[[int, int], None], keep: bool) -> None:
     """Decode every image once, by several processes, into ``pixels.npy`` if it is to be kept.
 
     What could not be read goes into ``unreadable.json``.
     """
     temporary, unreadable, done = folder / "pixels.part", [], 0
-    with npy_writer(temporary, (3, side, side), np.uint8) as write:
-        for answers in in_batches(Squeezed(dataset, side), 32):
+    with npy_writer(temporary, (3, *frame.size), np.uint8) as write:
+        for answers in in_batches(Framed(dataset, frame), 32):
             for index, answer in enumerate(answers, start=done):
                 if isinstance(answer, str):
                     unreadable.append({"index": index, "reason": answer})
@@ -143,39 +145,40 @@ def _decode(dataset: Any, side: int, folder: Path, progress: Callable[[int, int]
         os.replace(temporary, folder / "pixels.npy")
 
 
-def _squeezed(row: dict[str, Any], side: int) -> np.ndarray:
-    """Return a row's image as uint8 ``[3, S, S]``."""
-    picture = open_row(row, least=2 * side)
-    if picture.size != (side, side):
-        picture = picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3)
-    return np.asarray(picture).transpose(2, 0, 1)
+def _framed(row: dict[str, Any], frame: Frame) -> np.ndarray:
+    """Return what a frame keeps of a row's image as uint8 ``[3, H, W]``."""
+    image, (height, width) = open_row(row, least=frame.least()), frame.size
+    box = frame.box(*image.size)
+    if image.size != (width, height) or box != (0, 0, width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box, reducing_gap=3)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 @dataclass(frozen=True)
-class Squeezed:
-    """A dataset's images ``[3, S, S]``, or in words why one cannot be read."""
+class Framed:
+    """What a frame keeps of a dataset's images, uint8 ``[3, H, W]``, or in words why one cannot be read."""
 
     dataset: Any
-    side: int
+    frame: Frame
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> np.ndarray | str:
         try:
-            return _squeezed(self.dataset[index], self.side)
+            return _framed(self.dataset[index], self.frame)
         except BadPicture as problem:
             return str(problem)
 
 
 def in_order(values: "np.ndarray | Undecoded", begin: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield ``Pixels.values`` from index ``begin`` on as batches uint8 ``[B, 3, S, S]``, each after its first index."""
+    """Yield ``Pixels.values`` from index ``begin`` on as batches uint8 ``[B, 3, H, W]``, each after its first index."""
     if not isinstance(values, Undecoded):
         for start in range(begin, len(values), size):
             yield start, np.array(values[start : start + size])
         return
     rest = values.dataset.select(range(begin, len(values)))
-    for nth, batch in enumerate(in_batches(Squeezed(rest, values.shape[-1]), size)):
+    for nth, batch in enumerate(in_batches(Framed(rest, values.frame), size)):
         yield begin + nth * size, np.stack(batch)
 
 

@@ -7,6 +7,39 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Frame:
+    """The part of each image that is kept decoded, and its ``size`` (height, width) in pixels.
+
+    It is what the teacher's processor shows it: ``height`` and ``width`` of the image's middle, as shares of its own
+    height and width (``relative_to`` is ``image``), or both of its ``short side``.
+    """
+
+    size: tuple[int, int]
+    relative_to: str = "image"
+    height: float = 1.0
+    width: float = 1.0
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return left, top, right and bottom of the part that is kept of an image of this size, in pixels."""
+        sides = (width, height) if self.relative_to == "image" else (min(width, height),) * 2
+        across, down = min(width, self.width * sides[0]), min(height, self.height * sides[1])
+        left, top = (width - across) / 2, (height - down) / 2
+        return left, top, left + across, top + down
+
+    def least(self) -> int:
+        """Return the side in pixels that an image should have at least to be scaled down to this frame without loss."""
+        return round(2 * max(self.size[0] / self.height, self.size[1] / self.width))
+
+    def key(self) -> str:
+        """Return a name for it that can be part of a file's."""
+        part = (
+            "" if (self.height, self.width) == (1, 1) and self.relative_to == "image" else self.relative_to[:5].strip()
+        )
+        shares = f"-{part}-{self.height:.4f}-{self.width:.4f}" if part else ""
+        return f"{self.size[0]}x{self.size[1]}{shares}"
+
+
+@dataclass(frozen=True)
 class Views:
     """The crops of a split: a pure function of (fingerprint, image, view, ``seed``).
 
@@ -42,7 +75,7 @@ def crop(values: Any, boxes: Any, mirrored: Any, size: tuple[int, int]) -> Any:
     import torch
     from torch.nn.functional import avg_pool2d, grid_sample
 
-    points = max(1, round(values.shape[-1] / max(size)))
+    points = max(1, round(max(values.shape[-2:]) / max(size)))
     height, width = size[0] * points, size[1] * points
     left, top, across, down = (part[:, None] for part in boxes.unbind(1))
     middles = [(torch.arange(n, device=boxes.device) + 0.5) / n for n in (width, height)]

@@ -160,7 +160,7 @@ class Prepared:
     targets: Any
 
     def lesson(self, trial: Trial) -> Lesson:
-        student = setup.build_student(self.plan.config, self.splits, trial.seed)
+        student = setup.build_student(self.plan.config, self.splits, trial.seed, self.targets.teacher)
         return Lesson(self.plan, trial, student, self.pixels, self.targets)
 
 
@@ -169,7 +169,7 @@ def prepare_run(run: Run) -> Prepared:
     job = setup.start_job(run)
     splits = setup.load_job_splits(job)
     teacher = setup.load_job_teacher(job.config, splits)
-    student = setup.build_student(job.config, splits, job.config.seed)
+    student = setup.build_student(job.config, splits, job.config.seed, teacher)
     plan = setup.make_plan(job, splits, teacher, student)
     pixels = setup.decode(job, plan, splits)
     setup.tell_models(job, plan, teacher, student)

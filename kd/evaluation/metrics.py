@@ -1,5 +1,8 @@
 """Metrics as `evaluate` modules that work offline, where `evaluate.load` would download a script from the Hub."""
 
+import math
+from collections.abc import Sequence
+
 import datasets
 import evaluate
 import numpy as np
@@ -40,6 +43,14 @@ class Agreement(_ClassMetric):
 
     def _compute(self, predictions, references) -> dict[str, float]:
         return {"agreement": float(np.mean(np.equal(predictions, references)))}
+
+
+def is_lower_than_chance_allows(shares: Sequence[float], counts: Sequence[int]) -> bool:
+    """Return whether the first of two ``shares`` of ``counts`` images is lower than the second by over three standard
+    errors of their difference, as if both were the same (the two-proportion z-test): once in 700 times by chance."""
+    pooled = sum(share * count for share, count in zip(shares, counts, strict=True)) / sum(counts)
+    error = math.sqrt(pooled * (1 - pooled) * sum(1 / count for count in counts))
+    return shares[1] - shares[0] > 3 * error
 
 
 def chance_level(labels: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """Load a student, with random or pretrained weights, and check that it takes its input size."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, ViTImageProcessorPil
 from kd.errors import UserError
 from kd.models.class_map import has_no_names, plain_name
 from kd.models.depthwise import speed_up_depthwise
+from kd.models.framing import WHOLE, Framing, framed_processor, framing_or_none
 from kd.models.pretrained import check_is_classifier, is_local, load_config, load_weights, model_classes
 from kd.models.processor import Normalization, load_processor, read_normalization, resized_processor
 from kd.models.repair import repair_training_settings
@@ -28,6 +29,7 @@ class Student:
     processor: Any
     normalization: Normalization
     pretrained: bool
+    framing: Framing | None = WHOLE
     repairs: list[str] = field(default_factory=list)
 
 
@@ -59,6 +61,12 @@ def load_student(name: str, classes: list[str], side: int | None, seed: int, rep
     return student
 
 
+def with_framing(student: Student, size: tuple[int, int], framing: Framing) -> Student:
+    """Return a student whose processor shows it this part of an image at ``size``; mean and deviation stay its own."""
+    processor = framed_processor(student.processor, size, framing)
+    return replace(student, processor=processor, normalization=read_normalization(processor), framing=framing)
+
+
 def _pretrained_student(name: str, classes: list[str], side: int | None, repair: bool) -> Student:
     """Load a student with pretrained weights and a new head unless it has these classes already."""
     if "/" not in name and not Path(os.path.expanduser(name)).is_dir():
@@ -76,7 +84,8 @@ def _pretrained_student(name: str, classes: list[str], side: int | None, repair:
     if side is not None:
         processor = resized_processor(processor, side)
     repairs = repair_training_settings(model, random_weights=False) if repair else []
-    return Student(model, processor, read_normalization(processor), pretrained=True, repairs=repairs)
+    normalization, framing = read_normalization(processor), framing_or_none(processor)
+    return Student(model, processor, normalization, pretrained=True, framing=framing, repairs=repairs)
 
 
 def has_classes(config: Any, classes: list[str]) -> bool:

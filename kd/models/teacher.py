@@ -1,6 +1,7 @@
 """Load a teacher and bring its outputs into the order of the dataset's classes."""
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from kd.config import NO_TEACHER, SAMPLE
 from kd.errors import UserError
 from kd.models.class_map import match_classes
+from kd.models.framing import read_framing
 from kd.models.pretrained import check_is_classifier, is_local, load_config, load_weights, model_classes
 from kd.models.processor import load_processor, read_normalization
 from kd.system.files import ASSETS
@@ -44,6 +46,7 @@ class Teacher(nn.Module):
         known = None if columns is None or None not in columns else torch.tensor([c is not None for c in columns])
         self.register_buffer("known", known, persistent=False)
         self.normalization = read_normalization(processor)
+        self.framing = read_framing(processor)
         self.warnings: list[str] = []
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
@@ -54,6 +57,10 @@ class Teacher(nn.Module):
         if self.known is not None:
             logits = logits.masked_fill(~self.known, UNKNOWN_LOGIT)
         return ImageClassifierOutput(logits=logits)
+
+    def set_size(self, size: tuple[int, int]) -> None:
+        """Set the input size (height, width) of a teacher whose processor leaves images at their own."""
+        self.normalization = replace(self.normalization, size=size)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in evaluation mode, because dropout would add noise to the targets."""

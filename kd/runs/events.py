@@ -124,6 +124,13 @@ class Targets(Event):
     precision: NotRequired[str]
 
 
+class TargetCheck(Event):
+    """The teacher on the whole training images, whose logits students learn, and on the validation images."""
+
+    accuracy: float
+    validation: float
+
+
 class Memory(Event):
     """A GPU's memory ran out: batches are cut into ``parts`` from now on."""
 
@@ -246,6 +253,7 @@ OF_RUNS: dict[str, Any] = {
     "models": Models,
     "teacher": Teacher,
     "targets": Targets,
+    "target_check": TargetCheck,
     "memory": Memory,
     "training": Training,
     "step": Step,

@@ -11,14 +11,14 @@ import numpy as np
 from kd.config import DistillConfig
 from kd.data.duplicates import without_duplicates
 from kd.data.images import typical_size
-from kd.data.pixels import Squeezed, decoding_processes, fingerprint, pixels_folder
+from kd.data.pixels import Framed, decoding_processes, fingerprint, pixels_folder
 from kd.data.splits import load_splits
-from kd.data.views import Views
+from kd.data.views import Frame, Views
 from kd.evaluation.scoring import SCORING_BATCH, score, scores_file
 from kd.models.device import Compute, batch_seconds, pick_device, pick_precision
 from kd.models.processor import read_normalization
-from kd.training.plan import fitting_epochs, mean_area, pixel_side, trials_of, views_of
-from kd.training.setup import build_student, load_job_teacher, online_seconds, training_threads, with_classes
+from kd.training.plan import fitting_epochs, mean_area, pixel_size, trials_of, views_of
+from kd.training.setup import build_student, frame_of, load_job_teacher, online_seconds, training_threads, with_classes
 from kd.training.targets import TargetCache
 from kd.training.throughput import EpochCost, measure_throughput
 
@@ -55,14 +55,14 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     began = time.thread_time()
     teacher = load_job_teacher(config, splits)
     splits = with_classes(splits, teacher, config)
-    student = build_student(config, splits, config.seed)
+    student = build_student(config, splits, config.seed, teacher)
     start += time.thread_time() - began
     size = student.normalization.size
     sizes = [model.normalization.size for model in (teacher, student) if model]
-    side = pixel_side(sizes, typical_size(splits.train)[1])
+    frame = frame_of(teacher, student, pixel_size(sizes, typical_size(splits.train)[1]))
     with training_threads(device, size):
         compute = Compute(device, pick_precision(config.precision, device, student.model, size, cache))
-        cost = measure_throughput(student, config, side, compute)
+        cost = measure_throughput(student, config, frame.size, compute)
     cost = dataclasses.replace(
         cost,
         images=len(splits.train),
@@ -79,9 +79,9 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     unasked = [part for part in (splits.validation, splits.test) if teacher and not _is_scored(teacher, part, cache)]
     stages = {
         "start": start,
-        "pictures": sum(_decoding(part, side, cache) for part in (splits.train, splits.validation)),
+        "pictures": sum(_decoding(part, frame, cache) for part in (splits.train, splits.validation)),
         "teacher": sum(map(len, unasked)) * scoring["teacher"],
-        "targets": 0.0 if teacher is None else _targets(config, teacher, splits.train, side, (device, cache)),
+        "targets": 0.0 if teacher is None else _targets(config, teacher, splits.train, frame, (device, cache)),
         "training": _training(config, cost, area),
         "test": len(splits.test) * trainings * scoring["student"] + LATENCY_TRIALS * max(scoring.values()),
     }
@@ -128,11 +128,11 @@ def _is_scored(teacher: Any, dataset: Any, cache: Path) -> bool:
     return scores_file(f"{teacher.key()}-{fingerprint(dataset)}", cache).exists()
 
 
-def _decoding(dataset: Any, side: int, cache: Path) -> float:
+def _decoding(dataset: Any, frame: Frame, cache: Path) -> float:
     """Return the seconds until a split is decoded; 0 where it is already."""
-    if (pixels_folder(fingerprint(dataset), side, cache) / "pixels.npy").exists():
+    if (pixels_folder(fingerprint(dataset), frame, cache) / "pixels.npy").exists():
         return 0.0
-    few = Squeezed(dataset.select(range(min(FEW, len(dataset)))), side)
+    few = Framed(dataset.select(range(min(FEW, len(dataset)))), frame)
     return (
         steady(lambda: [few[index] for index in range(len(few))])
         / len(few)
@@ -141,7 +141,7 @@ def _decoding(dataset: Any, side: int, cache: Path) -> float:
     )
 
 
-def _targets(config: DistillConfig, teacher: Any, train: Any, side: int, where: tuple[Any, Path]) -> float:
+def _targets(config: DistillConfig, teacher: Any, train: Any, frame: Frame, where: tuple[Any, Path]) -> float:
     """Return the seconds until the teacher has been asked about every view that is not kept yet.
 
     ``where``: the device, and the folder of the caches.
@@ -154,6 +154,6 @@ def _targets(config: DistillConfig, teacher: Any, train: Any, side: int, where: 
     batch = at_once(size)
     seconds = batch_seconds(teacher, size, compute, batch, rounds=3) / batch
     views = Views(fingerprint(train), len(train), config.crop_area)
-    kept = TargetCache(teacher, views, folder, compute).place((len(train), 3, side, side))
+    kept = TargetCache(teacher, views, folder, compute).place((len(train), 3, *frame.size))
     missing = [view for view in range(views_of(config)) if not (kept / f"view-{view}.npy").exists()]
     return len(missing) * len(train) * seconds

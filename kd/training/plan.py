@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd.config import DistillConfig
+from kd.data.views import Frame
 from kd.runs.run import Run
 
 if TYPE_CHECKING:
@@ -51,15 +52,14 @@ class Plan:
     """What a run will do, decided before the first step.
 
     ``config`` is the effective configuration: its epochs fit the minutes, its lambda is 1 where images have no labels.
-    ``input_size`` is the student's (height, width), ``pixel_side`` the side at which images are kept decoded, both in
-    pixels. ``warnings`` are what the user should know beforehand.
+    ``input_size`` is the student's (height, width) in pixels, ``frame`` the part of each image that is kept decoded. ``warnings`` are what the user should know beforehand.
     """
 
     config: DistillConfig
     trials: tuple[Trial, ...]
     classes: list[str]
     input_size: tuple[int, int]
-    pixel_side: int
+    frame: Frame
     precision: str
     warnings: list[str]
 
@@ -80,10 +80,11 @@ def trials_of(config: DistillConfig) -> list[Trial]:
     return [Trial(*pair, nth, len(pairs)) for nth, pair in enumerate(pairs, start=1)]
 
 
-def pixel_side(sizes: list[tuple[int, int]], longest: int) -> int:
-    """Return the side in pixels at which images are kept decoded: a little over the larger of the models' input
-    ``sizes``, and never over the ``longest`` side of the images themselves."""
-    return min(longest, round(PIXEL_MARGIN * max(map(max, sizes))))
+def pixel_size(sizes: list[tuple[int, int]], longest: int) -> tuple[int, int]:
+    """Return the height and width in pixels at which images are kept decoded: a little over the larger of the models'
+    input ``sizes``, and never over the ``longest`` side of the images themselves."""
+    height, width = (min(longest, round(PIXEL_MARGIN * max(sides))) for sides in zip(*sizes, strict=True))
+    return height, width
 
 
 def views_of(config: DistillConfig) -> int:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from kd import limits
 from kd.config import NO_TEACHER, STUDENT_NAMES, DistillConfig
+from kd.data.views import Frame
+from kd.errors import UserError
 from kd.runs.queue import StopAsked
 from kd.runs.run import Run
 from kd.runs.store import existing_teacher, run_of_teacher
-from kd.training.plan import Plan, fitting_epochs, mean_area, pixel_side, sizes_of, trials_of
+from kd.training.plan import Plan, fitting_epochs, mean_area, pixel_size, sizes_of, trials_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,6 +96,7 @@ def load_job_splits(job: Job) -> "Splits":
 
 def load_job_teacher(config: DistillConfig, splits: "Splits") -> "Teacher | None":
     """Load the teacher, its outputs in the order of the dataset's classes; ``None`` where the labels alone teach."""
+    from kd.models.framing import OWN_SIZE
     from kd.models.teacher import load_teacher
     from kd.training.labels import check_known
 
@@ -101,6 +104,8 @@ def load_job_teacher(config: DistillConfig, splits: "Splits") -> "Teacher | None
         return None
     counts = splits.counts("train")
     teacher = load_teacher(existing_teacher(config.teacher), splits.classes, config.label_map, counts)
+    if teacher.framing == OWN_SIZE:
+        teacher.set_size(common_size(splits, "The teacher"))
     check_known(splits, teacher, config.baseline == "yes")
     return teacher
 
@@ -112,16 +117,49 @@ def with_classes(splits: "Splits", teacher: "Teacher | None", config: DistillCon
     return splits if splits.labelled else with_teacher_classes(splits, teacher, config)
 
 
-def build_student(config: DistillConfig, splits: "Splits", seed: int) -> "Student":
-    """Build the student with the weights that a training with this seed begins with."""
+def common_size(splits: "Splits", whose: str) -> tuple[int, int]:
+    """Return the height and width that all images of all splits have. Raises ``UserError`` where they differ."""
+    from kd.data.images import row_size
+
+    parts = (splits.train, splits.validation, splits.test)
+    found = {size for part in parts for row in part if (size := row_size(row)) is not None}
+    if len(found) != 1:
+        shown = ", ".join(f"{width} x {height}" for width, height in sorted(found)[:3])
+        raise UserError(
+            f"{whose} takes pictures at their own size (do_resize is false in its preprocessor_config.json), and the pictures "
+            f"have {len(found)} sizes ({shown} ...). Set do_resize to true and a size there, or give pictures of one size."
+        )
+    ((width, height),) = found
+    return height, width
+
+
+def frame_of(teacher: "Teacher | None", student: "Student", size: tuple[int, int]) -> Frame:
+    """Return what is kept of each image, at ``size``: what the teacher's processor shows it, or else the student's."""
+    relative_to, height, width = teacher.framing if teacher else student.framing
+    return Frame(size, "image" if relative_to == "own size" else relative_to, height, width)
+
+
+def build_student(config: DistillConfig, splits: "Splits", seed: int, teacher: "Teacher | None" = None) -> "Student":
+    """Build the student with the weights that a training with this seed begins with.
+
+    Its processor shows it the same part of an image as the teacher's does.
+    """
     from kd.data.images import typical_size
-    from kd.models.student import load_student
+    from kd.models.framing import OWN_SIZE, WHOLE
+    from kd.models.student import load_student, with_framing
     from kd.models.zoo import student_side
 
     side = config.image_size
     if config.student in STUDENT_NAMES:  # a pretrained student's own processor says its size
         side = student_side(config.student, side, typical_size(splits.train)[0])
-    return load_student(config.student, splits.classes, side, seed, config.heal == "yes")
+    student = load_student(config.student, splits.classes, side, seed, config.heal == "yes")
+    if teacher is None and student.framing not in (OWN_SIZE, None):
+        return student
+    size = student.normalization.size
+    if student.framing == OWN_SIZE:
+        size = common_size(splits, "The student")
+    framing = WHOLE if teacher is None or teacher.framing == OWN_SIZE else teacher.framing
+    return with_framing(student, size, framing)
 
 
 def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "Student") -> Plan:
@@ -139,10 +177,10 @@ def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "S
         config = dataclasses.replace(config, lambda_=1.0)
     warnings = plan_warnings(config, splits, teacher)
     sizes = [model.normalization.size for model in (teacher, student) if model]
-    side = pixel_side(sizes, typical_size(splits.train)[1])
+    frame = frame_of(teacher, student, pixel_size(sizes, typical_size(splits.train)[1]))
     with training_threads(job.device, size):
         precision = pick_precision(config.precision, job.device, student.model, size, job.cache)
-        plan = Plan(config, tuple(trials_of(config)), splits.classes, size, side, precision, warnings)
+        plan = Plan(config, tuple(trials_of(config)), splits.classes, size, frame, precision, warnings)
         config = with_epochs(job, plan, splits, teacher, student)
     if config.start_size:
         check_input_size(config.student, student, sizes_of(config, size)(0))
@@ -199,7 +237,7 @@ def with_epochs(job: Job, plan: Plan, splits: "Splits", teacher: "Teacher | None
             compute = Compute(job.device, plan.precision)
             clock = Clock(MEASURING_SHARE * 60 * config.minutes, job.progress("throughput"))
             cost = dataclasses.replace(
-                measure_throughput(student, config, plan.pixel_side, compute, clock),
+                measure_throughput(student, config, plan.frame.size, compute, clock),
                 images=len(splits.train),
                 validation=len(splits.validation),
                 teacher=online_seconds(config, teacher, compute),
@@ -243,8 +281,8 @@ def decode(job: Job, plan: Plan, splits: "Splits") -> DecodedSplits:
     from kd.data.views import Views
 
     started = time.perf_counter()
-    train = load_pixels(splits.train, plan.pixel_side, job.cache, job.progress("train pixels"))
-    validation = load_pixels(splits.validation, plan.pixel_side, job.cache, job.progress("validation pixels"))
+    train = load_pixels(splits.train, plan.frame, job.cache, job.progress("train pixels"))
+    validation = load_pixels(splits.validation, plan.frame, job.cache, job.progress("validation pixels"))
     job.tell(
         "data",
         **splits.sizes(),
@@ -290,7 +328,35 @@ def teacher_targets(
     if plan.config.targets == "online":
         job.tell("targets", cache="online", seconds=0)
         return Targets(cache="online", teacher=teacher, validation=validation)
-    return dataclasses.replace(ask_teacher(job, teacher, pixels, plan.views), validation=validation)
+    targets = dataclasses.replace(ask_teacher(job, teacher, pixels, plan.views), validation=validation)
+    if splits.labelled:
+        check_targets(job, targets, pixels)
+    return targets
+
+
+def check_targets(job: Job, targets: "Targets", pixels: DecodedSplits) -> None:
+    """Measure the teacher's logits of the whole training images, which its students learn, and warn where they are worse
+    than those of validation images by more than chance allows; the ``target_check`` event.
+
+    They should not be: the teacher may even have been trained on these images.
+    """
+    from kd.evaluation.metrics import is_lower_than_chance_allows
+    from kd.evaluation.scoring import quality
+    from kd.training.labels import known_rows
+
+    teacher, right, counts = targets.teacher, [], []
+    for logits, part in ((targets.logits[0], pixels.train), (targets.validation, pixels.validation)):
+        rows = known_rows(teacher, part.labels)
+        right.append(quality(logits[rows], part.labels[rows])["accuracy"])
+        counts.append(int(rows.sum()))
+    warnings = []
+    if is_lower_than_chance_allows(right, counts):
+        warnings.append(
+            f"The teacher is right on {right[0]:.1%} of the training pictures, whose answers the student learns, and on "
+            f"{right[1]:.1%} of the validation pictures: more than chance explains. Are the training labels right, and do "
+            "the training pictures look like the others?"
+        )
+    job.tell("target_check", accuracy=round(right[0], 5), validation=round(right[1], 5), warnings=warnings)
 
 
 def check_teacher(job: Job, splits: "Splits", teacher: "Teacher", validation: "Pixels") -> "np.ndarray":

@@ -54,14 +54,14 @@ class EpochCost:
 
 
 def measure_throughput(
-    student: Student, config: DistillConfig, side: int, compute: Compute, clock: "Clock | None" = None
+    student: Student, config: DistillConfig, size: tuple[int, int], compute: Compute, clock: "Clock | None" = None
 ) -> EpochCost:
     """Measure what an image costs a copy of ``student``, with the crops, optimiser and batches of a run of ``config``.
 
     Args:
         student: what would be trained; it stays as it is.
         config: the settings of the run.
-        side: side in pixels at which images are kept decoded.
+        size: height and width in pixels at which images are kept decoded.
         compute: device and precision.
         clock: for how many seconds steps are timed, of which the median counts, without the first, in which kernels are
             chosen. More seconds are surer where others share the machine. Default: one second.
@@ -76,7 +76,7 @@ def measure_throughput(
         settings.load_best_model_at_end = False
         clock.ends.clear()
         try:
-            return _measured(student, config, side, settings, clock)
+            return _measured(student, config, size, settings, clock)
         except RuntimeError as error:
             if not memory.ran_out_on_gpu(error) or parts == config.batch_size:
                 raise
@@ -86,7 +86,7 @@ def measure_throughput(
 
 
 def _measured(
-    student: Student, config: DistillConfig, side: int, settings: TrainingArguments, clock: "Clock"
+    student: Student, config: DistillConfig, size: tuple[int, int], settings: TrainingArguments, clock: "Clock"
 ) -> EpochCost:
     """Measure with these ``settings``. Each epoch is one step: the noise of a batch is enough."""
     trainer = ImageDistilTrainer(
@@ -94,8 +94,8 @@ def _measured(
         lambda_param=0.0,
         ema=config.ema,
         args=settings,
-        train_dataset=_noise(config.batch_size, side, student, config.crop_area, settings.device),
-        eval_dataset=_noise(EVALUATED, side, student, 1.0, settings.device),
+        train_dataset=_noise(config.batch_size, size, student, config.crop_area, settings.device),
+        eval_dataset=_noise(EVALUATED, size, student, 1.0, settings.device),
         data_collator=ViewBatches.collate,
         callbacks=[clock],
     )
@@ -110,9 +110,9 @@ def _measured(
     return EpochCost(image, min(*evaluations, image))
 
 
-def _noise(count: int, side: int, student: Student, crop_area: float, device: torch.device) -> ViewBatches:
+def _noise(count: int, size: tuple[int, int], student: Student, crop_area: float, device: torch.device) -> ViewBatches:
     """Make batches of crops of so many noisy images."""
-    values = np.random.default_rng(0).integers(0, 256, (count, 3, side, side), np.uint8)
+    values = np.random.default_rng(0).integers(0, 256, (count, 3, *size), np.uint8)
     labels = np.arange(count) % student.model.config.num_labels
     batches = ViewBatches(
         Pixels(values, labels, "0", [], cached=True), Views("0", count, crop_area), student.normalization, device

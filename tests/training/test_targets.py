@@ -10,7 +10,7 @@ import torch
 from kd.config import DistillConfig
 from kd.data.pixels import load_pixels
 from kd.data.splits import load_splits
-from kd.data.views import Views
+from kd.data.views import Frame, Views
 from kd.models.device import Compute
 from kd.models.teacher import load_teacher
 from kd.training.batches import ViewBatches
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def world(colours, teacher, tmp_path):
     """Pixels, views, teacher and an empty cache."""
     splits = load_splits(DistillConfig(dataset=str(colours)))
-    pixels = load_pixels(splits.train, 32, tmp_path)
+    pixels = load_pixels(splits.train, Frame((32, 32)), tmp_path)
     model = load_teacher(str(teacher), splits.classes)
     return pixels, Views(pixels.fingerprint, len(pixels.labels), 0.5), model, tmp_path
 
@@ -135,6 +135,6 @@ def test_pictures_that_are_not_kept_have_the_same_targets(world, colours, monkey
     cache = world[3]
     kept = load(world, 2)
     monkeypatch.setenv("KD_PIXELS_GB", "0.0001")
-    lazy = load_pixels(load_splits(DistillConfig(dataset=str(colours))).train, 32, cache / "lazy")
+    lazy = load_pixels(load_splits(DistillConfig(dataset=str(colours))).train, Frame((32, 32)), cache / "lazy")
     found = load(world, 2, folder=cache / "lazy", pixels=lazy)
     np.testing.assert_allclose(found.logits[1], kept.logits[1], atol=1e-5)

@@ -33,7 +33,7 @@ def test_the_throughput_counts_all_of_a_step_and_of_validation_and_leaves_the_st
     files = sorted(tmp_path.iterdir())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     clock = Clock(0.0, lambda *done: told.append(done))
-    cost = measure_throughput(student, config, 36, Compute(torch.device("cpu")), clock)
+    cost = measure_throughput(student, config, (36, 36), Compute(torch.device("cpu")), clock)
     assert 0.4 / 8 <= cost.image < 0.4 and 0.4 / 64 <= cost.evaluation < cost.image
     after = student.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -44,5 +44,5 @@ def test_the_throughput_believes_no_evaluation_that_takes_longer_than_a_training
     student = load_student("mobilenet_v2_0.35", toys.CLASSES, 32, 0)
     monkeypatch.setattr(ImageDistilTrainer, "evaluate", lambda self: {"eval_runtime": 1e9})  # others had the cores
     config = DistillConfig.from_dict({**small, "batch_size": 8})
-    cost = measure_throughput(student, config, 36, Compute(torch.device("cpu")), Clock(0.0))
+    cost = measure_throughput(student, config, (36, 36), Compute(torch.device("cpu")), Clock(0.0))
     assert cost.evaluation == cost.image
