@@ -69,7 +69,7 @@ def recipe(run: Run) -> None:
         setup.tell_models(job, plan, teacher, student)
         # --- Targets: the teacher's logits for every view, asked for once
         targets = setup.teacher_targets(job, plan, splits, teacher, pixels)
-        pixels = setup.label_pixels(job, splits, pixels, targets)
+        pixels = setup.label_pixels(job, plan, splits, pixels, targets)
     # --- Each seed, with the teacher and without: the loss is in kd/training/losses.py
     test, results = TestSplit(job, splits, targets), []
     for trial in plan.trials:

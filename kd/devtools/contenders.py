@@ -295,6 +295,68 @@ def student_step(row: Row, precision: str, layout: Any, quick: bool) -> Callable
     return step
 
 
+def loop(row: Row) -> dict[str, Any]:
+    """Distil in a plain PyTorch loop: teacher and student in bf16, a fresh random crop of each image in every epoch.
+
+    Worker processes decode, cut, scale and mirror the images one by one, as most scripts do. There is no Trainer.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    from kd.data.splits import load_splits
+    from kd.models.device import Compute, pick_device
+    from kd.models.student import load_student
+    from kd.models.teacher import load_teacher
+
+    plan, stages = row.plan, row.stages
+    splits, compute = load_splits(plan.config(row.folder)), Compute(pick_device(plan.device), "bf16")
+    teacher = load_teacher(str(row.folder / "teacher"), splits.classes).to(compute.device)
+    student = load_student(plan.student, splits.classes, plan.image_size, 0).model.to(compute.device).train()
+    optimizer = torch.optim.AdamW(student.parameters(), 1e-3)
+    images = RandomCrops(splits.train, teacher.normalization.size[0])
+    batches = torch.utils.data.DataLoader(images, plan.batch_size, shuffle=True, drop_last=True, num_workers=2)
+    with suppress(Enough):
+        while True:
+            for pixels, labels in batches:
+                values, labels = teacher.normalization(pixels.to(compute.device).float()), labels.to(compute.device)
+                with stages.time("targets"), torch.no_grad(), compute.autocast():
+                    theirs = teacher(values).logits.float()
+                with stages.time("forward/backward"):
+                    with compute.autocast():
+                        ours = student(pixel_values=values).logits.float()
+                    soft = F.kl_div(F.log_softmax(ours / 5, -1), F.softmax(theirs / 5, -1), reduction="batchmean") * 25
+                    (0.5 * F.cross_entropy(ours, labels) + 0.5 * soft).backward()
+                with stages.time("optimiser"):
+                    optimizer.step()
+                    optimizer.zero_grad()
+                row.turns.step(plan.batch_size)
+    return {"precision": "bf16", "costs": None}
+
+
+class RandomCrops:
+    """A split whose images are decoded, cut at random, scaled and mirrored each time that they are asked for."""
+
+    def __init__(self, dataset: Any, side: int) -> None:
+        self.dataset, self.side = dataset, side
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        from PIL import Image, ImageOps
+
+        from kd.data.images import open_row
+
+        row, rng = self.dataset[index], np.random.default_rng()
+        image = open_row(row)
+        share, width, height = np.sqrt(rng.uniform(0.35, 1)), *image.size
+        left, top = rng.uniform(0, width * (1 - share)), rng.uniform(0, height * (1 - share))
+        box = (left, top, left + share * width, top + share * height)
+        image = image.resize((self.side, self.side), Image.Resampling.BILINEAR, box, reducing_gap=3)
+        image = ImageOps.mirror(image) if rng.random() < 0.5 else image
+        return np.asarray(image).transpose(2, 0, 1).copy(), row["label"]
+
+
 def student_only(row: Row) -> dict[str, Any]:
     """Train without a teacher, as the baseline of a run is trained."""
     found = ours(row, "baseline")
@@ -346,6 +408,7 @@ WAYS: dict[str, Callable[[Row], dict[str, Any]]] = {
     "guide": guide,
     "online": lambda row: ours(row, "online"),
     "cached": lambda row: ours(row, "cached"),
+    "loop": loop,
     "ceiling": ceiling,
     "plain": lambda row: ceiling(row, quick=False),
     "student only": student_only,

@@ -24,13 +24,13 @@ from kd.errors import UserError
 from kd.runs.process import KEEP_MEMORY
 
 # The rows of `kd bench`, and of its flags.
-ROWS = ("guide", "online", "cached", "ceiling", "plain", "student only")
+ROWS = ("guide", "loop", "online", "cached", "ceiling", "plain", "student only")
 FULL_ROWS = ("guide", "online", "cached")
 SWEEP_ROWS = ("cached", "student only")
 SCALE_ROWS = tuple(f"cached {times}x" for times in SCALES)
 
 # The rows whose process keeps the default settings of the allocator.
-DEFAULT_ALLOCATOR_ROWS = ("guide", "plain")
+DEFAULT_ALLOCATOR_ROWS = ("guide", "loop", "plain")
 
 SWEEP_POINTS = 12
 
@@ -173,6 +173,7 @@ def ratios(plan: Plan, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     found = {
         "cached_over_guide": of("images_per_second", "cached", "guide"),
         "cached_over_online": of("images_per_second", "cached", "online"),
+        "online_over_loop": of("images_per_second", "online", "loop"),
         "cached_over_ceiling": of("images_per_second", "cached", "ceiling"),
         "ceiling_over_plain": of("images_per_second", "ceiling", "plain"),
         "recipe_guide_over_cached": of("recipe_seconds", "guide", "cached"),

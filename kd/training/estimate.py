@@ -63,12 +63,8 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     with training_threads(device, size):
         compute = Compute(device, pick_precision(config.precision, device, student.model, size, cache))
         cost = measure_throughput(student, config, frame.size, compute)
-    cost = dataclasses.replace(
-        cost,
-        images=len(splits.train),
-        validation=len(splits.validation),
-        teacher=online_seconds(config, teacher, compute),
-    )
+    asking = online_seconds(config, teacher, _teacher_compute(config, teacher, device, cache)) if teacher else 0.0
+    cost = dataclasses.replace(cost, images=len(splits.train), validation=len(splits.validation), teacher=asking)
     if config.minutes is not None:
         config = dataclasses.replace(config, epochs=fitting_epochs(config, size, cost))
     area, trainings = mean_area(config, size), len(trials_of(config))
@@ -141,6 +137,11 @@ def _decoding(dataset: Any, frame: Frame, cache: Path) -> float:
     )
 
 
+def _teacher_compute(config: DistillConfig, teacher: Any, device: Any, cache: Path) -> Compute:
+    """Return where and in which precision the teacher is asked for targets."""
+    return Compute(device, pick_precision(config.precision, device, teacher.model, teacher.normalization.size, cache))
+
+
 def _targets(config: DistillConfig, teacher: Any, train: Any, frame: Frame, where: tuple[Any, Path]) -> float:
     """Return the seconds until the teacher has been asked about every view that is not kept yet.
 
@@ -149,8 +150,7 @@ def _targets(config: DistillConfig, teacher: Any, train: Any, frame: Frame, wher
     device, folder = where
     if config.targets == "online":
         return 0.0
-    size = teacher.normalization.size
-    compute = Compute(device, pick_precision(config.precision, device, teacher.model, size, folder))
+    size, compute = teacher.normalization.size, _teacher_compute(config, teacher, device, folder)
     batch = at_once(size)
     seconds = batch_seconds(teacher, size, compute, batch, rounds=3) / batch
     views = Views(fingerprint(train), len(train), config.crop_area)

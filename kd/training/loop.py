@@ -118,6 +118,7 @@ def build_trainer(job: Job, lesson: Lesson) -> "ImageDistilTrainer":
     from transformers.integrations import TensorBoardCallback
     from transformers.trainer_callback import PrinterCallback
 
+    from kd.models.device import Compute
     from kd.training.batches import ViewBatches
     from kd.training.callback import RunCallback
     from kd.training.trainer import ImageDistilTrainer
@@ -146,6 +147,7 @@ def build_trainer(job: Job, lesson: Lesson) -> "ImageDistilTrainer":
     )
     trainer.remove_callback(PrinterCallback)
     callback.trainer, trainer.run_callback = trainer, callback
+    trainer.teacher_autocast = Compute(job.device, plan.teacher_precision).autocast
     return trainer
 
 

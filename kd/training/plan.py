@@ -52,6 +52,7 @@ class Plan:
     """What a run will do, decided before the first step.
 
     ``config`` is the effective configuration: its epochs fit the minutes, its lambda is 1 where images have no labels.
+    ``precision`` is the arithmetic of the student, ``teacher_precision`` that of the teacher wherever it gives targets.
     ``input_size`` is the student's (height, width) in pixels, ``frame`` the part of each image that is kept decoded. ``warnings`` are what the user should know beforehand.
     """
 
@@ -61,6 +62,7 @@ class Plan:
     input_size: tuple[int, int]
     frame: Frame
     precision: str
+    teacher_precision: str
     warnings: list[str]
 
     @property

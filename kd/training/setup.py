@@ -178,9 +178,12 @@ def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "S
     warnings = plan_warnings(config, splits, teacher)
     sizes = [model.normalization.size for model in (teacher, student) if model]
     frame = frame_of(teacher, student, pixel_size(sizes, typical_size(splits.train)[1]))
+    theirs = "fp32"
+    if teacher:
+        theirs = pick_precision(config.precision, job.device, teacher.model, teacher.normalization.size, job.cache)
     with training_threads(job.device, size):
         precision = pick_precision(config.precision, job.device, student.model, size, job.cache)
-        plan = Plan(config, tuple(trials_of(config)), splits.classes, size, frame, precision, warnings)
+        plan = Plan(config, tuple(trials_of(config)), splits.classes, size, frame, precision, theirs, warnings)
         config = with_epochs(job, plan, splits, teacher, student)
     if config.start_size:
         check_input_size(config.student, student, sizes_of(config, size)(0))
@@ -240,7 +243,7 @@ def with_epochs(job: Job, plan: Plan, splits: "Splits", teacher: "Teacher | None
                 measure_throughput(student, config, plan.frame.size, compute, clock),
                 images=len(splits.train),
                 validation=len(splits.validation),
-                teacher=online_seconds(config, teacher, compute),
+                teacher=online_seconds(config, teacher, Compute(job.device, plan.teacher_precision)),
             )
             config = dataclasses.replace(config, epochs=fitting_epochs(config, plan.input_size, cost))
             throughput = cost.images_per_second(mean_area(config, plan.input_size))
@@ -326,9 +329,9 @@ def teacher_targets(
     validation = check_teacher(job, splits, teacher, pixels.validation)
     teacher.to(job.device)
     if plan.config.targets == "online":
-        job.tell("targets", cache="online", seconds=0)
+        job.tell("targets", cache="online", seconds=0, precision=plan.teacher_precision)
         return Targets(cache="online", teacher=teacher, validation=validation)
-    targets = dataclasses.replace(ask_teacher(job, teacher, pixels, plan.views), validation=validation)
+    targets = dataclasses.replace(ask_teacher(job, plan, teacher, pixels, plan.views), validation=validation)
     if splits.labelled:
         check_targets(job, targets, pixels)
     return targets
@@ -389,26 +392,24 @@ def check_teacher(job: Job, splits: "Splits", teacher: "Teacher", validation: "P
     return logits
 
 
-def ask_teacher(job: Job, teacher: "Teacher", pixels: DecodedSplits, count: int) -> "Targets":
+def ask_teacher(job: Job, plan: Plan, teacher: "Teacher", pixels: DecodedSplits, count: int) -> "Targets":
     """Load or compute the teacher's logits of the first ``count`` views; the ``targets`` event."""
-    from kd.models.device import Compute, pick_precision
+    from kd.models.device import Compute
     from kd.training.targets import TargetCache, load_targets
 
-    size = teacher.normalization.size
-    precision = pick_precision(job.config.precision, job.device, teacher.model, size, job.cache)
-    cache = TargetCache(teacher, pixels.views, job.cache, Compute(job.device, precision))
+    cache = TargetCache(teacher, pixels.views, job.cache, Compute(job.device, plan.teacher_precision))
     targets = load_targets(cache, pixels.train, count, job.progress("targets"))
-    job.tell("targets", cache=targets.cache, seconds=round(targets.seconds, 2), precision=precision)
+    job.tell("targets", cache=targets.cache, seconds=round(targets.seconds, 2), precision=plan.teacher_precision)
     return targets
 
 
-def label_pixels(job: Job, splits: "Splits", pixels: DecodedSplits, targets: "Targets") -> DecodedSplits:
+def label_pixels(job: Job, plan: Plan, splits: "Splits", pixels: DecodedSplits, targets: "Targets") -> DecodedSplits:
     """Label images that have no labels with the teacher's first choices for the whole image; others stay as they are."""
     from kd.training.labels import label_by_teacher
 
     if splits.labelled:
         return pixels
-    whole = ask_teacher(job, targets.teacher, pixels, 1) if targets.online else targets
+    whole = ask_teacher(job, plan, targets.teacher, pixels, 1) if targets.online else targets
     return dataclasses.replace(
         pixels,
         train=label_by_teacher(pixels.train, whole.logits[0]),

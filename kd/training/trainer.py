@@ -1,6 +1,7 @@
 """`Trainer` with the loss of distillation, and its settings for a run."""
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class ImageDistilTrainer(Trainer):
         self.method, self.warmup_epochs, self.mixup = method, warmup_epochs, mixup
         self.known = None if known is None else known.to(self.args.device)
         self.teacher = teacher_model and teacher_model.to(self.args.device).eval()
+        # In which arithmetic the teacher is asked: the student's, unless it is set to another.
+        self.teacher_autocast: Callable[[], AbstractContextManager] = self.accelerator.autocast
         self.average = WeightAverage(ema) if ema else None
         if self.average:
             self.add_callback(self.average)
@@ -165,7 +168,10 @@ class ImageDistilTrainer(Trainer):
             return None
         if self.teacher is None:
             raise ValueError("The batch has no teacher_logits, and there is no teacher_model to compute them.")
-        return self.teacher(pixel_values=inputs.get("teacher_pixel_values", inputs["pixel_values"])).logits
+        # transformers' own context does nothing on a CPU, and covers the student alone.
+        with self.teacher_autocast():
+            logits = self.teacher(pixel_values=inputs.get("teacher_pixel_values", inputs["pixel_values"])).logits
+        return logits.float()
 
     def _divisor(self, items: Any, batch: int) -> Any:
         """Return the number to divide a batch's summed loss by, so that the final gradient is that of the mean loss.

@@ -15,6 +15,8 @@ from kd.models.device import Compute
 from kd.models.teacher import load_teacher
 from kd.training.batches import ViewBatches
 from kd.training.targets import TargetCache, _compute, load_targets
+from kd.training.trainer import ImageDistilTrainer, training_arguments
+from tests.support import toys
 
 CPU = torch.device("cpu")
 
@@ -45,6 +47,24 @@ def test_cached_equals_online_on_the_same_views(world):
             online = model(batches.__getitems__(indices)["teacher_pixel_values"]).logits
         torch.testing.assert_close(torch.from_numpy(cached.logits[view][indices]), online, atol=1e-5, rtol=1e-5)
     assert np.abs(cached.logits[1] - cached.logits[0]).max() > 0.01
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_teacher_that_is_asked_in_every_step_computes_in_the_precision_of_kept_targets(world, tmp_path, precision):
+    pixels, views, model, _ = world
+    kept = load(world, 2, precision)
+    batches = ViewBatches(pixels, views, model.normalization, CPU, model.normalization)
+    batches.show(1)
+    config = DistillConfig(batch_size=16)
+    arguments = training_arguments(config, len(batches), Compute(CPU, precision), tmp_path / "t")
+    student = toys.tiny_resnet(toys.CLASSES)
+    trainer = ImageDistilTrainer(model, student, args=arguments, train_dataset=batches, eval_dataset=batches)
+    indices = list(range(16))
+    online = trainer._teacher_logits(batches.__getitems__(indices)).numpy()
+    assert online.dtype == np.float32
+    np.testing.assert_allclose(online, kept.logits[1][indices], atol=1e-5 if precision == "fp32" else 0.02)
+    other = load(world, 2, "bf16" if precision == "fp32" else "fp32").logits[1][indices]
+    assert np.abs(online - other).max() > 10 * np.abs(online - kept.logits[1][indices]).max()
 
 
 def test_the_next_run_finds_them_and_more_views_cost_only_what_is_missing(world):
