@@ -115,13 +115,15 @@ def with_classes(splits: "Splits", teacher: "Teacher | None", config: DistillCon
 def build_student(config: DistillConfig, splits: "Splits", seed: int) -> "Student":
     """Build the student with the weights that a training with this seed begins with."""
     from kd.data.images import typical_size
-    from kd.models.student import load_student
+    from kd.models.student import check_batch_size, load_student
     from kd.models.zoo import student_side
 
     side = config.image_size
     if config.student in STUDENT_NAMES:  # a pretrained student's own processor says its size
         side = student_side(config.student, side, typical_size(splits.train)[0])
-    return load_student(config.student, splits.classes, side, seed, config.heal == "yes")
+    student = load_student(config.student, splits.classes, side, seed, config.heal == "yes")
+    check_batch_size(config.student, student, config.batch_size)
+    return student
 
 
 def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "Student") -> Plan:
