@@ -132,7 +132,8 @@ def load_config(kind: str, source: str) -> Any:
     except ValueError as error:
         if "trust_remote_code" not in str(error) and ("model_type" in str(error) or "model type" in str(error)):
             raise UserError(
-                f"The {kind} {source!r} has an architecture that this version of transformers does not know."
+                f"The {kind} {source!r} has an architecture (model_type in its config.json) that this version of transformers does "
+                "not know. Choose another model."
             ) from error
         raise
 
@@ -183,7 +184,7 @@ def load_weights(kind: str, source: str, **options: Any) -> Any:
             source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options
         )
     except OSError as error:
-        if "safetensors" in str(error):
+        if "named model.safetensors" in str(error):  # not one of several parts, as an index lists them
             raise UserError(
                 f"The {kind} {source!r} has no safetensors weights. Pickled weights are refused, since loading them can "
                 "run any code. Convert it with save_pretrained and use that."

@@ -66,8 +66,9 @@ def load_processor(source: str, kind: str, name: str, architecture: str = "") ->
     try:
         return AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error) or not re.search(
-            "preprocessor_config|image processor", str(error).lower()
+        text = str(error)
+        if re.search("trust_remote_code|valid JSON", text) or not re.search(
+            "preprocessor_config|[Ii]mage processor", text
         ):
             raise
         raise UserError(
