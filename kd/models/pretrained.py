@@ -242,7 +242,8 @@ def _why_not_loaded(kind: str, name: str, folder: Path, error: Exception) -> str
             "`git lfs pull` in that folder, or download it again with `hf download`."
         )
     if isinstance(error, SafetensorError):
-        return f"{start} has weights that are cut off or damaged ({first_line(error)}). Download them again."
+        again = "Download them again" if folder.is_dir() else f"Run `hf download {name} --force-download`"
+        return f"{start} has weights that are cut off or damaged ({first_line(error)}). {again}."
     if "trust_remote_code" in text:
         return (
             f"{start} is not supported: it brings Python code of its own (auto_map in its files), which is never run here. "

@@ -22,7 +22,9 @@ def supported(kind: str, name: str) -> Iterator[None]:
     except Exception as error:  # an architecture that is not known here can raise anything
         if memory.ran_out(error):
             raise
-        reason = str(error).rstrip(".") if isinstance(error, UserError) else first_line(error)
+        reason = (
+            str(error).rstrip(".") if isinstance(error, UserError) else f"{first_line(error)} ({type(error).__name__})"
+        )
         raise UserError(f"The {kind} {name!r} is not supported: {reason}.") from error
 
 

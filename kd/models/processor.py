@@ -58,7 +58,10 @@ def read_normalization(processor: Any) -> Normalization:
 
 def run_processor(processor: Any, images: list[Image.Image]) -> Tensor:
     """Return the inputs float32 ``[B, 3, H, W]`` that a model's own processor makes of images."""
-    return processor(images, return_tensors="pt")["pixel_values"]
+    inputs = processor(images, return_tensors="pt")
+    if "pixel_values" not in inputs:
+        raise UserError(f"{type(processor).__name__} makes {', '.join(inputs)} of a picture, not pixel_values.")
+    return inputs["pixel_values"]
 
 
 def load_processor(source: str, kind: str, name: str, architecture: str = "") -> Any:
