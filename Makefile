@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 
 AXE := $(VENV)/axe.min.js
 CHROMIUM := /usr/bin/chromium
+# The tests that `make test` runs.
+MARKED := not slow
 
-.PHONY: app test lint clean
+.PHONY: app test test-all lint clean
 
 app: $(VENV)/ready
 	$(BIN)/python app.py
@@ -15,7 +17,11 @@ app: $(VENV)/ready
 test: $(VENV)/ready $(CHROMIUM) $(AXE)
 	$(BIN)/ruff check kd tests app.py
 	$(BIN)/ruff format --check kd tests app.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "$(MARKED)"
+
+# With the sweeps that `make test` leaves out.
+test-all: MARKED :=
+test-all: test
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check --fix kd tests app.py

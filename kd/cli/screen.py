@@ -71,9 +71,9 @@ class Screen:
 
     def show_models(self, e: dict) -> None:
         t, s = e["teacher"], e["student"]
-        teacher = f"teacher: {t['parameters'] / 1e6:.2f} M, {t['flops'] / 1e6:,.1f} MFLOPs; " if t else ""
+        teacher = f"teacher: {t['parameters'] / 1e6:.2f} M, {millions(t['flops'], 'MFLOPs')}; " if t else ""
         self.line(
-            f"{'student' if t else 'model'}: {s['parameters'] / 1e6:.2f} M parameters, {s['flops'] / 1e6:,.1f} MFLOPs at "
+            f"{'student' if t else 'model'}: {s['parameters'] / 1e6:.2f} M parameters, {millions(s['flops'], 'MFLOPs')} at "
             f"{e['image_size'][0]} px; {teacher}{e['device']}, {e['precision']}"
         )
         for change in e["healed"]:
@@ -149,7 +149,7 @@ def result_table(report: dict[str, Any], agreement: float | None) -> str:
             *([f"{side['accuracy']:.2%}", f"{side['f1']:.4f}"] if scored else []),
             f"{side['parameters'] / 1e6:.2f} M",
             f"{side['megabytes']:.2f}",
-            f"{side['flops'] / 1e6:,.1f} M",
+            millions(side["flops"], "M"),
             f"{latency['p50']:.2f}",
             f"{latency['p95']:.2f}",
         ])  # fmt: skip
@@ -198,6 +198,11 @@ def size_words(ratio: float) -> str:
     if 0.95 < ratio < 1.05:
         return "as large"
     return f"{ratio:g} times smaller" if ratio >= 1 else f"{1 / max(ratio, MIN_RATIO):.2g} times larger"
+
+
+def millions(flops: int | None, unit: str) -> str:
+    """Return a number of FLOPs in millions of a unit, or that they were not counted."""
+    return "FLOPs not counted" if flops is None else f"{flops / 1e6:,.1f} {unit}"
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:

@@ -65,7 +65,7 @@ def guide(row: Row) -> dict[str, Any]:
 
     plan, stages = row.plan, row.stages
     splits = load_splits(plan.config(row.folder))
-    processor = AutoImageProcessor.from_pretrained(row.folder / "teacher")
+    processor = AutoImageProcessor.from_pretrained(row.folder / "teacher", trust_remote_code=False)
     started = time.perf_counter()
     processed = process(splits, processor, row.folder)
     decoding = (time.perf_counter() - started) / sum(splits.sizes().values())

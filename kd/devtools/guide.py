@@ -70,7 +70,7 @@ def build_trainer(
     each_epoch = "epoch" if plan.full else "no"
     trainer = ImageDistilTrainer(
         student_model=student,
-        teacher_model=AutoModelForImageClassification.from_pretrained(folder / "teacher"),
+        teacher_model=AutoModelForImageClassification.from_pretrained(folder / "teacher", trust_remote_code=False),
         args=TrainingArguments(
             output_dir=str(folder / "guide"), num_train_epochs=plan.epochs if plan.full else 10**6,
             per_device_train_batch_size=plan.batch_size, per_device_eval_batch_size=plan.batch_size,

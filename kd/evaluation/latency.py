@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd.models.processor import run_processor
+from kd.system import memory
 
 # Calls before the timed ones, the least number of timed calls, and the least time in seconds that they take together.
 WARM_UP, TRIALS, SECONDS = 5, 30, 0.25
@@ -19,7 +20,7 @@ BUSY_NOTE = "A run was training at the same time, so both models were slower tha
 
 
 def model_cost(model: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Return ``parameters``, ``megabytes`` and ``flops`` of a transformers model for inputs of ``size`` (height, width)."""
+    """Return ``parameters``, ``megabytes`` and ``flops`` (``None`` where not counted) of a transformers model for inputs of ``size`` (height, width)."""
     return {
         "parameters": count_parameters(model),
         "megabytes": round(model_megabytes(model), 3),
@@ -70,21 +71,30 @@ def model_megabytes(model: nn.Module) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6
 
 
-@torch.inference_mode()
-def count_flops(model: Any, size: tuple[int, int]) -> int:
+@torch.no_grad()
+def count_flops(model: Any, size: tuple[int, int]) -> int | None:
     """Count the floating-point operations of a forward pass on one image; a multiply-add counts as two.
 
     ``torch.utils.flop_counter`` counts matrix products and convolutions, but not inside fused attention, so the model uses
-    ``eager`` attention while it is counted.
+    ``eager`` attention while it is counted. It fails on parameters that are handed from layer to layer (Perceiver's), so
+    none is trainable meanwhile. Some models keep a tensor from one call to the next (BEiT), so that inference mode, whose
+    tensors cannot be trained with, must not be used on a student. Returns ``None`` where it cannot be counted.
     """
     device = next(model.parameters()).device
-    attention = model.config._attn_implementation
-    model.eval().set_attn_implementation("eager")
+    attention, trainable = model.config._attn_implementation, [p for p in model.parameters() if p.requires_grad]
+    model.eval().requires_grad_(False)
     try:
+        model.set_attn_implementation("eager")
         with FlopCounterMode(display=False) as counter:
             model(pixel_values=torch.zeros(1, 3, *size, device=device))
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if memory.ran_out(error):
+            raise
+        return None
     finally:
         model.set_attn_implementation(attention)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
     return counter.get_total_flops()
 
 

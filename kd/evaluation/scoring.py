@@ -93,8 +93,8 @@ def load_run_student(run: Run) -> tuple[Any, Any, Normalization]:
 
 def load_saved_student(folder: Path) -> tuple[Any, Any, Normalization]:
     """Load a saved student with transformers alone, as a user would: model, processor, normalization."""
-    model = AutoModelForImageClassification.from_pretrained(folder).eval()
-    processor = AutoImageProcessor.from_pretrained(folder)
+    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False).eval()
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     return model, processor, read_normalization(processor)
 
 

@@ -1,5 +1,6 @@
 """Load image processors, change their size, and read what they compute: size, channel order, scale and offset."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,9 @@ def read_normalization(processor: Any) -> Normalization:
     """
     colours = ["black", "red", "lime", "blue"]
     outputs = [np.asarray(run_processor(processor, [Image.new("RGB", (512, 512), c)])[0], np.float64) for c in colours]
+    if outputs[0].ndim != 3 or len(outputs[0]) != 3:
+        shape = " x ".join(map(str, outputs[0].shape))
+        raise UserError(f"{type(processor).__name__} makes inputs of {shape} of a picture, not of 3 x height x width.")
     offset = outputs[0].mean(axis=(1, 2))
     matrix = np.stack([out.mean(axis=(1, 2)) - offset for out in outputs[1:]], axis=1) / 255
     channels = np.abs(matrix).argmax(axis=1)
@@ -54,19 +58,27 @@ def read_normalization(processor: Any) -> Normalization:
 
 def run_processor(processor: Any, images: list[Image.Image]) -> Tensor:
     """Return the inputs float32 ``[B, 3, H, W]`` that a model's own processor makes of images."""
-    return processor(images, return_tensors="pt")["pixel_values"]
+    inputs = processor(images, return_tensors="pt")
+    if "pixel_values" not in inputs:
+        raise UserError(f"{type(processor).__name__} makes {', '.join(inputs)} of a picture, not pixel_values.")
+    return inputs["pixel_values"]
 
 
-def load_processor(source: str, kind: str, name: str) -> Any:
-    """Load the image processor of a checkpoint; ``kind`` and ``name`` are for error messages."""
+def load_processor(source: str, kind: str, name: str, architecture: str = "") -> Any:
+    """Load the image processor of a checkpoint; ``kind``, ``name`` and ``architecture`` are for error messages."""
     try:
-        return AutoImageProcessor.from_pretrained(source)
+        return AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        if "preprocessor_config" in str(error) or "image processor" in str(error).lower():
-            raise UserError(
-                f"The {kind} {name!r} has no preprocessor_config.json, which says how to prepare its input pictures."
-            ) from error
-        raise
+        text = str(error)
+        if re.search("trust_remote_code|valid JSON", text) or not re.search(
+            "preprocessor_config|[Ii]mage processor", text
+        ):
+            raise
+        raise UserError(
+            f"The {kind} {name!r} has no preprocessor_config.json, which says how to prepare its input pictures. Save the one "
+            f"of the model that it was made from ({architecture or 'its base model'}) beside its config.json: "
+            "AutoImageProcessor.from_pretrained(BASE).save_pretrained(FOLDER)."
+        ) from error
 
 
 def resized_processor(processor: Any, side: int) -> Any:

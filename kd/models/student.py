@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, ViTImageProcessorPil
 
 from kd.errors import UserError
 from kd.models.class_map import has_no_names, plain_name
 from kd.models.depthwise import speed_up_depthwise
 from kd.models.framing import WHOLE, Framing, framed_processor, framing_or_none
-from kd.models.pretrained import check_is_classifier, is_local, load_config, load_weights, model_classes
-from kd.models.processor import Normalization, load_processor, read_normalization, resized_processor
+from kd.models.pretrained import load_checkpoint, renew_head
+from kd.models.probe import probe_student, supported, takes_single_images
+from kd.models.processor import Normalization, read_normalization, resized_processor
 from kd.models.repair import repair_training_settings
 from kd.models.zoo import DEFAULT_SIDE, STUDENTS, label_config
-from kd.system import memory
-from kd.system.hub import from_hub
 
 
 @dataclass(frozen=True)
@@ -73,44 +71,34 @@ def _pretrained_student(name: str, classes: list[str], side: int | None, repair:
         raise UserError(
             f"There is no student {name!r}. The students are {', '.join(STUDENTS)}; or give a Hub id or a folder."
         )
-
-    def load() -> tuple[PreTrainedModel, Any]:
-        config = load_config("student", name)
-        check_is_classifier(config, name)
-        model = load_weights("student", name, ignore_mismatched_sizes=True, **label_config(classes))
-        return model if has_classes(config, classes) else reset_head(model), load_processor(name, "student", name)
-
-    model, processor = from_hub("student", name, load, is_local(name))
-    if side is not None:
-        processor = resized_processor(processor, side)
-    repairs = repair_training_settings(model, random_weights=False) if repair else []
-    normalization, framing = read_normalization(processor), framing_or_none(processor)
-    return Student(model, processor, normalization, pretrained=True, framing=framing, repairs=repairs)
+    loaded = load_checkpoint("student", name, name, classes)
+    model, processor, repairs = loaded.model, loaded.processor, loaded.changes
+    if not has_classes(loaded.classes, classes):
+        renew_head(model, loaded.head)
+    if repair:
+        repairs = [*repairs, *repair_training_settings(model, random_weights=False)]
+    with supported("student", name):
+        if side is not None:
+            processor = resized_processor(processor, side)
+        normalization, framing = read_normalization(processor), framing_or_none(processor)
+        return Student(model, processor, normalization, pretrained=True, framing=framing, repairs=repairs)
 
 
-def has_classes(config: Any, classes: list[str]) -> bool:
-    """Return whether a model's outputs have the names of these classes, in this order."""
-    names = model_classes(config)
+def has_classes(names: list[str], classes: list[str]) -> bool:
+    """Return whether the ``names`` of a model's outputs are those of these classes, in this order."""
     return not has_no_names(names) and list(map(plain_name, names)) == list(map(plain_name, classes))
 
 
-def reset_head(model: PreTrainedModel) -> PreTrainedModel:
-    """Give random weights to everything but the backbone: a head of the right size was trained on other classes."""
-    for name, child in model.named_children():
-        if name != model.base_model_prefix:
-            for module in child.modules():
-                if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
-                    module.reset_parameters()
-    return model
-
-
-@torch.inference_mode()
 def check_input_size(name: str, student: Student, size: tuple[int, int]) -> None:
-    """Raise ``UserError`` where the student cannot process images of ``size`` (height, width), before a run starts."""
-    height, width = size
-    try:
-        student.model.eval()(pixel_values=torch.zeros(1, 3, height, width))
-    except (RuntimeError, ValueError) as error:
-        if memory.ran_out(error):
-            raise
-        raise UserError(f"The student {name!r} does not take pictures of {height} x {width} pixels: {error}") from error
+    """Raise ``UserError`` where the student cannot be trained on images of ``size`` (height, width), before a run starts."""
+    probe_student(name, student.model, size)
+
+
+def check_batch_size(name: str, student: Student, batch: int) -> None:
+    """Raise ``UserError`` where batches of one image are asked for, and the student cannot be trained on them."""
+    if batch == 1 and not takes_single_images(student.model, student.normalization.size):
+        raise UserError(
+            f"The student {name!r} cannot be trained with a batch size of 1: its BatchNorm layers need the variance of "
+            "several values, and see a single one. Choose a batch size of 2 or more, or a larger picture size.",
+            setting="batch_size",
+        )

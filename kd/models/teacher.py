@@ -13,8 +13,16 @@ from kd.config import NO_TEACHER, SAMPLE
 from kd.errors import UserError
 from kd.models.class_map import match_classes
 from kd.models.framing import read_framing
-from kd.models.pretrained import check_is_classifier, is_local, load_config, load_weights, model_classes
-from kd.models.processor import load_processor, read_normalization
+from kd.models.pretrained import (
+    check_is_classifier,
+    foreign_files,
+    is_local,
+    load_checkpoint,
+    load_config,
+    model_classes,
+)
+from kd.models.probe import probe_teacher, supported
+from kd.models.processor import read_normalization
 from kd.system.files import ASSETS
 from kd.system.hub import from_hub
 from kd.text import some
@@ -93,21 +101,25 @@ def load_teacher(
     """
     source = _teacher_source(name)
 
-    def load() -> tuple[Any, dict[str, Any], Any]:
-        check_is_classifier(load_config("teacher", source), name)
-        model, info = load_weights("teacher", source, output_loading_info=True)
-        return model, info, load_processor(source, "teacher", name)
-
-    model, info, processor = from_hub("teacher", name, load, is_local(source))
-    fresh = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    loaded = load_checkpoint("teacher", name, source)
+    if loaded.mismatched:
+        key, found, _ = loaded.mismatched[0]
+        raise UserError(
+            f"The teacher {name!r} names {len(loaded.classes)} classes in its config.json (id2label), but its weights have "
+            f"{found[0]} outputs ({key}). Name exactly its classes there, in the order of its outputs."
+        )
+    fresh, model, processor = loaded.missing, loaded.model, loaded.processor
     if fresh:
         raise UserError(
             f"The teacher {name!r} has weights that were never trained ({some(fresh)}): it is a backbone without a "
             "classification head. Fine-tune it on these classes first (`python -m kd teacher --base`), then use the result "
             "as the teacher."
         )
+    with supported("teacher", name):
+        teacher = Teacher(model, processor)
+    probe_teacher(name, model, teacher.normalization.size)
     if not classes:
-        return Teacher(model, processor)
+        return teacher
     match = match_classes(model_classes(model.config), classes, label_map)
     match.check()
     in_order = match.columns == list(range(len(match.teacher_classes)))
@@ -122,7 +134,8 @@ def teacher_classes(name: str) -> list[str]:
     Raises ``UserError`` if it does not exist, cannot be reached, or is no classifier.
     """
     source = _teacher_source(name)
-    config = from_hub("teacher", name, lambda: load_config("teacher", source), is_local(source))
+    with foreign_files("teacher", name, source):
+        config = from_hub("teacher", name, lambda: load_config("teacher", source), is_local(source))
     check_is_classifier(config, name)
     return model_classes(config)
 

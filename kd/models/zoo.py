@@ -31,8 +31,12 @@ ENLARGED_SIDES = {"resnet_18": 112}
 
 
 def label_config(classes: list[str]) -> dict[str, Any]:
-    """Return the entries of a model's config that name its classes."""
-    return {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+    """Return the entries of a model's config that name its classes, of which each image has one."""
+    return {
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: i for i, name in enumerate(classes)},
+        "problem_type": "single_label_classification",
+    }
 
 
 def _stride(size: int, least: int = 16) -> int:

@@ -146,13 +146,14 @@ def build_student(config: DistillConfig, splits: "Splits", seed: int, teacher: "
     """
     from kd.data.images import typical_size
     from kd.models.framing import OWN_SIZE, WHOLE
-    from kd.models.student import load_student, with_framing
+    from kd.models.student import check_batch_size, load_student, with_framing
     from kd.models.zoo import student_side
 
     side = config.image_size
     if config.student in STUDENT_NAMES:  # a pretrained student's own processor says its size
         side = student_side(config.student, side, typical_size(splits.train)[0])
     student = load_student(config.student, splits.classes, side, seed, config.heal == "yes")
+    check_batch_size(config.student, student, config.batch_size)
     if teacher is None and student.framing not in (OWN_SIZE, None):
         return student
     size = student.normalization.size

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 from transformers import Trainer, TrainingArguments
 
 from kd.config import DistillConfig
@@ -104,6 +105,20 @@ class ImageDistilTrainer(Trainer):
         total = loss.total / self._divisor(num_items_in_batch, len(labels))
         return (total, {"logits": outputs.logits}) if return_outputs else total
 
+    def _get_train_sampler(self, *args: Any) -> Any:
+        """Leave out one image of each epoch, drawn anew, where the last batch would have a single one and there is BatchNorm.
+
+        The statistics of one image are those of no batch, and of a feature map of a single pixel there are none.
+        """
+        sampler, size = super()._get_train_sampler(*args), self.args.per_device_train_batch_size
+        if (
+            isinstance(sampler, RandomSampler)
+            and len(sampler) > size > 1 == len(sampler) % size
+            and has_batch_norm(self.model)
+        ):
+            return RandomSampler(sampler.data_source, num_samples=len(sampler) - 1, generator=sampler.generator)
+        return sampler
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate the averaged weights, where an average is kept."""
         with self._averaged():
@@ -194,6 +209,11 @@ class ImageDistilTrainer(Trainer):
         return DistillationLoss(*(value / max(count, 1) for value in sums)), int(count)
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether a model normalizes by the statistics of a batch."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 def training_arguments(
     config: DistillConfig, images: int, compute: Compute, folder: Path, parts: int = 1
 ) -> TrainingArguments:
@@ -226,6 +246,7 @@ def training_arguments(
         logging_steps=max(1, steps // 10),
         logging_nan_inf_filter=False,  # the filter would hide a diverged loss and wait for the device in every step
         remove_unused_columns=False,
+        label_names=["labels"],  # else it takes them from the model's own arguments, and DeiT's with two heads has none
         dataloader_pin_memory=False,  # the batches are on the device already
         disable_tqdm=True,
         report_to="none",

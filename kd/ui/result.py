@@ -62,10 +62,11 @@ def costs_table(sides: dict[str, Any], caption: str, rows_before: list[list[str]
     t, s = sides["teacher"], sides["student"]
     t_ms, s_ms = t["latency_ms"], s["latency_ms"]
     few, small = ("fewer", "more"), ("smaller", "larger")
+    fewer_flops = against(t["flops"] / s["flops"], *few) if t["flops"] and s["flops"] else ""
     rows = [
         ["Parameters", count(t["parameters"]), count(s["parameters"]), against(t["parameters"] / s["parameters"], *few)],
         ["Size", f"{t['megabytes']:.2f} MB", f"{s['megabytes']:.2f} MB", against(sides["size_ratio"], *small)],
-        ["FLOPs", count(t["flops"]), count(s["flops"]), against(t["flops"] / s["flops"], *few)],
+        ["FLOPs", count(t["flops"]), count(s["flops"]), fewer_flops],
         ["Latency p50", f"{t_ms['p50']:.2f} ms", f"{s_ms['p50']:.2f} ms", against(sides["speedup"], "faster", "slower")],
         ["Latency p95", f"{t_ms['p95']:.2f} ms", f"{s_ms['p95']:.2f} ms", ""],
     ]  # fmt: skip
@@ -131,8 +132,10 @@ def _score_rows(report: dict[str, Any]) -> list[list[str]]:
 # --- Figures in words
 
 
-def count(value: float) -> str:
-    """Return a large number in millions or billions: "0.41 M", "1.20 G"."""
+def count(value: float | None) -> str:
+    """Return a large number in millions or billions: "0.41 M", "1.20 G"; ``None`` is one that was not counted."""
+    if value is None:
+        return "not counted"
     return f"{value / 1e9:.2f} G" if value >= 1e9 else f"{value / 1e6:.2f} M"
 
 

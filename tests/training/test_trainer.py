@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, DefaultDataCollator, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from kd import ImageDistilTrainer, distillation_loss
+from kd import DistillConfig, ImageDistilTrainer, distillation_loss
+from kd.models.device import Compute
 from kd.models.student import load_student
 from kd.training.losses import Method
+from kd.training.trainer import training_arguments
 from tests.support import toys
 
 
@@ -325,3 +327,25 @@ def test_without_weight_for_the_teacher_none_is_needed(tmp_path):
     inputs = {name: value for name, value in batch().items() if name != "teacher_logits"}
     loss, outputs = learner.compute_loss(learner.model.eval(), inputs, return_outputs=True)
     torch.testing.assert_close(loss, F.cross_entropy(outputs["logits"], inputs["labels"]))
+
+
+@pytest.mark.parametrize(("images", "steps"), [(9, 2), (10, 3)])
+def test_a_last_batch_of_one_picture_is_left_out_where_there_is_batch_norm(tmp_path, images, steps):
+    seen = []
+
+    class Watched(ImageDistilTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            seen.append(inputs["pixel_values"].flatten(1).sum(1).tolist())
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    config = DistillConfig(epochs=2, batch_size=4, seed=1)
+    arguments = training_arguments(config, images, Compute(torch.device("cpu")), tmp_path)
+    arguments.set_evaluate("no").set_save("no")
+    arguments.load_best_model_at_end = False
+    items = toys.Items(torch.zeros(images, 3), images)
+    trainer = Watched(student_model=toys.tiny_resnet(toys.CLASSES), args=arguments, train_dataset=items)
+    trainer.train()
+    assert trainer.state.max_steps == len(seen) == 2 * steps and min(map(len, seen)) > 1
+    epochs = [{value for batch in seen[start : start + steps] for value in batch} for start in (0, steps)]
+    assert [len(epoch) for epoch in epochs] == [images - (images == 9)] * 2
+    assert len(epochs[0] | epochs[1]) == images  # another one each time
