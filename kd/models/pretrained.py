@@ -237,9 +237,8 @@ def _why_not_loaded(kind: str, name: str, folder: Path, error: Exception) -> str
     start, text = f"The {kind} {name!r}", str(error)
     if pointers := _lfs_pointers(folder):
         return (
-            f"{start} cannot be loaded: {some(pointers)} in {folder} {'is a' if len(pointers) == 1 else 'are'} Git LFS "
-            f"pointer{'s' * (len(pointers) > 1)}, which stand for files that were not downloaded. Run `git lfs install` and "
-            "`git lfs pull` in that folder, or download it again with `hf download`."
+            f"{start} cannot be loaded: its files were not downloaded, only Git LFS pointers to them ({some(pointers)} in "
+            f"{folder}). Run `git lfs install` and `git lfs pull` in that folder, or download it again with `hf download`."
         )
     if isinstance(error, SafetensorError):
         again = "Download them again" if folder.is_dir() else f"Run `hf download {name} --force-download`"

@@ -76,8 +76,8 @@ def load_processor(source: str, kind: str, name: str, architecture: str = "") ->
             raise
         raise UserError(
             f"The {kind} {name!r} has no preprocessor_config.json, which says how to prepare its input pictures. Save the one "
-            f"of the model that it was made from ({architecture or 'its base model'}) beside its config.json: "
-            "AutoImageProcessor.from_pretrained(BASE).save_pretrained(FOLDER)."
+            f"of the model that it was made from ({architecture or 'its base model'}) into its folder: load "
+            "that with transformers' AutoImageProcessor, then call its save_pretrained(FOLDER)."
         ) from error
 
 

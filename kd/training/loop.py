@@ -228,7 +228,7 @@ def run_trainer(job: Job, lesson: Lesson, trainer: "ImageDistilTrainer") -> None
     except Diverged as error:
         best, kept = trainer.state.best_model_checkpoint, "No epoch had ended before, so there is no student."
         if best:
-            trainer.model = type(trainer.model).from_pretrained(best)
+            trainer.model = type(trainer.model).from_pretrained(best, trust_remote_code=False)
             save_best(run, trial, trainer, processor)
             kept = (
                 f"The best student so far ({trainer.state.best_metric:.1%} on validation) is in "
