@@ -36,6 +36,7 @@ class Pixels:
     """A split for training: ``values[indices]`` is uint8 ``[B, 3, H, W]``, what a ``Frame`` keeps of each image, and ``labels``
     int64 ``[N]``. Unreadable images are left out and named in ``unreadable``.
 
+    ``originals`` are the rows of the dataset themselves, in the same order, or ``None`` where there are none.
     ``values`` is a memory-mapped array, or ``Undecoded`` where that would not fit on the disk; ``warnings`` says so.
     """
 
@@ -45,6 +46,7 @@ class Pixels:
     unreadable: list[str]
     cached: bool
     warnings: list[str] = field(default_factory=list)
+    originals: Any = None
 
 
 class Undecoded:
@@ -90,9 +92,11 @@ def load_pixels(
                 (folder / "pixels.part").unlink(missing_ok=True)
             unreadable, values = _unreadable(folder), mapped(folder / "pixels.npy")
     keep = np.setdiff1d(np.arange(len(labels)), [entry["index"] for entry in unreadable])
+    originals = dataset.select(keep)
     if values is None:
-        values = Undecoded(dataset.select(keep), frame)
-    return Pixels(values, labels[keep], print_, [entry["reason"] for entry in unreadable], cached, warnings)
+        values = Undecoded(originals, frame)
+    reasons = [entry["reason"] for entry in unreadable]
+    return Pixels(values, labels[keep], print_, reasons, cached, warnings, originals)
 
 
 def _unreadable(folder: Path) -> list[dict[str, Any]] | None:

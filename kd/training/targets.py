@@ -11,19 +11,24 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
 
-from kd.data.pixels import Pixels, in_order
+from kd.data.images import open_row
+from kd.data.pixels import Pixels, in_batches, in_order
 from kd.data.views import Views, crop
 from kd.evaluation.scoring import whole_array
 from kd.models.device import Compute
+from kd.models.processor import run_processor
 from kd.models.teacher import Teacher
 from kd.system import memory
 from kd.system.files import mapped, npy_writer, rows_in
 
+# View 0 is not cut from decoded images: what is kept of it is another thing than before it was not.
+WHOLE_BY_PROCESSOR = "view 0 by the processor"
 # Images that a teacher is asked about at once, on the CPU and on a GPU.
 TARGET_BATCH = 64
 GPU_BATCH = 256
@@ -69,7 +74,7 @@ class TargetCache:
         """Return the folder of the logits of decoded images of ``shape`` ``[N, 3, S, S]``, kept in ``view-V.npy``."""
         views = self.views
         recipe = (
-            views.fingerprint, views.count, views.crop_area, views.seed, tuple(shape), self.compute.precision,
+            WHOLE_BY_PROCESSOR, views.fingerprint, views.count, views.crop_area, views.seed, tuple(shape), self.compute.precision,
             self.compute.device.type,
         )  # fmt: skip
         key = hashlib.blake2b(repr((self.teacher.key(), recipe)).encode(), digest_size=16).hexdigest()
@@ -100,12 +105,55 @@ def _compute_within_memory(cache: TargetCache, pixels: Pixels, missing: dict[int
     size = GPU_BATCH if cache.compute.device.type == "cuda" else TARGET_BATCH
     while True:
         try:
-            return _compute(cache, pixels, missing, progress, size)
+            return _compute_all(cache, pixels, missing, progress, size)
         except RuntimeError as error:
             if size == 1 or not memory.ran_out_on_gpu(error):
                 raise
         size //= 2
         torch.cuda.empty_cache()
+
+
+def _compute_all(cache: TargetCache, pixels: Pixels, missing: dict[int, Path], progress: Progress, size: int) -> None:
+    """Compute view 0 from the original files, as the teacher's own processor shows them, and the others from crops."""
+    of, whole = len(pixels.labels) * len(missing), 0
+    if 0 in missing and pixels.originals is not None:
+        whole = len(pixels.labels)
+        _compute_whole(cache, pixels.originals, missing[0], lambda done, _: progress(done, of), size)
+        missing = {view: path for view, path in missing.items() if view}
+    if missing:
+        _compute(cache, pixels, missing, lambda done, _: progress(whole + done, of), size)
+
+
+@torch.inference_mode()
+def _compute_whole(cache: TargetCache, originals: Any, path: Path, progress: Progress, size: int) -> None:
+    """Compute view 0's logits in batches of ``size``, from where an interrupted pass stopped."""
+    if path.exists():  # from before the memory of a GPU ran out
+        return
+    teacher, part, shape = cache.teacher, path.with_suffix(".part"), (len(cache.teacher.classes),)
+    done = min(rows_in(part, shape, np.float32), len(originals))
+    rest = Processed(originals.select(range(done, len(originals))), teacher.processor)
+    with npy_writer(part, shape, np.float32, done) as write:
+        for inputs in in_batches(rest, size):
+            values = torch.stack(inputs).to(cache.compute.device).contiguous(memory_format=torch.channels_last)
+            with cache.compute.autocast():
+                write(teacher(values).logits.float().cpu().numpy())
+            done += len(inputs)
+            progress(done, len(originals))
+    os.replace(part, path)
+
+
+@dataclass(frozen=True)
+class Processed:
+    """A dataset's images as a model's processor makes inputs of them, float32 ``[3, H, W]``."""
+
+    dataset: Any
+    processor: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return run_processor(self.processor, [open_row(self.dataset[index])])[0]
 
 
 @torch.inference_mode()

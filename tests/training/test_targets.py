@@ -6,15 +6,18 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import MobileNetV2ImageProcessorPil
 
 from kd.config import DistillConfig
 from kd.data.pixels import load_pixels
 from kd.data.splits import load_splits
 from kd.data.views import Frame, Views
+from kd.evaluation.scoring import score
 from kd.models.device import Compute
-from kd.models.teacher import load_teacher
+from kd.models.teacher import Teacher, load_teacher
 from kd.training.batches import ViewBatches
-from kd.training.targets import TargetCache, _compute, load_targets
+from kd.training.targets import TargetCache, _compute_all, load_targets
 from kd.training.trainer import ImageDistilTrainer, training_arguments
 from tests.support import toys
 
@@ -47,6 +50,33 @@ def test_cached_equals_online_on_the_same_views(world):
             online = model(batches.__getitems__(indices)["teacher_pixel_values"]).logits
         torch.testing.assert_close(torch.from_numpy(cached.logits[view][indices]), online, atol=1e-5, rtol=1e-5)
     assert np.abs(cached.logits[1] - cached.logits[0]).max() > 0.01
+
+
+@pytest.mark.parametrize("size", [(60, 45), (45, 60), (64, 36), (80, 40)])
+def test_the_first_view_is_what_the_teachers_own_processor_gives_of_pictures_of_any_shape(teacher, tmp_path, size):
+    rng = np.random.default_rng(0)
+    for nth in range(12):
+        name = toys.CLASSES[nth % 3]
+        (tmp_path / "d" / name).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8))  # noise at both ends
+        image.paste(toys.picture(name, rng, min(size)), ((size[0] - min(size)) // 2, (size[1] - min(size)) // 2))
+        image.save(tmp_path / "d" / name / f"{nth}.png")
+    model = load_teacher(str(teacher), toys.CLASSES)
+    cut = MobileNetV2ImageProcessorPil(
+        size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    model = Teacher(model.model, cut)
+    train = load_splits(DistillConfig(dataset=str(tmp_path / "d"), test_fraction=0.1, validation_fraction=0.1)).train
+    pixels = load_pixels(train, Frame((36, 36), *model.framing), tmp_path)
+    found = load_targets(TargetCache(model, Views("0", len(train), 0.5), tmp_path, Compute(CPU)), pixels, 2)
+    shown = score(model, cut, train, CPU).logits
+    np.testing.assert_allclose(found.logits[0], shown, atol=1e-5)
+    assert (found.logits[0].argmax(-1) == pixels.labels).mean() > 0.9
+    # what the student sees of it is the same part
+    batches = ViewBatches(pixels, Views("0", len(train), 0.5), model.normalization, CPU)
+    with torch.inference_mode():
+        seen = model(batches.__getitems__(list(range(len(train))))["pixel_values"]).logits.argmax(-1).numpy()
+    assert (seen == shown.argmax(-1)).mean() > 0.8
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -96,7 +126,7 @@ def test_a_truncated_file_is_thrown_away_and_made_again(world, cut):
 
 
 def test_two_runs_that_want_the_same_key_at_once_compute_it_once(world, monkeypatch):
-    compute, calls = _compute, multiprocessing.Value("i", 0)
+    compute, calls = _compute_all, multiprocessing.Value("i", 0)
 
     def slow(*arguments) -> None:
         with calls.get_lock():
@@ -104,7 +134,7 @@ def test_two_runs_that_want_the_same_key_at_once_compute_it_once(world, monkeypa
         time.sleep(0.5)
         compute(*arguments)
 
-    monkeypatch.setattr("kd.training.targets._compute", slow)
+    monkeypatch.setattr("kd.training.targets._compute_all", slow)
     context, found = multiprocessing.get_context("fork"), multiprocessing.Queue()
     both = [context.Process(target=lambda: found.put(load(world, 1).cache)) for _ in range(2)]
     for process in both:
