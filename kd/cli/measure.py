@@ -68,6 +68,7 @@ def add(command: Command) -> None:
     what.add_argument(
         "--page", action="store_true", help="the page, in a browser: start, first point, polls, an open page"
     )
+    one.add_argument("--rows", metavar="NAMES", help="only these rows of the table, for example loop,online")
     add_json(one, FIGURES)
 
     one = command("chaos", chaos, "kill small runs, fill their disk, limit their memory, and check that each survives")
@@ -168,6 +169,7 @@ def bench(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise BadUsage(str(error)) from error
     started = time.perf_counter()
+    end_tidily()
 
     def tell(text: str) -> None:
         print(f"{time.perf_counter() - started:5.0f} s  {text}", file=sys.stderr, flush=True)
@@ -177,6 +179,11 @@ def bench(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found))
     return 0
+
+
+def end_tidily() -> None:
+    """Let a command that is asked to end (SIGTERM) leave no temporary folder and no process behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def _bench_page(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -193,6 +200,12 @@ def _bench_rows(plan: Plan, options: argparse.Namespace, tell: Callable[[str], N
 
     kinds = {"full": speed.FULL_ROWS, "scale": speed.SCALE_ROWS, "sweep": speed.SWEEP_ROWS}
     rows = next((rows for kind, rows in kinds.items() if getattr(options, kind)), speed.ROWS)
+    if options.rows:
+        rows = tuple(name.strip() for name in options.rows.split(","))
+        if unknown := sorted(set(rows) - {*speed.ROWS, *speed.SCALE_ROWS}):
+            raise BadUsage(
+                f"There is no row {', '.join(unknown)}. The rows are {', '.join(speed.ROWS + speed.SCALE_ROWS)}."
+            )
     found = speed.bench(plan, rows, tell, execute)
     head, *lines = speed.table(found)
     print(table(head, lines))
@@ -207,6 +220,7 @@ def chaos(options: argparse.Namespace) -> int:
 
     if options.kills < 0:
         raise BadUsage(f"kills is {options.kills}; expected 0 or more.")
+    end_tidily()
     form = "{:20} {:8} {:10} {:40} {:14} {}"
     print(form.format("fault", "stage", "after", "what the run said", "resumed", "survived"), flush=True)
 
@@ -232,6 +246,7 @@ def load(options: argparse.Namespace) -> int:
 
     if options.clients < 1 or not 1 <= options.seconds < math.inf:
         raise BadUsage("Expected 1 client or more, and 1 second or more.")
+    end_tidily()
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

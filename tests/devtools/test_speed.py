@@ -2,9 +2,13 @@
 
 import json
 import mmap
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from kd.config import DistillConfig
@@ -14,11 +18,12 @@ from kd.devtools.timing import Cost, Enough, PeakMemory, Stages, Turns
 from kd.devtools.workload import Plan, prepare
 from kd.errors import UserError
 from tests.support.command import kd
+from tests.support.paths import ROOT
 
 FEW = {"student": "mobilenet_v2_0.35", "image_size": 32, "batch_size": 8, "images": 32, "validation": 32, "epochs": 2,
        "rounds": 1}  # fmt: skip
 
-SIDE_BY_SIDE = ("guide", "cached", "ceiling", "student only", "cached 1x")
+SIDE_BY_SIDE = ("guide", "loop", "cached", "ceiling", "student only", "cached 1x")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,20 @@ def test_what_is_worked_on_has_the_datasets_classes_whatever_they_are_called(tmp
 def test_a_teacher_that_is_not_there_is_an_error_in_words(colours):
     with pytest.raises(UserError, match="no teacher"):
         speed.bench(Plan(teacher="./nowhere", dataset=str(colours), **FEW))
+
+
+def test_a_bench_that_is_ended_leaves_no_folder_and_no_process(tmp_path):
+    few = [text for name, value in FEW.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "kd", "bench", "--rows", "loop", *few]
+    bench = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("kd-bench-*/teacher/model.safetensors")):
+        assert time.monotonic() < end and bench.poll() is None
+        time.sleep(0.1)
+    children = psutil.Process(bench.pid).children(recursive=True)
+    bench.terminate()
+    assert bench.wait(30) == 143 and not list(tmp_path.glob("kd-bench-*"))
+    assert not psutil.wait_procs(children, timeout=20)[1]
 
 
 def test_what_makes_no_sense_is_bad_usage():
