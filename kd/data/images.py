@@ -21,12 +21,16 @@ from kd.errors import UserError
 # How the names of image files end, in lower case.
 ENDINGS = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
+    ".ppm", ".pgm", ".pbm", ".pnm",
 }  # fmt: skip
 
 # Pillow's names of what is read; HEIF comes from `pillow-heif` where a file begins like one.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
-EXPECTED = "Expected PNG, JPEG, WebP, GIF, BMP, TIFF, HEIC or AVIF."
+EXPECTED = "Expected PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, HEIC or AVIF."
+
+# How the file begins that a clone of a repository has in place of one that Git LFS keeps.
+LFS = b"version http"
 
 # The least side of an image, in pixels.
 MIN_SIDE = 4
@@ -84,8 +88,22 @@ def identified(source: Path | str | bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise _too_large(f"{name} has too many pixels") from None
     except DAMAGE:  # UnidentifiedImageError among them
-        what = "is empty" if _head(source) == b"" else f"is not a picture that can be read. {EXPECTED}"
+        head = _head(source)
+        what = "is empty" if head == b"" else f"is not a picture that can be read. {EXPECTED}"
+        if head.startswith(LFS):
+            what = "is only a pointer of Git LFS. Get the files themselves with `git lfs pull`"
         raise NoPicture(f"{name} {what.rstrip('.')}.") from None
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether a file is taken for an image: it is called one, or begins like one."""
+    if path.suffix.lower() in ENDINGS:
+        return True
+    try:
+        with identified(path, path.name):
+            return True
+    except BadPicture as problem:
+        return not isinstance(problem, NoPicture)
 
 
 def _too_large(what: str) -> BadPicture:
