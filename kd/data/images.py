@@ -134,10 +134,12 @@ def _head(source: Path | str | bytes) -> bytes:
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
     """RGB with eight bits a channel, turned as its EXIF tag says, transparency on white."""
-    picture = _upright(picture)
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits: Pillow would clip, not scale
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
-        picture = Image.fromarray((values * (255 / _white(picture.mode, values.max()))).clip(0, 255).astype(np.uint8))
+    is_deep, upright = picture.mode.startswith("I") or picture.mode == "F", _upright(picture)
+    if is_deep:  # 16 or 32 bits: Pillow would clip, not scale
+        values = np.nan_to_num(np.asarray(upright, dtype=np.float64))
+        white = white_value(picture, values)
+        upright = Image.fromarray((values * (255 / white)).clip(0, 255).astype(np.uint8))
+    picture = upright
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -152,11 +154,13 @@ def _upright(picture: Image.Image) -> Image.Image:
         return picture
 
 
-def _white(mode: str, brightest: float) -> float:
-    """Return the value of white: of floats up to 1 it is 1, of more than eight bits 65535."""
+def white_value(picture: Image.Image, values: np.ndarray) -> float:
+    """Return the value of white in an image with these values: of floats up to 1 it is 1, of more than eight bits 65535."""
+    mode, brightest = picture.mode, values.max()
     if mode == "F" and brightest <= 1:
         return 1
-    return 65535 if mode.startswith("I;16") or brightest > 255 else 255
+    is_sixteen = mode.startswith("I;16") or (mode == "I" and picture.format == "PPM")
+    return 65535 if is_sixteen or (mode in "IF" and brightest > 255) else 255
 
 
 def open_row(row: dict[str, Any], least: int | None = None) -> Image.Image:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from kd.config import DistillConfig
+from kd.data.depth import deep_notes
 from kd.data.folders import SPLIT_NAMES
 from kd.data.labels import class_names, is_list, named_labels, with_classes
 from kd.data.sources import LABEL_COLUMNS, load_source
@@ -83,6 +84,7 @@ def load_splits(config: DistillConfig) -> Splits:
             f"The dataset has one class ({classes[0]}). A classifier needs at least two. Pictures without labels, to learn "
             "from the teacher alone, lie in the folder itself, in no class folder."
         )
+    said += deep_notes(list(found.values()))
     return Splits(found["train"], found["validation"], found["test"], classes, said)
 
 
@@ -102,6 +104,7 @@ def _unlabelled(
         if name not in found:
             found["train"], found[name] = cut(found["train"], fraction, name, config.split_seed)
             said.append(f"No {name} split: {pictures_were(len(found[name]))} cut from train.")
+    said += deep_notes(list(found.values()))
     return Splits(found["train"], found["validation"], found["test"], [], said, labelled=False)
 
 
