@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from kd.config import SAMPLE, DistillConfig
-from kd.data.folders import SPLIT_NAMES, USUAL, Layout, layout
+from kd.data.folders import SPLIT_NAMES, Layout, layout
 from kd.data.images import LFS, is_picture
-from kd.data.labels import ONE_LABEL, label_name
+from kd.data.metadata import METADATA, read_labels, with_labels
 from kd.data.walk import files_below, is_left_behind
 from kd.errors import UserError
 from kd.system.files import ASSETS, DATASETS
 from kd.system.hub import from_hub
 from kd.text import some
-
-# What the column of labels is usually called.
-LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
-
-# The files beside pictures that say what they are, as the `imagefolder` of `datasets` calls them.
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 # The files by which `save_to_disk` of `datasets` marks a folder: of several splits, of one.
 SAVED_SPLITS, SAVED = "dataset_dict.json", "state.json"
@@ -168,10 +162,16 @@ def _load_pictures(path: Path, files: list[Path], config: DistillConfig, said: l
     from datasets import ClassLabel, Dataset, Features, Value
     from datasets import Image as ImageFeature
 
-    plan = layout(file.relative_to(path).parts for file in files)
+    names = [file.relative_to(path).parts for file in files]
+    plan = layout(names)
     columns: dict[str, Any] = {"image": ImageFeature()}
-    if labels := _metadata_labels(path, files, config, said):
-        plan = _with_metadata(plan, path, files, labels)
+    tables = [file for file, why in files_below(path) if not why and file.name in METADATA]
+    table = read_labels(
+        {file.relative_to(path).parts: file.read_bytes() for file in tables}, names, config.label_column
+    )
+    said += table.said
+    if table.labels:
+        plan = with_labels(plan, names, table.labels)
         columns["label"] = Value("string")
     elif plan.classes:
         _check_empty_classes(path, files, plan)
@@ -200,72 +200,3 @@ def _check_empty_classes(path: Path, files: list[Path], plan: Layout) -> None:
         raise UserError(
             f"No pictures in {some([one.name for one in empty])} (in {path}). Add some, or remove the folder."
         )
-
-
-def _metadata_labels(path: Path, files: list[Path], config: DistillConfig, said: list[str]) -> dict[Path, Any]:
-    """Return the label of each image that a ``metadata`` file lists; nothing where no such file has labels.
-
-    The convention is that of the `imagefolder` of `datasets`: columns ``file_name``, relative to the file, and ``label``.
-    """
-    found: dict[Path, Any] = {}
-    known, missing, used = set(files), [], []
-    for file, why in files_below(path):
-        if why or file.name not in METADATA:
-            continue
-        table = _metadata(file)
-        column = config.label_column or next((name for name in LABEL_COLUMNS if name in table), None)
-        if "file_name" not in table or column not in table:
-            said.append(
-                f"{file.relative_to(path)} is not used: it has the columns {some(list(table))}. Expected file_name, and label or "
-                "the column that --label-column names."
-            )
-            continue
-        used.append(f"the column {column!r} of {file.relative_to(path)}")
-        for name, label in zip(table["file_name"], table[column], strict=True):
-            picture = Path(os.path.normpath(file.parent / str(name).replace("\\", "/")))
-            if picture not in known:
-                missing.append(str(name))
-            elif found.setdefault(picture, label_name(label)) != label_name(label):
-                raise UserError(f"{file} gives two labels to {name}: {found[picture]} and {label}. {ONE_LABEL}")
-    if missing and not found:
-        raise UserError(f"None of the pictures that {used[0].split(' of ')[-1]} lists is there: {some(missing)}.")
-    if missing:
-        said.append(f"{len(missing)} of the pictures that are listed are not there, {missing[0]} first: left out.")
-    if found:
-        said.append(f"The labels are {some(used)}.")
-    return found
-
-
-def _metadata(file: Path) -> dict[str, list]:
-    """Return the columns of a table beside images; the cells of a csv file stay the words that they are."""
-    import pandas
-
-    try:
-        if file.suffix == ".csv":
-            table = pandas.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        elif file.suffix == ".jsonl":
-            table = pandas.read_json(file, lines=True, dtype=False)
-        else:
-            _check_pointers([file])
-            table = pandas.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} could not be read: {error}. Mend it, or remove it.") from error
-    return {str(name).strip(): table[name].tolist() for name in table}
-
-
-def _with_metadata(plan: Layout, path: Path, files: list[Path], labels: dict[Path, Any]) -> Layout:
-    """Return a layout's splits with the labels of a table; images that it does not list are skipped."""
-    has_splits = {split for split, _ in plan.places.values()} != {"train"}
-    places: dict[int, tuple[str, Any]] = {}
-    skipped: dict[int, str] = {}
-    for index, file in enumerate(files):
-        parts = file.relative_to(path).parts[:-1]
-        named = next((USUAL[part.lower()] for part in parts if part.lower() in USUAL), None)
-        split = named if has_splits else "train"
-        if file not in labels:
-            skipped[index] = "is not listed in the metadata"
-        elif split is None:
-            skipped[index] = "lies beside the folders train, validation and test"
-        else:
-            places[index] = split, labels[file]
-    return Layout(places, skipped)

@@ -9,7 +9,8 @@ from kd.config import DistillConfig
 from kd.data.depth import deep_notes
 from kd.data.folders import SPLIT_NAMES
 from kd.data.labels import class_names, is_list, named_labels, with_classes
-from kd.data.sources import LABEL_COLUMNS, load_source
+from kd.data.metadata import LABEL_COLUMNS
+from kd.data.sources import load_source
 from kd.errors import UserError
 from kd.text import pictures_were, some
 
