@@ -8,6 +8,7 @@ from typing import Any
 from kd.config import SAMPLE, DistillConfig
 from kd.data.folders import SPLIT_NAMES, Layout, layout
 from kd.data.images import LFS, is_picture
+from kd.data.library.archive import shown
 from kd.data.metadata import METADATA, read_labels, with_labels
 from kd.data.walk import files_below, is_left_behind
 from kd.errors import UserError
@@ -29,6 +30,8 @@ def load_source(config: DistillConfig, said: list[str]) -> dict[str, Any]:
     if path.is_dir():
         return _load_folder(path, config, said)
     if path.is_file():
+        if path.name in METADATA:
+            raise UserError(f"{path} is a table of labels. Name the folder that it is in, which has the pictures too.")
         if path.suffix != ".parquet":
             raise UserError(
                 f"{path} is a {path.suffix or 'nameless'} file. Expected a parquet file or a folder of class folders."
@@ -66,8 +69,8 @@ def _load_folder(path: Path, config: DistillConfig, said: list[str]) -> dict[str
     expected = "Expected a folder for each class, with pictures in it, or pictures without labels."
     if not files:
         raise UserError(f"{path} is empty. {expected}")
-    shown = [f"{file.relative_to(path)} {why or NO_PICTURE}" for file, why in files]
-    raise UserError(f"There are no pictures in {path}: {some(shown, 3)}. {expected}")
+    reasons = [f"{shown(str(file.relative_to(path)))} {why or NO_PICTURE}" for file, why in files]
+    raise UserError(f"There are no pictures in {path}: {some(reasons, 3)}. {expected}")
 
 
 def _say_left_out(path: Path, files: Iterable[tuple[Path, str]], said: list[str]) -> None:
@@ -76,7 +79,7 @@ def _say_left_out(path: Path, files: Iterable[tuple[Path, str]], said: list[str]
     for file, why in files:
         by_reason.setdefault(why, []).append(file.relative_to(path))
     for why, names in by_reason.items():
-        said.append(f"{len(names)} left out, {names[0]} first: it {why}.")
+        said.append(f"{len(names)} left out, {shown(str(names[0]))} first: it {why}.")
 
 
 # --- Tables
@@ -108,11 +111,12 @@ def _check_pointers(files: Iterable[Path]) -> None:
 
 def _has_configurations(path: Path) -> bool:
     """Return whether the folder is a clone from the Hub whose README says which files are which split."""
+    import yaml
     from huggingface_hub import DatasetCard
 
     try:
         return bool(DatasetCard.load(path / "README.md").data.to_dict().get("configs"))
-    except (OSError, ValueError, TypeError):  # no README, or one without the Hub's header
+    except (OSError, ValueError, TypeError, yaml.YAMLError):  # no README, or one without the Hub's header
         return False
 
 
@@ -142,12 +146,14 @@ def _load_with_datasets(name: str, config: DistillConfig, is_local: bool) -> dic
 def _explained(path: Path, load: Any) -> Any:
     """Return what ``load`` does, with the errors of `datasets` about somebody's files in words."""
     import pyarrow
+    import yaml
     from datasets.exceptions import DatasetsError
 
+    files = (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, DatasetsError, yaml.YAMLError)
     try:
         return load()
-    except (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip().split("\n")[0]
+    except files as error:
+        reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{path} could not be read by the library `datasets`: {reason}") from error
 
 

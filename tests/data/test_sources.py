@@ -113,6 +113,11 @@ def test_a_table_wins_over_folders_keeps_its_words_and_its_splits(tmp_path):
     assert splits.classes == ["01", "1", "NA"] and splits.sizes() == {"train": 27, "validation": 3, "test": 30}
 
 
+def test_the_table_itself_is_no_dataset_and_its_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"is a table of labels\. Name the folder"):
+        loaded(with_metadata(tmp_path, "csv"))
+
+
 def test_pictures_that_no_table_lists_and_rows_without_a_picture_are_counted(tmp_path):
     with_metadata(tmp_path, "csv", labels=["", *(toys.CLASSES * 10)[1:]])
     for name in ("00.png", "01.png"):
@@ -182,6 +187,18 @@ def test_a_clone_from_the_hub_is_read_with_and_without_configurations(clone):
     assert total(loaded(clone, dataset_config="all")) == 2 * SIZE
     with pytest.raises(UserError, match="several configurations; choose one with --dataset-config"):
         loaded(clone)
+    (clone / "README.md").write_text("---\nconfigs: [\n---\n")
+    with pytest.raises(UserError, match="could not be read by the library `datasets`: while parsing a flow node"):
+        loaded(clone)
+    (clone / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: gone/*.png\n---\n")
+    with pytest.raises(UserError, match="has no data files that can be read"):
+        loaded(clone)
+
+
+def test_a_readme_that_cannot_be_read_does_not_matter_to_class_folders(tmp_path):
+    toys.class_folders(tmp_path, 10)
+    (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
+    assert total(loaded(tmp_path)) == SIZE
 
 
 def test_a_clone_without_its_large_files_says_how_to_get_them(clone):
