@@ -1,5 +1,6 @@
 """Understand the folders of somebody's images: splits, classes, or images without labels. Pure functions of names."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -11,6 +12,9 @@ SPLIT_NAMES = {
 }
 
 USUAL = {usual: split for split, names in SPLIT_NAMES.items() for usual in names}
+
+# The names of numbered classes: only a number, or a word and one.
+NUMBER, WORD_AND_NUMBER = re.compile(r"()(-?\d+(?:\.\d+)?)", re.ASCII), re.compile(r"(.*\D)(\d+)", re.ASCII)
 
 # The folders that lead to an image, and its own name.
 Parts = tuple[str, ...]
@@ -26,7 +30,16 @@ class Layout:
 
     @property
     def classes(self) -> list[str]:
-        return sorted({name for _, name in self.places.values() if name is not None})
+        return in_order({name for _, name in self.places.values() if name is not None})
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return the names of classes in order: numbers by their value, also after one word (class_2, class_10), else A to Z."""
+    names = sorted(names)
+    found = {name: NUMBER.fullmatch(name) or WORD_AND_NUMBER.fullmatch(name) for name in names}
+    if None in found.values() or len({match[1] for match in found.values()}) > 1:
+        return names
+    return sorted(names, key=lambda name: float(found[name][2]))
 
 
 def layout(names: Iterable[Parts]) -> Layout:

@@ -21,12 +21,16 @@ from kd.errors import UserError
 # How the names of image files end, in lower case.
 ENDINGS = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
+    ".ppm", ".pgm", ".pbm", ".pnm",
 }  # fmt: skip
 
 # Pillow's names of what is read; HEIF comes from `pillow-heif` where a file begins like one.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
-EXPECTED = "Expected PNG, JPEG, WebP, GIF, BMP, TIFF, HEIC or AVIF."
+EXPECTED = "Expected PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, HEIC or AVIF."
+
+# How the file begins that a clone of a repository has in place of one that Git LFS keeps.
+LFS = b"version http"
 
 # The least side of an image, in pixels.
 MIN_SIDE = 4
@@ -84,8 +88,22 @@ def identified(source: Path | str | bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise _too_large(f"{name} has too many pixels") from None
     except DAMAGE:  # UnidentifiedImageError among them
-        what = "is empty" if _head(source) == b"" else f"is not a picture that can be read. {EXPECTED}"
+        head = _head(source)
+        what = "is empty" if head == b"" else f"is not a picture that can be read. {EXPECTED}"
+        if head.startswith(LFS):
+            what = "is only a pointer of Git LFS. Get the files themselves with `git lfs pull`"
         raise NoPicture(f"{name} {what.rstrip('.')}.") from None
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether a file is taken for an image: it is called one, or begins like one."""
+    if path.suffix.lower() in ENDINGS:
+        return True
+    try:
+        with identified(path, path.name):
+            return True
+    except BadPicture as problem:
+        return not isinstance(problem, NoPicture)
 
 
 def _too_large(what: str) -> BadPicture:
@@ -116,10 +134,12 @@ def _head(source: Path | str | bytes) -> bytes:
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
     """RGB with eight bits a channel, turned as its EXIF tag says, transparency on white."""
-    picture = _upright(picture)
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits: Pillow would clip, not scale
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
-        picture = Image.fromarray((values * (255 / _white(picture.mode, values.max()))).clip(0, 255).astype(np.uint8))
+    is_deep, upright = picture.mode.startswith("I") or picture.mode == "F", _upright(picture)
+    if is_deep:  # 16 or 32 bits: Pillow would clip, not scale
+        values = np.nan_to_num(np.asarray(upright, dtype=np.float64))
+        white = white_value(picture, values)
+        upright = Image.fromarray((values * (255 / white)).clip(0, 255).astype(np.uint8))
+    picture = upright
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -134,11 +154,13 @@ def _upright(picture: Image.Image) -> Image.Image:
         return picture
 
 
-def _white(mode: str, brightest: float) -> float:
-    """Return the value of white: of floats up to 1 it is 1, of more than eight bits 65535."""
+def white_value(picture: Image.Image, values: np.ndarray) -> float:
+    """Return the value of white in an image with these values: of floats up to 1 it is 1, of more than eight bits 65535."""
+    mode, brightest = picture.mode, values.max()
     if mode == "F" and brightest <= 1:
         return 1
-    return 65535 if mode.startswith("I;16") or brightest > 255 else 255
+    is_sixteen = mode.startswith("I;16") or (mode == "I" and picture.format == "PPM")
+    return 65535 if is_sixteen or (mode in "IF" and brightest > 255) else 255
 
 
 def open_row(row: dict[str, Any], least: int | None = None) -> Image.Image:

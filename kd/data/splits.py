@@ -1,23 +1,21 @@
 """Load the images that a configuration names, and split them into training, validation and test images."""
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kd.config import SAMPLE, DistillConfig
-from kd.data.folders import SPLIT_NAMES, layout
-from kd.data.images import ENDINGS
+from kd.config import DistillConfig
+from kd.data.depth import deep_notes
+from kd.data.folders import SPLIT_NAMES
+from kd.data.labels import class_names, is_list, named_labels, with_classes
+from kd.data.metadata import LABEL_COLUMNS
+from kd.data.sources import load_source
 from kd.errors import UserError
-from kd.system.files import ASSETS, DATASETS
-from kd.system.hub import from_hub
 from kd.text import pictures_were, some
 
-# What the columns of images and of labels are usually called.
+# What the column of images is usually called.
 IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
 
 
 # --- Splits
@@ -60,26 +58,21 @@ def load_splits(config: DistillConfig) -> Splits:
     Raises ``UserError`` for everything that a user can correct.
     """
     said: list[str] = []
-    found = _pick_splits(_load(config, said), config)
+    found = _pick_splits(load_source(config, said), config)
     columns = list(found["train"].features)
-    found = {name: _standard(part, config, name) for name, part in found.items()}
-    labelled = {name: not _is_unlabelled(part) for name, part in found.items()}
+    found = {name: _standard(part, config, name, said) for name, part in found.items()}
+    names = {name: named_labels(part, name) for name, part in found.items()}
+    labelled = {name: any(label is not None for label in labels) for name, labels in names.items()}
     if not labelled["train"]:
-        return _unlabelled(found, config, columns, [name for name, known in labelled.items() if known])
+        return _unlabelled(found, config, columns, (said, [name for name, known in labelled.items() if known]))
     for name in [name for name, known in labelled.items() if not known]:
         said.append(f"The {name} split has no labels, so a {name} split is cut from train.")
         del found[name]
+    classes = class_names(found["train"], names["train"])
     for name, part in found.items():
-        found[name], count = _with_labels(part)
+        found[name], count = _with_labels(with_classes(part, names[name], classes, name))
         if count:
             said.append(f"{count} pictures of the {name} split have no label and are left out.")
-    classes = found["train"].features["label"].names
-    for name, part in found.items():
-        if part.features["label"].names != classes:
-            raise UserError(
-                f"The {name} split has the classes {some(part.features['label'].names)}, train has {some(classes)}. "
-                "Every split needs the same classes."
-            )
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name not in found:
             found["train"], found[name] = cut(found["train"], fraction, name, config.split_seed)
@@ -92,12 +85,18 @@ def load_splits(config: DistillConfig) -> Splits:
             f"The dataset has one class ({classes[0]}). A classifier needs at least two. Pictures without labels, to learn "
             "from the teacher alone, lie in the folder itself, in no class folder."
         )
+    said += deep_notes(list(found.values()))
     return Splits(found["train"], found["validation"], found["test"], classes, said)
 
 
-def _unlabelled(found: dict[str, Any], config: DistillConfig, columns: list[str], labelled: list[str]) -> Splits:
-    """Return the splits of a dataset whose training images have no labels; those of the splits ``labelled`` are dropped."""
-    said = []
+def _unlabelled(
+    found: dict[str, Any], config: DistillConfig, columns: list[str], told: tuple[list[str], list[str]]
+) -> Splits:
+    """Return the splits of a dataset whose training images have no labels.
+
+    ``told``: what is said already, and the splits that have labels, which are dropped.
+    """
+    said, labelled = told
     if len(columns) > 1:
         said.append(f"No column of {some(columns)} has labels. If another one holds them, name it with --label-column.")
     said += [f"Train has no labels, so those of the {name} split are not used." for name in labelled]
@@ -106,15 +105,12 @@ def _unlabelled(found: dict[str, Any], config: DistillConfig, columns: list[str]
         if name not in found:
             found["train"], found[name] = cut(found["train"], fraction, name, config.split_seed)
             said.append(f"No {name} split: {pictures_were(len(found[name]))} cut from train.")
+    said += deep_notes(list(found.values()))
     return Splits(found["train"], found["validation"], found["test"], [], said, labelled=False)
 
 
 def _without_labels(dataset: Any) -> Any:
     return dataset.select_columns(["image"]).add_column("label", [-1] * len(dataset))
-
-
-def _is_unlabelled(dataset: Any) -> bool:
-    return set(dataset.unique("label")) <= {-1, None}
 
 
 def _with_labels(dataset: Any) -> tuple[Any, int]:
@@ -145,112 +141,6 @@ def cut(dataset: Any, fraction: float, name: str, seed: int = 0) -> tuple[Any, A
     return dataset.select(np.setdiff1d(np.arange(len(labels)), chosen)), dataset.select(chosen)
 
 
-def _load(config: DistillConfig, said: list[str]) -> dict[str, Any]:
-    """Return the datasets of all splits by their own names; what was left out is added to ``said``."""
-    if config.dataset == SAMPLE:
-        return _load_parquet({name: [ASSETS / "sample" / f"{name}.parquet"] for name in SPLIT_NAMES})
-    path = Path(os.path.expanduser(config.dataset))
-    if path.is_dir():
-        files = sorted(path.glob("*.parquet"))
-        if not files:
-            return _load_folder(path, said)
-        names = [file.stem.split("-")[0] for file in files]  # train-00000-of-00002 is a part of train
-        return _load_parquet({name: [f for f, n in zip(files, names, strict=True) if n == name] for name in names})
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise UserError(
-                f"{path} is a {path.suffix or 'nameless'} file. Expected a parquet file or a folder of class folders."
-            )
-        return _load_parquet({"train": [path]})
-    if path.parent.name == DATASETS:
-        raise UserError(
-            "The imported dataset is gone: it was deleted. Import the pictures again, then start a new run."
-        )
-    return _load_hub(config)
-
-
-def _load_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
-    """Return the rows of each split's files, without a copy in a cache."""
-    import pyarrow
-    from datasets import Dataset
-    from pyarrow import parquet
-
-    found = {}
-    for name, parts in files.items():
-        try:
-            found[name] = Dataset(pyarrow.concat_tables([parquet.read_table(part) for part in parts]))
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"{some(parts)} could not be read as parquet: {error}") from error
-    return found
-
-
-def _load_folder(path: Path, said: list[str]) -> dict[str, Any]:
-    """Return the splits of a folder of images, understood as an import understands it (``kd.data.folders``).
-
-    What has no place among them is added to ``said``.
-    """
-    from datasets import ClassLabel, Dataset, Features
-    from datasets import Image as ImageFeature
-
-    files = _pictures_in(path)
-    if not files:
-        raise UserError(
-            f"{path} is empty. Expected a folder for each class, with pictures in it, or pictures without labels."
-        )
-    plan = layout(file.relative_to(path).parts for file in files)
-    homes = {
-        path.joinpath(*parts[: parts.index(label)])
-        for index, (_, label) in plan.places.items()
-        if label and (parts := files[index].relative_to(path).parts)
-    }
-    if empty := [one for home in sorted(homes) for one in _folders_in(home) if not _pictures_in(one)]:
-        raise UserError(
-            f"No pictures in {some([one.name for one in empty])} (in {path}). Add some, or remove the folder."
-        )
-    for why, indices in _by_value(plan.skipped).items():
-        said.append(f"{len(indices)} left out, {files[indices[0]].relative_to(path)} first: it {why}.")
-    columns: dict[str, Any] = {"image": ImageFeature()}
-    if plan.classes:
-        columns["label"] = ClassLabel(names=plan.classes)
-    found = {}
-    for split in SPLIT_NAMES:
-        rows = [(str(files[i]), label) for i, (where, label) in plan.places.items() if where == split]
-        values = {"image": [file for file, _ in rows], "label": [label for _, label in rows]}
-        if rows:
-            found[split] = Dataset.from_dict({name: values[name] for name in columns}, features=Features(columns))
-    return found
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    """Return the images below a folder, sorted, without what systems leave behind (dot files, ``__MACOSX``)."""
-    return [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in ENDINGS
-        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
-        and file.is_file()
-    ]
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    return [
-        entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
-    ]
-
-
-def _by_value(places: dict[int, str]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for index, value in places.items():
-        found.setdefault(value, []).append(index)
-    return found
-
-
-def _load_hub(config: DistillConfig) -> dict[str, Any]:
-    from datasets import load_dataset
-
-    return from_hub("dataset", config.dataset, lambda: dict(load_dataset(config.dataset, config.dataset_config)))
-
-
 def _pick_splits(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:
     """Return train, and validation and test where there are any: those that are named, or have their usual names."""
     picked = {}
@@ -271,9 +161,8 @@ def _pick_splits(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]
     return picked
 
 
-def _standard(dataset: Any, config: DistillConfig, split: str) -> Any:
+def _standard(dataset: Any, config: DistillConfig, split: str, said: list[str]) -> Any:
     """Return a dataset with the columns ``image`` and ``label`` only, as everything else expects them."""
-    from datasets import ClassLabel
     from datasets import Image as ImageFeature
 
     features = dataset.features
@@ -284,8 +173,7 @@ def _standard(dataset: Any, config: DistillConfig, split: str) -> Any:
         )
     if not isinstance(features[image], ImageFeature):
         dataset = _cast_to_pictures(dataset, image, split)
-    label = config.label_column or next((n for n, f in features.items() if isinstance(f, ClassLabel)), None)
-    label = label or next((n for n in LABEL_COLUMNS if n in features), None)
+    label = config.label_column or _label_column(features, split, said)
     if label is None:
         dataset = _without_labels(dataset.select_columns([image]).rename_columns({image: "image"}))
         return dataset.cast_column("image", ImageFeature(decode=False))
@@ -295,14 +183,6 @@ def _standard(dataset: Any, config: DistillConfig, split: str) -> Any:
             "labels with --label-column, or none where there are no labels."
         )
     dataset = dataset.select_columns([image, label]).rename_columns({image: "image", label: "label"})
-    if not isinstance(dataset.features["label"], ClassLabel) and not _is_unlabelled(dataset):
-        values = [None if value is None or value == -1 else str(value) for value in dataset["label"]]
-        names = sorted({name for name in values if name is not None}, key=lambda n: n.zfill(9) if n.isdigit() else n)
-        index = {name: i for i, name in enumerate(names)}
-        column = [-1 if name is None else index[name] for name in values]
-        dataset = (
-            dataset.remove_columns("label").add_column("label", column).cast_column("label", ClassLabel(names=names))
-        )
     return dataset.cast_column("image", ImageFeature(decode=False))
 
 
@@ -313,6 +193,25 @@ def _image_column(features: Any) -> str | None:
     typed = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
     named = [name for name in IMAGE_COLUMNS if name in (typed or features)]
     return next(iter([*named, *typed]), None)
+
+
+def _label_column(features: Any, split: str, said: list[str]) -> str | None:
+    """Return the column of labels: the one called ``label``, else one of classes, else one with another usual name.
+
+    A column of lists comes last. Where there are several, ``said`` tells which was taken.
+    """
+    from datasets import ClassLabel
+
+    def rank(name: str) -> tuple:
+        usual = LABEL_COLUMNS.index(name) if name in LABEL_COLUMNS else len(LABEL_COLUMNS)
+        return is_list(features[name]), name != "label", not isinstance(features[name], ClassLabel), usual
+
+    typed = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    found = sorted({*typed, *(name for name in LABEL_COLUMNS if name in features)}, key=rank)
+    if len(found) > 1:
+        told = f"The labels are the column {found[0]!r}; {some(found[1:])} could be too (--label-column)."
+        said += [told] if told not in said else []
+    return next(iter(found), None)
 
 
 def _cast_to_pictures(dataset: Any, column: str, split: str) -> Any:

@@ -5,6 +5,7 @@ The dataset may have classes that the teacher does not know: the student learns 
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,7 @@ def singulars(name: str) -> set[str]:
 
 # The ways to tell from two names that they mean the same class, the most reliable first.
 GUESSES: tuple[tuple[str, Callable[[str], set[str]]], ...] = (
+    ("the same name", lambda name: {name}),
     ("the same name", lambda name: {plain_name(name)}),
     ("a synonym", synonyms),
     ("singular and plural", singulars),
@@ -94,7 +96,7 @@ class Match:
                 f"The {owner} has no class names ({some(names, 3)}), so classes are matched by their order. If the "
                 "teacher's accuracy below is near chance, the order is wrong."
             )
-        uncertain = (GUESSES[1][0], GUESSES[2][0])
+        uncertain = (GUESSES[2][0], GUESSES[3][0])
         guesses = [f"{ours} = {other} ({how})" for ours, other, how in self.rows() if how in uncertain]
         if guesses:
             found.append(
@@ -132,22 +134,22 @@ def match_classes(theirs: list[str], classes: list[str], label_map: str | None =
     several of the teacher's stays unmatched. Where one side has no names and both have the same number of classes, they
     are matched by position.
 
-    Raises ``UserError`` for a ``label_map`` with an unknown name, or for classes that differ only in case, spaces or
-    underscores.
+    Classes that differ only in case, spaces or underscores (A and a) are different classes: each is matched with the
+    teacher's of exactly its name, or else not at all. Raises ``UserError`` for a ``label_map`` with an unknown name.
     """
     if theirs == classes and not label_map:
         return Match(classes, theirs, list(range(len(classes))), [GUESSES[0][0]] * len(classes))
-    if len({plain_name(name) for name in classes}) < len(classes):
-        raise UserError(
-            f"Two classes of the dataset differ only in case, spaces or underscores: {some(sorted(classes))}."
-        )
     mapped = _mapped(label_pairs(label_map or ""), theirs, classes)
     columns: list[int | None] = [mapped.get(index) for index in range(len(classes))]
     how = [BY_LABEL_MAP if index in mapped else "" for index in range(len(classes))]
     for way, forms in GUESSES:
         taken = {column for column in columns if column is not None}
         names = {column: forms(name) for column, name in enumerate(theirs) if column not in taken}
-        for index in [index for index, found_by in enumerate(how) if not found_by]:
+        unmatched = [index for index, found_by in enumerate(how) if not found_by]
+        alike = Counter(plain_name(classes[index]) for index in unmatched)
+        for index in unmatched:
+            if forms is not GUESSES[0][1] and alike[plain_name(classes[index])] > 1:
+                continue
             found = [column for column, others in names.items() if others & forms(classes[index])]
             if len(found) == 1:
                 columns[index], how[index] = found[0], way
@@ -175,7 +177,7 @@ def _mapped(pairs: dict[str, str], theirs: list[str], classes: list[str]) -> dic
 
 def _index_of(name: str, names: list[str], owner: str) -> int:
     """Return the index of a class given by its name, a synonym, or its number from 0; ``owner`` is for error messages."""
-    for forms in (lambda n: {plain_name(n)}, synonyms):
+    for forms in (lambda n: {n}, lambda n: {plain_name(n)}, synonyms):
         found = [index for index, other in enumerate(names) if forms(other) & forms(name)]
         if len(found) == 1:
             return found[0]

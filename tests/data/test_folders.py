@@ -2,7 +2,7 @@
 
 import pytest
 
-from kd.data.folders import layout
+from kd.data.folders import in_order, layout
 
 LAYOUTS = {
     "class folders": ("cat/1 dog/2", "train:cat train:dog"),
@@ -33,3 +33,20 @@ def test_what_people_pack_is_understood(kind):
     places = {index: f"{split}:{name}" for index, (split, name) in found.places.items()}
     assert [places.get(index, "skipped") for index in range(len(names))] == wanted
     assert set(found.skipped) == {index for index, place in enumerate(wanted) if place == "skipped"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "0 1 2 10",
+        "00 1 02 10",
+        "-1 0 2 10",
+        "0.5 1 1.25 10",
+        "class_0 class_2 class_10",
+        "class-1 class-10",
+        "1 10 2x",
+        "a1 b0",
+    ],
+)
+def test_classes_are_in_the_order_of_their_numbers_where_all_have_one(names):
+    assert in_order(reversed(names.split())) == names.split()

@@ -193,3 +193,57 @@ def test_an_unknown_split_or_column_names_those_there_are(colours):
         load_splits(dataset_config(colours, test_split="holdout"))
     with pytest.raises(UserError, match="has image, label"):
         load_splits(dataset_config(colours, image_column="photo"))
+
+
+def parquet_of(folder, **labels):
+    """``folder/<split>.parquet`` with these labels, in a column of the type of the first."""
+    rng = np.random.default_rng(0)
+    for split, (kind, values) in labels.items():
+        rows = {"image": [toys.picture(toys.CLASSES[0], rng) for _ in values], "label": values}
+        Dataset.from_dict(rows, Features({"image": ImageFeature(), "label": kind})).to_parquet(
+            folder / f"{split}.parquet"
+        )
+    return dataset_config(folder)
+
+
+def test_train_s_list_of_classes_holds_for_splits_that_lack_some(tmp_path):
+    text = Value("string")
+    config = parquet_of(tmp_path, train=(text, ["a", "b", "c"]), validation=(text, ["c"]), test=(text, ["b", "c"]))
+    splits = load_splits(config)
+    assert (
+        splits.classes == ["a", "b", "c"] and splits.validation["label"][:] == [2] and splits.test["label"][:] == [1, 2]
+    )
+    turned = ClassLabel(names=["c", "b", "a", "never"])
+    parquet_of(tmp_path, train=(ClassLabel(names=["a", "b", "c"]), [0, 1, 2]), test=(turned, [0, 1]))
+    assert load_splits(config).test["label"][:] == [2, 1]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_class_that_only_one_of_the_other_splits_has_is_an_error(tmp_path, split):
+    text = Value("string")
+    parts = {"train": (text, ["a", "b"] * 4), "validation": (text, ["a"]), "test": (text, ["b"])}
+    config = parquet_of(tmp_path, **{**parts, split: (text, ["a", "z"])})
+    with pytest.raises(UserError, match=f"The {split} split has pictures of z, but train has only the classes a, b"):
+        load_splits(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (Value("string"), ["", " ", None, "-1"]),
+        (Value("float32"), [float("nan"), None, -1.0]),
+        (ClassLabel(names=["", "a", "b"]), [0, -1, None]),
+    ],
+)
+def test_what_is_no_label_is_left_out_and_counted(tmp_path, kind, values):
+    known = [1, 2] if not isinstance(kind, Value) or kind.dtype != "string" else ["a ", "b"]
+    splits = load_splits(parquet_of(tmp_path, train=(kind, known * 5 + values)))
+    assert splits.classes in (["a", "b"], ["1", "2"]) and sum(splits.sizes().values()) == 10
+    assert f"{len(values)} pictures of the train split have no label and are left out." in splits.warnings
+
+
+def test_numbered_class_folders_are_in_the_order_of_their_numbers(tmp_path):
+    toys.class_folders(tmp_path, 5)
+    for name, number in zip(toys.CLASSES, ("0", "10", "2"), strict=True):
+        (tmp_path / name).rename(tmp_path / number)
+    assert load_splits(dataset_config(tmp_path)).classes == ["0", "2", "10"]

@@ -108,8 +108,21 @@ def test_fewer_than_two_classes_in_common_are_refused_with_both_lists_and_an_exa
         UserError, match=r"only red brick is.*Pick a teacher.*--label-map.*\"blue sky=cat, green leaf=dog\""
     ):
         match_classes(["cat", "dog", "red brick"], toys.CLASSES).check()
-    with pytest.raises(UserError, match="differ only in case"):
-        match_classes(["a", "b"], ["a b", "A_B"])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "label_map", "columns"),
+    [
+        (["a", "A", "b"], "", [1, 0, 2]),
+        (["A", "b", "x"], "", [0, None, 1]),
+        (["x", "b", "y"], "A=x, a=y", [0, 2, 1]),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], "", [0, 1, 2]),
+        (["A ", "b", "c"], "", [None, None, 1]),  # whose it is cannot be told
+        (["A ", "b", "c"], "a=", [0, None, 1]),
+    ],
+)
+def test_classes_that_differ_in_capitals_only_are_different_ones(theirs, label_map, columns):
+    assert match_classes(theirs, ["A", "a", "b"], label_map).columns == columns
 
 
 def test_the_command_line_shows_the_table_without_training(colours, teacher, tmp_path, capsys):

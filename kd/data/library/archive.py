@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kd import limits
+from kd.data.walk import files_below, is_left_behind
 from kd.errors import UserError
 
 MB = 10**6
@@ -37,9 +38,6 @@ TWICE = "has the same name as a file before it"
 
 # The most bytes of a part of a name, characters of a name, and parts of a name.
 LONGEST_PART, LONGEST_NAME, DEEPEST = 255, 1024, 32
-
-# What systems leave in folders, in lower case; names that begin with a dot as well.
-SILENT = {"__macosx", "thumbs.db", "desktop.ini"}
 
 # How the names of archives end.
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
@@ -147,7 +145,7 @@ def wrong_with(part: str) -> str:
 def _named(name: str, size: int, what: str, read: Callable[[], bytes]) -> Member | None:
     """Return a member, with a reason if its name or ``what`` it is forbids it; ``None`` for what systems leave behind."""
     parts = tuple(unicodedata.normalize("NFC", part) for part in re.split(r"[/\\]", name) if part not in ("", "."))
-    if any(part.lower() in SILENT or (part.startswith(".") and part != "..") for part in parts):
+    if any(part != ".." and is_left_behind(part) for part in parts):
         return None
     reason = _wrong_path(name, parts) or what or next(filter(None, map(wrong_with, parts)), "")
     if not reason and parts[-1].lower().endswith(ARCHIVES):
@@ -216,18 +214,10 @@ class _Meter:
 
 
 def _of_folder(folder: Path) -> Iterator[Member | None]:
-    """Yield the files below a folder. Links to files are followed, those to folders are not: they may form a circle."""
-
-    def fail(error: OSError) -> None:
-        raise Refused(f"{error.filename} cannot be read: {error.strerror}.")
-
-    for place, folders, files in os.walk(folder, onerror=fail):
-        folders.sort()
-        for name in sorted([*files, *(one for one in folders if Path(place, one).is_symlink())]):
-            path = Path(place, name)
-            what = "" if path.is_file() else "is a link to a folder or to nothing, a pipe or a device"
-            size = path.stat().st_size if not what else 0
-            yield _named(path.relative_to(folder).as_posix(), size, what, partial(from_folder, path))
+    """Yield the files below a folder of this machine, also those that links lead to (``kd.data.walk``)."""
+    for path, what in files_below(folder):
+        size = path.stat().st_size if not what else 0
+        yield _named(path.relative_to(folder).as_posix(), size, what, partial(from_folder, path))
 
 
 def from_folder(path: Path) -> bytes:

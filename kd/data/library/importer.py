@@ -12,7 +12,7 @@ import shutil
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +28,7 @@ from kd.data.library import archive
 from kd.data.library.archive import Member, Unreadable
 from kd.data.library.decoder import Decoder, Judge, bound_memory
 from kd.data.library.store import HALF, ImportRefused, Upload, datasets_folder, list_uploads, remove_leftovers
+from kd.data.metadata import METADATA, read_labels, with_labels
 from kd.errors import UserError
 from kd.system.files import write_whole
 from kd.system.ids import new_id
@@ -110,9 +111,7 @@ def _source(asked: str | list[list[str]]) -> "Path | list[Member]":
             raise UserError(f"{path.name} is larger than {most:,g} MB, the most that is taken (KD_UPLOAD_MB).")
         return path
     classes = {name: unicodedata.normalize("NFC", name).strip() for name, _ in asked}
-    for name in classes.values():
-        if problem := archive.wrong_with(name):
-            raise UserError(f"The class {archive.shown(name)!r} cannot be called so: {problem}. Choose another name.")
+    _check_names(classes.values())
     if "" in classes.values() and len(classes) > 1:
         raise UserError("A class has no name. Name it, or remove it.")
     if len(set(classes.values())) == 1 and "" not in classes.values():
@@ -121,6 +120,13 @@ def _source(asked: str | list[list[str]]) -> "Path | list[Member]":
     if sum(member.size for member in found) > most * MB:
         raise UserError(f"The files are larger than {most:,g} MB together, the most that is taken (KD_UPLOAD_MB).")
     return found
+
+
+def _check_names(classes: Iterable[str]) -> None:
+    """Raise ``UserError`` for a class with a name that a terminal or a page would act on."""
+    for name in classes:
+        if problem := archive.wrong_with(name):
+            raise UserError(f"The class {archive.shown(name)!r} cannot be called so: {problem}. Choose another name.")
 
 
 def _member(name: str, file: Path) -> Member:
@@ -145,12 +151,15 @@ def _sha256(path: Path) -> str:
 @dataclass
 class Survey:
     """What a source holds: ``names`` of the images that can be decoded, by their place among the members, and their
-    ``sizes`` in bytes; the ``skipped`` files with their reasons, and how many of those are ``unreadable`` images."""
+    ``sizes`` in bytes; the ``skipped`` files with their reasons, and how many of those are ``unreadable`` images; the
+    ``tables`` of labels by their names (``kd.data.metadata``), and what is ``said`` of them."""
 
     names: dict[int, tuple[str, ...]] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     unreadable: int = 0
+    tables: dict[tuple[str, ...], bytes] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
 
     def size(self, plan: Layout) -> int:
         return sum(self.sizes[index] for index in plan.places)
@@ -185,6 +194,9 @@ def _judge_member(index: int, member: Member, found: Survey, judge: Judge) -> No
     if not answer:
         try:
             data = member.read()
+            if member.parts[-1] in METADATA:
+                found.tables[member.parts] = data
+                return
             answer = judge(data, member.parts[-1])
         except Unreadable as problem:
             answer = {"reason": str(problem)}
@@ -206,8 +218,14 @@ def understand(survey: Survey, labelled: bool) -> Layout:
     if labelled:
         found = {i: ("train", parts[0] if len(parts) > 1 else None) for i, parts in survey.names.items()}
         plan = Layout(found)
+        survey.skipped += [(archive.shown("/".join(name)), "is no picture") for name in survey.tables]
     else:
-        by_place = layout(survey.names.values())
+        names = list(survey.names.values())
+        by_place, table = layout(names), read_labels(survey.tables, names)
+        survey.said += table.said
+        if table.labels:
+            by_place = with_labels(by_place, names, table.labels)
+            _check_names(by_place.classes)
         stripped = {i: (split, name and name.strip()) for i, (split, name) in by_place.places.items()}
         plan = Layout(
             {indices[i]: place for i, place in stripped.items()},
@@ -226,7 +244,7 @@ def describe(survey: Survey, plan: Layout) -> dict[str, Any]:
     return {
         "classes": plan.classes,
         "pictures": {split: dict(sorted(count.items())) for split, count in counts.items() if count},
-        "notes": notes(plan),
+        "notes": [*survey.said, *notes(plan)],
         "skipped": len(skipped),
         "examples": skipped[:EXAMPLES],
     }

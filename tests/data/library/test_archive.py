@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd.data.library import archive
+from kd.data.walk import SILENT
 
 Entry = zipfile.ZipInfo | str | tuple[zipfile.ZipInfo | str, bytes]
 
@@ -253,15 +254,18 @@ def test_names_are_read_as_they_were_meant(tmp_path):
     assert list(read(path)[0]) == ["café noir/猫.jpg"]
 
 
-def test_a_folder_s_links_to_files_are_followed_those_to_folders_are_not(tmp_path):
+def test_a_folder_s_links_are_followed_but_one_that_leads_to_itself_is_named(tmp_path):
     folder = tmp_path / "photos"
-    (folder / "cat").mkdir(parents=True)
-    (folder / "cat" / "a.jpg").write_bytes(b"data")
+    for name in ("cat", "../elsewhere"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "a.jpg").write_bytes(b"data")
     (folder / "cat" / "b.jpg").symlink_to("a.jpg")
+    (folder / "dog").symlink_to(tmp_path / "elsewhere")
     (folder / "round").symlink_to(folder)
     os.mkfifo(folder / "pipe.jpg")
     taken, skipped = read(folder)
-    assert taken == {"cat/a.jpg": b"data", "cat/b.jpg": b"data"} and set(skipped) == {"round", "pipe.jpg"}
+    assert set(taken) == {"cat/a.jpg", "cat/b.jpg", "dog/a.jpg"} and set(skipped) == {"round", "pipe.jpg"}
+    assert "link to a folder that it lies in" in skipped["round"]
 
 
 PIECES = st.sampled_from(
@@ -294,5 +298,5 @@ def test_each_entry_of_any_archive_is_read_or_named_or_left_behind_by_a_system(t
 def is_silent(name: str) -> bool:
     """Folders, and what systems leave behind."""
     parts = name.replace("\\", "/").split("/")
-    hidden = any(p.lower() in archive.SILENT or (p.startswith(".") and p not in (".", "..")) for p in parts)
+    hidden = any(p.lower() in SILENT or (p.startswith(".") and p not in (".", "..")) for p in parts)
     return hidden or parts[-1] in ("", ".")

@@ -53,6 +53,28 @@ def test_a_folder_and_a_heap_and_named_classes_are_datasets_too(tmp_path):
     assert take(tmp_path, [("", a)]).info()["pictures"] == {"train": {"": 1}}
 
 
+def test_a_table_in_an_archive_labels_its_pictures_and_cannot_name_others(tmp_path):
+    (tmp_path / "secret.png").write_bytes(PNG)
+    lines = [
+        "file_name,label",
+        *(f"pics\\{n}.png,{'ab'[n % 2]}" for n in range(6)),
+        "../../secret.png,a",
+        "/etc/passwd,b",
+    ]
+    files = {f"top/pics/{n}.png": PNG + bytes([n]) for n in range(7)} | {"top/metadata.csv": "\n".join(lines).encode()}
+    info = take(tmp_path / "runs", packed(tmp_path / "a.zip", files)).info()
+    assert info["classes"] == ["a", "b"] and info["pictures"] == {"train": {"a": 3, "b": 3}}
+    assert info["examples"] == [["top/pics/6.png", "is not listed in the metadata"]]
+    assert info["notes"] == [
+        "2 of the pictures that are listed are not there, ../../secret.png first: left out.",
+        "The labels are the column 'label' of top/metadata.csv.",
+    ]
+    for label, words in (("\x1b[2J", "cannot be called so"), ("a\n0.png,b", "two labels to 0.png: a and b")):
+        bad = {"0.png": PNG, "1.png": PNG, "metadata.csv": f"file_name,label\n1.png,a\n0.png,{label}".encode()}
+        with pytest.raises(UserError, match=words):
+            take(tmp_path / "runs", packed(tmp_path / "b.zip", bad))
+
+
 @pytest.mark.parametrize(
     ("classes", "words"),
     [
