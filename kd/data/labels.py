@@ -43,9 +43,9 @@ def named_labels(dataset: Any, split: str) -> list[str | None]:
             f"The column of labels of the {split} split holds {feature}, not one label for each picture. {ONE_LABEL}"
         )
     if not isinstance(feature, ClassLabel):
-        return [label_name(value) for value in dataset["label"]]
+        return [label_name(value) for value in dataset["label"][:]]
     names = [label_name(name) for name in feature.names]
-    return [None if value is None or value < 0 else names[value] for value in dataset["label"]]
+    return [None if value is None or value < 0 else names[value] for value in dataset["label"][:]]
 
 
 def class_names(dataset: Any, labels: Iterable[str | None]) -> list[str]:
@@ -73,7 +73,7 @@ def with_classes(dataset: Any, labels: Sequence[str | None], classes: list[str],
         )
     column = [index[name] for name in labels]
     feature = dataset.features["label"]
-    if isinstance(feature, ClassLabel) and feature.names == classes and column == list(dataset["label"]):
+    if isinstance(feature, ClassLabel) and feature.names == classes and column == dataset["label"][:]:
         return dataset
     dataset = dataset.remove_columns("label").add_column("label", column)
     return dataset.cast_column("label", ClassLabel(names=classes))

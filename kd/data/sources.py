@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +58,17 @@ def _load_folder(path: Path, config: DistillConfig, said: list[str]) -> dict[str
             beside = [(file, why) for file, why in files_below(path) if file not in tables]
             _say_left_out(path, [(file, why or "lies beside parquet files") for file, why in beside], said)
         return _load_parquet({name: [f for f, n in zip(tables, names, strict=True) if n == name] for name in names})
-    files = list(files_below(path))
-    pictures = [file for file, why in files if not why and file.name not in METADATA and is_picture(file)]
-    if pictures:
-        known = set(pictures)
-        rest = [(file, why or NO_PICTURE) for file, why in files if file not in known and file.name not in METADATA]
-        _say_left_out(path, rest, said)
-        return _load_pictures(path, pictures, config, said)
-    if any(file.suffix in (".parquet", ".arrow") for file, _ in files):
+    files = Files.of(path)
+    if files.pictures:
+        _say_left_out(path, files.rest, said)
+        return _load_pictures(files, config, said)
+    if any(file.suffix in (".parquet", ".arrow") for file, _ in files.rest):
         return _load_with_datasets(str(path), config, is_local=True)
     expected = "Expected a folder for each class, with pictures in it, or pictures without labels."
-    if not files:
+    if not files.rest and not files.tables:
         raise UserError(f"{path} is empty. {expected}")
-    reasons = [f"{shown(str(file.relative_to(path)))} {why or NO_PICTURE}" for file, why in files]
+    unused = [*files.rest, *((table, NO_PICTURE) for table in files.tables)]
+    reasons = [f"{shown(str(file.relative_to(path)))} {why}" for file, why in unused]
     raise UserError(f"There are no pictures in {path}: {some(reasons, 3)}. {expected}")
 
 
@@ -160,7 +159,31 @@ def _explained(path: Path, load: Any) -> Any:
 # --- Pictures
 
 
-def _load_pictures(path: Path, files: list[Path], config: DistillConfig, said: list[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Files:
+    """The files below a folder: ``pictures``, ``tables`` of their labels, and the ``rest``, each with the reason."""
+
+    path: Path
+    pictures: list[Path]
+    tables: list[Path]
+    rest: list[tuple[Path, str]]
+
+    @classmethod
+    def of(cls, path: Path) -> "Files":
+        found = cls(path, [], [], [])
+        for file, why in files_below(path):
+            if why:
+                found.rest.append((file, why))
+            elif file.name in METADATA:
+                found.tables.append(file)
+            elif is_picture(file):
+                found.pictures.append(file)
+            else:
+                found.rest.append((file, NO_PICTURE))
+        return found
+
+
+def _load_pictures(found: Files, config: DistillConfig, said: list[str]) -> dict[str, Any]:
     """Return the splits of a folder of images, understood as an import understands it (``kd.data.folders``).
 
     Their labels are those of ``metadata.csv`` and the like, where there are any, else the names of their folders.
@@ -168,6 +191,7 @@ def _load_pictures(path: Path, files: list[Path], config: DistillConfig, said: l
     from datasets import ClassLabel, Dataset, Features, Value
     from datasets import Image as ImageFeature
 
+    path, files = found.path, found.pictures
     names = [file.relative_to(path).parts for file in files]
     plan = layout(names)
     columns: dict[str, Any] = {"image": ImageFeature()}
@@ -180,27 +204,28 @@ def _load_pictures(path: Path, files: list[Path], config: DistillConfig, said: l
         plan = with_labels(plan, names, table.labels)
         columns["label"] = Value("string")
     elif plan.classes:
-        _check_empty_classes(path, files, plan)
+        _check_empty_classes(found, plan)
         columns["label"] = ClassLabel(names=plan.classes)
     _say_left_out(path, [(files[index], why) for index, why in sorted(plan.skipped.items())], said)
-    found = {}
+    parts = {}
     for split in SPLIT_NAMES:
         rows = [(str(files[i]), label) for i, (where, label) in sorted(plan.places.items()) if where == split]
         values = {"image": [file for file, _ in rows], "label": [label for _, label in rows]}
         if rows:
-            found[split] = Dataset.from_dict({name: values[name] for name in columns}, features=Features(columns))
-    return found
+            parts[split] = Dataset.from_dict({name: values[name] for name in columns}, features=Features(columns))
+    return parts
 
 
-def _check_empty_classes(path: Path, files: list[Path], plan: Layout) -> None:
+def _check_empty_classes(found: Files, plan: Layout) -> None:
     """Raise ``UserError`` where a folder beside class folders has no image in it."""
+    path, files = found.path, found.pictures
     homes = {
         path.joinpath(*parts[: parts.index(label)])
         for index, (_, label) in plan.places.items()
         if label and (parts := files[index].relative_to(path).parts)
     }
     full = {parent for file in files for parent in file.parents}
-    loops = {entry for entry, why in files_below(path) if why and entry.is_dir()}
+    loops = {entry for entry, _ in found.rest if entry.is_dir()}
     beside = [one for home in sorted(homes) for one in sorted(home.iterdir()) if one.is_dir()]
     if empty := [one for one in beside if one not in full | loops and not is_left_behind(one.name)]:
         raise UserError(

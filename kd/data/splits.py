@@ -115,7 +115,7 @@ def _without_labels(dataset: Any) -> Any:
 
 def _with_labels(dataset: Any) -> tuple[Any, int]:
     """Return the rows that have a label, and how many have none."""
-    labels = dataset["label"]
+    labels = dataset["label"][:]
     known = [nth for nth, label in enumerate(labels) if label is not None and label >= 0]
     return (dataset if len(known) == len(labels) else dataset.select(known)), len(labels) - len(known)
 
