@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from kd.data.folders import USUAL, Layout, Parts
 from kd.data.images import LFS
 from kd.data.labels import ONE_LABEL, label_name
-from kd.data.library.archive import shown
 from kd.errors import UserError
-from kd.text import some
+from kd.text import shown, some
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 

@@ -9,13 +9,12 @@ from typing import Any
 from kd.config import SAMPLE, DistillConfig
 from kd.data.folders import SPLIT_NAMES, Layout, layout
 from kd.data.images import LFS, is_picture
-from kd.data.library.archive import shown
 from kd.data.metadata import METADATA, read_labels, with_labels
 from kd.data.walk import files_below, is_left_behind
 from kd.errors import UserError
 from kd.system.files import ASSETS, DATASETS
 from kd.system.hub import from_hub
-from kd.text import some
+from kd.text import shown, some
 
 # The files by which `save_to_disk` of `datasets` marks a folder: of several splits, of one.
 SAVED_SPLITS, SAVED = "dataset_dict.json", "state.json"

@@ -25,6 +25,7 @@ from typing import BinaryIO
 from kd import limits
 from kd.data.walk import files_below, is_left_behind
 from kd.errors import UserError
+from kd.text import shown
 
 MB = 10**6
 
@@ -122,12 +123,6 @@ def kind_of(path: Path) -> str:
     if head[257:262] == b"ustar" or any(map(head.startswith, UNPACKERS)):
         return "tar"
     return next((f"a {name} archive" for magic, name in NOT_READ.items() if head.startswith(magic)), "")
-
-
-def shown(name: str) -> str:
-    """Return a name from outside in at most 120 characters, none of which a terminal or a page would act on."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[:1000])
-    return text if len(text) <= 120 else f"{text[:70]}…{text[-49:]}"
 
 
 def wrong_with(part: str) -> str:
