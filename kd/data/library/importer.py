@@ -33,6 +33,7 @@ from kd.errors import UserError
 from kd.system.files import write_whole
 from kd.system.ids import new_id
 from kd.system.processes import answer_parent
+from kd.text import shown
 
 MB = archive.MB
 
@@ -77,7 +78,7 @@ def import_source(job: dict[str, Any], judge: Judge, tell: Tell) -> str:
         write(source, survey, plan, half)
         info = {
             "id": id, "created": created, "owner": job["owner"], "sha256": print_,
-            "name": archive.shown(job["name"].strip()) or _own_name(source), **describe(survey, plan),
+            "name": shown(job["name"].strip()) or _own_name(source), **describe(survey, plan),
         }  # fmt: skip
         write_whole(half / "dataset.json", json.dumps(info, indent=2))
         os.replace(half, place / id)
@@ -96,7 +97,7 @@ def _own_name(source: "Path | list[Member]") -> str:
     if not isinstance(source, Path):
         return "My pictures"
     name = source.name.removesuffix(source.suffix) if source.is_file() else source.resolve().name
-    return archive.shown(name.removesuffix(".tar")) or "Pictures"
+    return shown(name.removesuffix(".tar")) or "Pictures"
 
 
 # --- Where the pictures come from
@@ -126,14 +127,14 @@ def _check_names(classes: Iterable[str]) -> None:
     """Raise ``UserError`` for a class with a name that a terminal or a page would act on."""
     for name in classes:
         if problem := archive.wrong_with(name):
-            raise UserError(f"The class {archive.shown(name)!r} cannot be called so: {problem}. Choose another name.")
+            raise UserError(f"The class {shown(name)!r} cannot be called so: {problem}. Choose another name.")
 
 
 def _member(name: str, file: Path) -> Member:
     most, size = limits.current().picture_mb, file.stat().st_size
     reason = f"is larger than {most:g} MB" if size > most * MB else ""
     parts = tuple(filter(None, (name, file.name)))
-    return Member(archive.shown("/".join(parts)), parts, size, reason, partial(archive.from_folder, file))
+    return Member(shown("/".join(parts)), parts, size, reason, partial(archive.from_folder, file))
 
 
 def _members(source: "Path | list[Member]") -> Iterator[Member]:
@@ -218,7 +219,7 @@ def understand(survey: Survey, labelled: bool) -> Layout:
     if labelled:
         found = {i: ("train", parts[0] if len(parts) > 1 else None) for i, parts in survey.names.items()}
         plan = Layout(found)
-        survey.skipped += [(archive.shown("/".join(name)), "is no picture") for name in survey.tables]
+        survey.skipped += [(shown("/".join(name)), "is no picture") for name in survey.tables]
     else:
         names = list(survey.names.values())
         by_place, table = layout(names), read_labels(survey.tables, names)
@@ -252,7 +253,7 @@ def describe(survey: Survey, plan: Layout) -> dict[str, Any]:
 
 def every_skipped(survey: Survey, plan: Layout) -> list[tuple[str, str]]:
     """Return the files that are not in the dataset, each with the reason."""
-    return survey.skipped + [(archive.shown("/".join(survey.names[i])), why) for i, why in plan.skipped.items()]
+    return survey.skipped + [(shown("/".join(survey.names[i])), why) for i, why in plan.skipped.items()]
 
 
 def notes(plan: Layout) -> list[str]:
