@@ -98,6 +98,7 @@ def test_the_events_tell_the_whole_story_in_order(finished):
         "models",
         "teacher",
         "targets",
+        "target_check",
         "training",
         "exported",
         "arm",

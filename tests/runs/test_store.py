@@ -6,6 +6,7 @@ from kd.config import DistillConfig
 from kd.data.library.store import dataset_title, find_upload, list_uploads
 from kd.data.pixels import load_pixels
 from kd.data.splits import load_splits
+from kd.data.views import Frame
 from kd.errors import UserError
 from kd.runs.store import (
     create_run,
@@ -69,7 +70,7 @@ def test_a_dataset_answers_to_its_owner_and_is_deleted_when_no_run_needs_it(tmp_
     with run.work():
         run.close("stopped", message="")
     cache, size = cache_folder(tmp_path, run.config().dataset), upload.bytes()
-    load_pixels(load_splits(run.config()).train, 16, cache)
+    load_pixels(load_splits(run.config()).train, Frame((16, 16)), cache)
     assert upload.path in cache.parents and upload.bytes() > size  # decoded pictures count as theirs, and go with them
     assert load_splits(run.config()).sizes()["train"] > 0
     delete_dataset(upload)
