@@ -40,7 +40,8 @@ def read_framing(processor: Any) -> Framing:
     shapes inputs of different sizes.
     """
     name = type(processor).__name__
-    wide, tall = (_covered(processor, size) for size in (PROBE, PROBE[::-1]))
+    normalization = read_normalization(processor)
+    wide, tall = (_covered(processor, normalization, size) for size in (PROBE, PROBE[::-1]))
     if wide.size != tall.size:
         if wide.size == PROBE[::-1]:
             return OWN_SIZE
@@ -72,7 +73,7 @@ class _Covered(NamedTuple):
     is_middle: bool
 
 
-def _covered(processor: Any, size: tuple[int, int]) -> _Covered:
+def _covered(processor: Any, normalization: Normalization, size: tuple[int, int]) -> _Covered:
     width, height = size
     along, down = (LOW + (HIGH - LOW) * (np.arange(n) + 0.5) / n for n in size)
     colours = np.stack(
@@ -80,7 +81,6 @@ def _covered(processor: Any, size: tuple[int, int]) -> _Covered:
     )
     noisy = colours + np.random.default_rng(0).normal(0, NOISE, colours.shape)
     image = Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
-    normalization = read_normalization(processor)
     output = np.asarray(run_processor(processor, [image])[0], np.float64)
     scale, offset = (np.reshape(v, (3, 1, 1)) for v in (normalization.scale, normalization.offset))
     # In the order of the output's channels: where the red one is, and the green one.

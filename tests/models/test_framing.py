@@ -46,7 +46,7 @@ def test_the_part_that_a_processor_shows_is_read_off_what_it_does(name):
     assert read_framing(processor) == (relative_to, pytest.approx(height, abs=1e-3), pytest.approx(width, abs=1e-3))
 
 
-@pytest.mark.parametrize("size", [(640, 480), (480, 640), (600, 400), (320, 180), (100, 200), (77, 77)])
+@pytest.mark.parametrize("size", [(640, 480), (180, 320), (77, 77)])
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_what_is_kept_of_an_image_is_what_the_processor_shows(name, size):
     processor = PROCESSORS[name][0]
@@ -64,8 +64,9 @@ def test_what_is_kept_of_an_image_is_what_the_processor_shows(name, size):
     assert off.mean() < 2.5 and np.quantile(off, 0.99) < 12, (off.mean(), np.quantile(off, 0.99))
 
 
-@pytest.mark.parametrize("size", [(28, 28), (64, 64)])
-@pytest.mark.parametrize("own", ["whole", "crop_pct", "channels the other way"])
+@pytest.mark.parametrize(
+    ("own", "size"), [("whole", (28, 28)), ("crop_pct", (64, 64)), ("channels the other way", (64, 64))]
+)
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_a_student_is_shown_the_teachers_part_at_its_own_size_with_its_own_normalization(name, own, size):
     framing = read_framing(PROCESSORS[name][0])
