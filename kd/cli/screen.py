@@ -8,6 +8,7 @@ from typing import Any
 from kd.config import NO_TEACHER
 from kd.data.library.store import short_name
 from kd.runs.run import Run
+from kd.runs.summary import Summary
 from kd.training.report import kept_seed_words
 
 
@@ -15,7 +16,7 @@ class Screen:
     """Shows the events of a run as lines and one progress bar on standard error; standard output is for the report."""
 
     def __init__(self, run: Run | None = None) -> None:
-        self.run, self.bar, self.total, self.labels = run, "", 0, "dataset"
+        self.run, self.bar, self.summary = run, "", Summary()
 
     def clear(self) -> None:
         """Remove the progress bar."""
@@ -37,6 +38,7 @@ class Screen:
 
     def show(self, e: dict[str, Any]) -> None:
         """Show one event."""
+        self.summary = self.summary.after(e)
         show = getattr(self, f"show_{e['event']}", None)
         if show:
             show(e)
@@ -63,7 +65,6 @@ class Screen:
         self.line(e["message"])
 
     def show_data(self, e: dict) -> None:
-        self.labels = e.get("labels", "dataset")
         self.line(
             f"pictures: {e['train']:,} train, {e['validation']:,} validation, {e['test']:,} test, "
             f"{len(e['classes'])} classes ({e['seconds']:.1f} s, cache {e['cache']})"
@@ -96,7 +97,6 @@ class Screen:
             )
 
     def show_training(self, e: dict) -> None:
-        self.total = e["steps"]
         if e.get("of", 1) > 1:
             teacher = ", with the teacher" if e["arm"] == "distilled" else ", without the teacher"
             if self.run.config().teacher == NO_TEACHER:
@@ -105,18 +105,19 @@ class Screen:
 
     def show_arm(self, e: dict) -> None:
         score = f"{e['accuracy']:.2%} on the test split"
-        if self.labels == "teacher":
+        if self.summary.labels == "teacher":
             score = f"agrees with the teacher on {e['accuracy']:.2%} of the test split"
         self.line(f"  {score}, {e['seconds']:.0f} s of training")
 
     def show_step(self, e: dict) -> None:
-        left = (self.total - e["step"]) * e["seconds"] / e["step"]
+        steps = self.summary.steps
+        left = (steps - e["step"]) * e["seconds"] / e["step"]
         self.progress(
-            f"loss {e['total']:.3f}, {e['images_per_second']:,.0f} images/s, {left:.0f} s left", e["step"] / self.total
+            f"loss {e['total']:.3f}, {e['images_per_second']:,.0f} images/s, {left:.0f} s left", e["step"] / steps
         )
 
     def show_eval(self, e: dict) -> None:
-        scores = [f"{e['accuracy']:.1%} on validation"] if self.labels == "dataset" else []
+        scores = [f"{e['accuracy']:.1%} on validation"] if self.summary.labels == "dataset" else []
         if "agreement" in e:
             split = "" if scores else " of validation"
             scores.append(f"agrees with the teacher on {e['agreement']:.1%}{split}")
