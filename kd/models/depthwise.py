@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 # Below this side of the feature map, oneDNN has no fast kernel for the gradient of the weight.
 SMALL_MAP = 4
+# Nor has it one for filters of other sides than this.
+FAST_FILTER = 3
 
 
 # Not a NamedTuple: `custom_fwd` rebuilds tuples from a generator, which a NamedTuple's constructor does not take.
@@ -68,10 +70,12 @@ def _gradient_of_values(gradient: Tensor, values: Tensor, weight: Tensor, geomet
 def _gradient_of_weight(gradient: Tensor, values: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
     """Return the gradient of the filters from ``gradient``, that of the output.
 
-    PyTorch is slow on small feature maps. There each element of the filter gets its sum of products, except the elements
-    that only ever meet padding, whose gradient is 0.
+    PyTorch is slow with large filters and on small feature maps. On small maps each element of the filter gets its sum of
+    products, except the elements that only ever meet padding, whose gradient is 0.
     """
     if min(gradient.shape[2:]) >= SMALL_MAP:
+        if min(weight.shape[2:]) > FAST_FILTER:
+            return _gradient_of_large_weight(gradient, values, weight, geometry)
         return _pytorch_gradients(gradient, values, weight, geometry, (False, True, False))[1]
     answer, gradient, values = torch.zeros_like(weight, dtype=torch.float32), gradient.float(), values.float()
     rows, columns = (
@@ -85,6 +89,34 @@ def _gradient_of_weight(gradient: Tensor, values: Tensor, weight: Tensor, geomet
                 products = values[:, :, row[0], column[0]] * gradient[:, :, row[1], column[1]]
                 answer[:, 0, y, x] = products.sum((0, 2, 3))
     return answer.to(weight.dtype)
+
+
+def _gradient_of_large_weight(gradient: Tensor, values: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
+    """Return the gradient of filters larger than 3 x 3, block of 3 x 3 by block.
+
+    A block's gradient is that of a small filter which meets the same values, so far to the right and down as the block lies.
+    """
+    (down, right), (dilate_y, dilate_x) = geometry.padding, geometry.dilation
+    values = F.pad(values, (right, right, down, down))
+    answer, block = torch.empty_like(weight), weight[:, :, :FAST_FILTER, :FAST_FILTER].contiguous()
+    small = _Geometry(geometry.stride, (0, 0), geometry.dilation)
+    height, width = (
+        (n - 1) * stride + (FAST_FILTER - 1) * dilation + 1
+        for n, stride, dilation in zip(gradient.shape[2:], geometry.stride, geometry.dilation, strict=True)
+    )
+    for y in _block_starts(weight.shape[2]):
+        for x in _block_starts(weight.shape[3]):
+            top, left = y * dilate_y, x * dilate_x
+            met = values[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+            answer[:, :, y : y + FAST_FILTER, x : x + FAST_FILTER] = _pytorch_gradients(
+                gradient, met, block, small, (False, True, False)
+            )[1]
+    return answer
+
+
+def _block_starts(side: int) -> list[int]:
+    """Return where blocks of ``FAST_FILTER`` begin that cover a filter's side; the last two may overlap."""
+    return [*range(0, side - FAST_FILTER, FAST_FILTER), side - FAST_FILTER]
 
 
 def _overlap(shift: int, stride: int, inputs: int, outputs: int) -> tuple[slice, slice] | None:

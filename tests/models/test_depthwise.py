@@ -14,7 +14,7 @@ from kd.models.zoo import STUDENTS
 
 SETTINGS = [
     {"kernel_size": kernel, "stride": stride, "dilation": dilation, "padding": padding, "side": side}
-    for kernel, stride, dilation, side in itertools.product((1, 3, 5), (1, 2, 3), (1, 2), (1, 2, 3, 6, 7, 12))
+    for kernel, stride, dilation, side in itertools.product((1, 3, 5, 7), (1, 2, 3), (1, 2), (1, 2, 3, 6, 7, 12))
     for padding in sorted({0, dilation * (kernel // 2), dilation * (kernel - 1)})
     if side + 2 * padding > dilation * (kernel - 1)
 ]
