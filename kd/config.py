@@ -295,6 +295,15 @@ def label_pairs(text: str) -> dict[str, str]:
     return pairs
 
 
+def joined_classes(label_map: str | None) -> dict[str, str]:
+    """Return the classes that a label map joins with another, each with that other: the map gives both the same class of
+    the teacher, and the first that it names keeps its name."""
+    first: dict[str, str] = {}
+    pairs = label_pairs(label_map or "")
+    joined = {ours: first.setdefault(theirs, ours) for ours, theirs in pairs.items() if theirs}
+    return {ours: kept for ours, kept in joined.items() if ours != kept}
+
+
 # The settings that say which images are learned from.
 OF_PICTURES = (
     "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kd.config import DistillConfig
+from kd.config import DistillConfig, joined_classes
 from kd.data.depth import deep_notes
 from kd.data.folders import SPLIT_NAMES
 from kd.data.labels import class_names, is_list, named_labels, with_classes
@@ -69,6 +69,8 @@ def load_splits(config: DistillConfig) -> Splits:
         said.append(f"The {name} split has no labels, so a {name} split is cut from train.")
         del found[name]
     classes = class_names(found["train"], names["train"])
+    if joined := joined_classes(config.label_map):
+        classes, names = _joined(classes, names, joined, said)
     for name, part in found.items():
         found[name], count = _with_labels(with_classes(part, names[name], classes, name))
         if count:
@@ -87,6 +89,26 @@ def load_splits(config: DistillConfig) -> Splits:
         )
     said += deep_notes(list(found.values()))
     return Splits(found["train"], found["validation"], found["test"], classes, said)
+
+
+def _joined(
+    classes: list[str], names: dict[str, list[str | None]], joined: dict[str, str], said: list[str]
+) -> tuple[list[str], dict[str, list[str | None]]]:
+    """Return the classes, and each split's label names, after those that the label map joins have become one.
+
+    Raises ``UserError`` for a name that is no class.
+    """
+    for ours, kept in joined.items():
+        if unknown := {ours, kept} - set(classes):
+            raise UserError(
+                f"The label map gives {ours!r} and {kept!r} the same class of the teacher, so they become one class, but the "
+                f"dataset has no {some(sorted(unknown))}: its classes are {some(classes)}. Write both as the dataset does."
+            )
+        said.append(f"{ours} and {kept} are one class, {kept}: the label map gives both the same class of the teacher.")
+    return (
+        [name for name in classes if name not in joined],
+        {split: [joined.get(name, name) for name in labels] for split, labels in names.items()},
+    )
 
 
 def _unlabelled(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kd.config import label_pairs
+from kd.config import joined_classes, label_pairs
 from kd.errors import UserError
 from kd.text import some
 
@@ -139,7 +139,9 @@ def match_classes(theirs: list[str], classes: list[str], label_map: str | None =
     """
     if theirs == classes and not label_map:
         return Match(classes, theirs, list(range(len(classes))), [GUESSES[0][0]] * len(classes))
-    mapped = _mapped(label_pairs(label_map or ""), theirs, classes)
+    joined = joined_classes(label_map)
+    pairs = {ours: name for ours, name in label_pairs(label_map or "").items() if ours not in joined or ours in classes}
+    mapped = _mapped(pairs, theirs, classes)
     columns: list[int | None] = [mapped.get(index) for index in range(len(classes))]
     how = [BY_LABEL_MAP if index in mapped else "" for index in range(len(classes))]
     for way, forms in GUESSES:
@@ -170,7 +172,10 @@ def _mapped(pairs: dict[str, str], theirs: list[str], classes: list[str]) -> dic
             raise UserError(f"label_map has {ours!r} twice. Leave one out.")
         column = _index_of(name, theirs, "teacher") if name else None
         if column is not None and column in mapped.values():
-            raise UserError(f"label_map gives the teacher's {theirs[column]!r} to two classes. It can match only one.")
+            raise UserError(
+                f"label_map gives the teacher's {theirs[column]!r} to two classes, under two names. Write it alike for both, and "
+                "they become one class; or leave one out."
+            )
         mapped[index] = column
     return mapped
 

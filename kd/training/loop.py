@@ -68,7 +68,7 @@ def train(job: Job, lesson: Lesson, fresh_student: Callable[[], "Student"]) -> T
             if not memory.ran_out_on_gpu(error):
                 raise
         # Outside of the handler: the error refers to everything that was on the GPU when it was raised.
-        use_smaller_parts(job.run, lesson.plan.config.batch_size)
+        use_smaller_parts(job.run, lesson.plan.config.batch_size, least_part(lesson.student.model))
         lesson.student.model.cpu()
         del trainer
         memory.free()
@@ -89,20 +89,29 @@ def what_came(run: Run, lesson: Lesson, trainer: "ImageDistilTrainer") -> Traine
     )
 
 
-def use_smaller_parts(run: Run, size: int) -> None:
+def use_smaller_parts(run: Run, size: int, least: int = 1) -> None:
     """Cut batches of ``size`` into twice as many parts from now on, or the next number that leaves them equal; the
-    ``memory`` event. Raises ``UserError`` where a part is one image already."""
+    ``memory`` event. Raises ``UserError`` where the parts would have fewer than ``least`` images."""
     now = parts_of_batches(run)
-    if now == size:
+    wanted = None if now == size else memory.more_parts(now, size)
+    if wanted is None or size // wanted < least:
+        pictures = "one picture" if now == size else f"{size // now} pictures"
         raise UserError(
-            "Out of the GPU's memory, even with one picture at a time. Choose a smaller image size or student."
+            f"Out of the GPU's memory, even with {pictures} at a time. Choose a smaller image size or student."
         )
-    wanted = memory.more_parts(now, size)
     said = (
         f"The GPU is out of memory with {size // now} pictures at a time. Each batch of {size} is now computed in {wanted} parts of "
         f"{size // wanted}, their gradients summed: steps and learning rates stay as they were; BatchNorm sees a part."
     )
     run.append("memory", parts=wanted, batch_size=size, warnings=[said])
+
+
+def least_part(model: Any) -> int:
+    """Return how many images a part of a batch has at least: two where there is BatchNorm, which needs more than one
+    number of each channel."""
+    from kd.training.trainer import has_batch_norm
+
+    return 2 if has_batch_norm(model) else 1
 
 
 def parts_of_batches(run: Run) -> int:

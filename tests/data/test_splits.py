@@ -1,5 +1,6 @@
 """Loading a dataset's splits: from folders, from parquet files, with labels and without."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ from kd.data.images import open_row
 from kd.data.pixels import fingerprint
 from kd.data.splits import load_splits
 from kd.errors import UserError
+from kd.models.class_map import match_classes
 from kd.system.files import ASSETS
 from tests.support import toys
 from tests.support.toys import dataset_config
@@ -247,3 +249,14 @@ def test_numbered_class_folders_are_in_the_order_of_their_numbers(tmp_path):
     for name, number in zip(toys.CLASSES, ("0", "10", "2"), strict=True):
         (tmp_path / name).rename(tmp_path / number)
     assert load_splits(dataset_config(tmp_path)).classes == ["0", "2", "10"]
+
+
+def test_a_label_map_joins_classes_that_it_gives_the_same_class_of_the_teacher(tmp_path):
+    text = Value("string")
+    config = parquet_of(tmp_path, train=(text, [*"AaB"] * 5), test=(text, [*"aAB"]))
+    joined = load_splits(dataclasses.replace(config, label_map="A=letter a, a=letter a"))
+    assert joined.classes == ["A", "B"] and joined.test["label"][:] == [0, 0, 1]
+    assert any("a and A are one class, A" in said for said in joined.warnings)
+    assert match_classes(["b", "letter a"], joined.classes, "A=letter a, a=letter a").columns == [1, 0]
+    with pytest.raises(UserError, match=r"dataset has no C: its classes are A, B, a\. Write both as the dataset does"):
+        load_splits(dataclasses.replace(config, label_map="A=letter a, C=letter a"))

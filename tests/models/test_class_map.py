@@ -91,7 +91,7 @@ def test_what_is_told_wins_and_the_rest_is_guessed():
         ("pet=bird", "'bird', which is no class of the teacher: n02123045"),
         ("pet=crane", "which 2 of the teacher's classes are called: say 1 or 2"),
         ("pet=tabby, dog=tabby cat", "to two classes"),
-        ("pet=tabby, PET=tabby", "twice"),
+        ("pet=tabby, PET=", "twice"),
     ],
 )
 def test_a_label_map_that_names_what_is_not_there_says_what_is(label_map, words):

@@ -3,9 +3,11 @@
 import errno
 import os
 
+import numpy as np
 import pytest
 import torch
 
+from kd.config import DistillConfig
 from kd.runs.failures import failure_message
 
 
@@ -24,6 +26,7 @@ from kd.runs.failures import failure_message
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "Out of memory"),
         (RuntimeError("could not create a primitive"), "Out of memory"),
         (RuntimeError("can't start new thread"), "allows no further thread"),
+        (ValueError("Expected more than 1 value per channel when training"), "our mistake"),
         (RuntimeError("could not create a primitive descriptor for a convolution"), "our mistake"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "Out of memory"),
     ],
@@ -31,3 +34,12 @@ from kd.runs.failures import failure_message
 def test_what_the_system_refuses_is_said_in_words(run, error, words):
     said = failure_message(error, run)
     assert words in said and (f"resume {run.id}" in said or "our mistake" in said)
+
+
+def test_a_value_that_this_package_refuses_is_the_user_s_and_one_that_a_library_refuses_is_not(run):
+    with pytest.raises(ValueError) as ours:
+        DistillConfig(epochs=0)
+    with pytest.raises(ValueError) as theirs:
+        np.zeros(3).reshape(2, 2)
+    assert failure_message(ours.value, run).startswith("epochs is 0; expected")
+    assert "our mistake" in failure_message(theirs.value, run)
