@@ -26,6 +26,8 @@ STUDENT_NAMES = (
     *(f"mobilenet_v2_{width}" for width in (1.4, 1.0, 0.75, 0.5, 0.35)),
     "mobilevit_xx_small",
     "efficientnet_b0",
+    "resnet_8",
+    "resnet_14",
     "resnet_18",
     "convnextv2_atto",
     "deit_tiny",
@@ -120,6 +122,12 @@ class DistillConfig:
     )
     temperature: float = setting(5.0, "softens both distributions; higher shows more of the wrong classes", above=0)
     lambda_: float = setting(0.5, "weight of the teacher: 0 is labels only, 1 is teacher only", low=0, high=1)
+    labels: int | None = setting(
+        None,
+        "training pictures that keep their label, as many of each class as its share; the others are learned from the "
+        "teacher alone (default: all keep it)",
+        low=2,
+    )
     weight: float = setting(1.0, "of the method's own loss, inside its share lambda", above=0)
     dkd_alpha: float = setting(1.0, "weight of DKD's first term, the labelled class", low=0, only=("dkd", "dkd+std"))
     dkd_beta: float = setting(8.0, "weight of DKD's second term, the other classes", low=0, only=("dkd", "dkd+std"))
@@ -177,6 +185,9 @@ class DistillConfig:
         expected="auto, cpu, mps, cuda or cuda:N",
     )
     precision: str = setting("auto", "arithmetic while training", choices=("auto", "fp32", "bf16", "fp16"))
+    threads: int | None = setting(
+        None, "CPU threads of each training (default: all; all but one for small pictures)", low=1, high=1024
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -250,10 +261,11 @@ class DistillConfig:
 
 # Name -> the settings that a run can start from.
 PRESETS: dict[str, dict[str, Any]] = {
-    # Sized by measurement for 90 s on two CPU cores, from click to done; assets/guide/numbers.md has the figures.
+    # Sized by measurement for 90 s on two CPU cores, from click to done; assets/guide/numbers.md has the figures. One
+    # thread and one precision, so that the same seed gives the same figures whatever else the machine does.
     "sample": {
-        "epochs": 8, "batch_size": 128, "learning_rate": 0.012, "views": 2, "crop_area": 0.9, "temperature": 2.0,
-        "lambda": 1.0,
+        "student": "resnet_8", "epochs": 12, "batch_size": 128, "learning_rate": 0.01, "views": 2, "crop_area": 0.9,
+        "temperature": 2.0, "lambda": 1.0, "baseline": "yes", "precision": "fp32", "threads": 1,
     },
     # huggingface.co/docs/transformers/tasks/knowledge_distillation_for_image_classification
     "beans": {

@@ -140,7 +140,7 @@ def ours(row: Row, way: str = "cached") -> dict[str, Any]:
     prepared = prepare_run(run)
     lesson = prepared.lesson(Trial(prepared.plan.config.seed, trial, 1, 1))
     trainer = build_timed_trainer(prepared.job, lesson, row.stages)
-    with training_threads(prepared.job.device, prepared.plan.input_size):
+    with training_threads(prepared.job.device, prepared.plan.input_size, prepared.plan.config.threads):
         train_in_turns(trainer, row)
         epoch_end = time_epoch_end(trainer)
     return {
@@ -392,7 +392,7 @@ def scaled(row: Row, times: int) -> dict[str, Any]:
     config = dataclasses.replace(prepared.plan.config, targets="cached")
     prepared.plan = dataclasses.replace(prepared.plan, config=config)
     trainer = build_timed_trainer(prepared.job, prepared.lesson(prepared.plan.trials[0]), row.stages)
-    with training_threads(prepared.job.device, prepared.plan.input_size):
+    with training_threads(prepared.job.device, prepared.plan.input_size, prepared.plan.config.threads):
         train_in_turns(trainer, row)
     return {
         "precision": prepared.plan.precision,

@@ -83,6 +83,20 @@ def _efficientnet_b0(size: int, names: dict) -> PreTrainedModel:
     )  # fmt: skip
 
 
+def _small_resnet(depth: int) -> Callable[[int, dict], PreTrainedModel]:
+    """Return the builder of a ResNet for small images, as the distillation literature has them: three stages of blocks of
+    two convolutions, 6n + 2 layers (He et al. 2015, arXiv:1512.03385, section 4.2). Widths are 1.5 times the paper's."""
+
+    def build(size: int, names: dict) -> PreTrainedModel:
+        return ResNetForImageClassification(
+            ResNetConfig(
+                embedding_size=16, hidden_sizes=[24, 48, 96], depths=[(depth - 2) // 6] * 3, layer_type="basic", **names
+            )
+        )
+
+    return build
+
+
 def _resnet_18(size: int, names: dict) -> PreTrainedModel:
     # huggingface.co/microsoft/resnet-18, config.json
     return ResNetForImageClassification(
@@ -118,6 +132,8 @@ STUDENTS: dict[str, Callable[[int, dict], PreTrainedModel]] = {
     **{f"mobilenet_v2_{width}": _mobilenet_v2(width) for width in (1.4, 1.0, 0.75, 0.5, 0.35)},
     "mobilevit_xx_small": _mobilevit_xx_small,
     "efficientnet_b0": _efficientnet_b0,
+    "resnet_8": _small_resnet(8),
+    "resnet_14": _small_resnet(14),
     "resnet_18": _resnet_18,
     "convnextv2_atto": _convnextv2_atto,
     "deit_tiny": _deit_tiny,

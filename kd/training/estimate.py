@@ -60,7 +60,7 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     size = student.normalization.size
     sizes = [model.normalization.size for model in (teacher, student) if model]
     frame = frame_of(teacher, student, pixel_size(sizes, typical_size(splits.train)[1]))
-    with training_threads(device, size):
+    with training_threads(device, size, config.threads):
         compute = Compute(device, pick_precision(config.precision, device, student.model, size, cache))
         cost = measure_throughput(student, config, frame.size, compute)
     asking = online_seconds(config, teacher, _teacher_compute(config, teacher, device, cache)) if teacher else 0.0

@@ -60,7 +60,7 @@ def train(job: Job, lesson: Lesson, fresh_student: Callable[[], "Student"]) -> T
     while True:
         trainer = build_trainer(job, lesson)
         try:
-            with training_threads(job.device, lesson.plan.input_size):
+            with training_threads(job.device, lesson.plan.input_size, lesson.plan.config.threads):
                 run_trainer(job, lesson, trainer)
             save_best(job.run, lesson.trial, trainer, lesson.student.processor)
             return what_came(job.run, lesson, trainer)

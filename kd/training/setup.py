@@ -182,7 +182,7 @@ def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "S
     theirs = "fp32"
     if teacher:
         theirs = pick_precision(config.precision, job.device, teacher.model, teacher.normalization.size, job.cache)
-    with training_threads(job.device, size):
+    with training_threads(job.device, size, config.threads):
         precision = pick_precision(config.precision, job.device, student.model, size, job.cache)
         plan = Plan(config, tuple(trials_of(config)), splits.classes, size, frame, precision, theirs, warnings)
         config = with_epochs(job, plan, splits, teacher, student)
@@ -265,14 +265,15 @@ def online_seconds(config: DistillConfig, teacher: "Teacher | None", compute: "C
 
 
 @contextmanager
-def training_threads(device: "torch.device", size: tuple[int, int]) -> Iterator[None]:
-    """Use the number of threads that suits a student of this input size, while it trains."""
+def training_threads(device: "torch.device", size: tuple[int, int], asked: int | None = None) -> Iterator[None]:
+    """Use the number of CPU threads that was asked for, or else suits a student of this input size, while it trains."""
     import torch
 
     from kd.models.device import pick_threads
 
     before = torch.get_num_threads()
-    torch.set_num_threads(pick_threads(max(size)) if device.type == "cpu" else before)
+    if device.type == "cpu":
+        torch.set_num_threads(min(asked, before) if asked else pick_threads(max(size)))
     try:
         yield
     finally:
