@@ -65,8 +65,9 @@ class Screen:
         self.line(e["message"])
 
     def show_data(self, e: dict) -> None:
+        some = f" ({e['labelled']:,} with a label)" if "labelled" in e else ""
         self.line(
-            f"pictures: {e['train']:,} train, {e['validation']:,} validation, {e['test']:,} test, "
+            f"pictures: {e['train']:,} train{some}, {e['validation']:,} validation, {e['test']:,} test, "
             f"{len(e['classes'])} classes ({e['seconds']:.1f} s, cache {e['cache']})"
         )
 

@@ -13,6 +13,9 @@ SPLIT_NAMES = {
 
 USUAL = {usual: split for split, names in SPLIT_NAMES.items() for usual in names}
 
+# What the folder of images without labels is usually called, where others have some.
+UNLABELLED = ("unlabelled", "unlabeled", "unsup", "unsupervised")
+
 # The names of numbered classes: only a number, or a word and one.
 NUMBER, WORD_AND_NUMBER = re.compile(r"()(-?\d+(?:\.\d+)?)", re.ASCII), re.compile(r"(.*\D)(\d+)", re.ASCII)
 
@@ -22,8 +25,8 @@ Parts = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """``places``: the index of an image -> its split and class (``None`` where nothing is labelled); ``skipped``: the index
-    of one that has no place among the others -> the reason."""
+    """``places``: the index of an image -> its split and class (``None`` where it has no label); ``skipped``: the index of
+    one that has no place among the others -> the reason."""
 
     places: dict[int, tuple[str, str | None]] = field(default_factory=dict)
     skipped: dict[int, str] = field(default_factory=dict)
@@ -45,7 +48,8 @@ def in_order(names: Iterable[str]) -> list[str]:
 def layout(names: Iterable[Parts]) -> Layout:
     """Understand class folders, with or without split folders above them, in one folder or in several nested ones.
 
-    Where there is only one class folder, or none, there are no labels; splits are kept.
+    Where there is only one class folder, or none, there are no labels; splits are kept. The images of a folder that is
+    called ``UNLABELLED``, beside class folders or splits, have none and belong to train.
     """
     every = dict(enumerate(names))
     rest, loose = _inside(every)
@@ -53,14 +57,23 @@ def layout(names: Iterable[Parts]) -> Layout:
         if len(_folders(rest)) < 2:
             return Layout({index: ("train", None) for index in every})
         beside = "lies beside the class folders, so its class is not known"
-        return Layout({i: ("train", parts[0]) for i, parts in rest.items()}, dict.fromkeys(loose, beside))
+        return Layout({i: ("train", _class_of(parts[0])) for i, parts in rest.items()}, dict.fromkeys(loose, beside))
     splits = {i: USUAL[parts[0].lower()] for i, parts in rest.items() if parts[0].lower() in USUAL}
-    skipped = dict.fromkeys(every.keys() - splits.keys(), "lies beside the folders train, validation and test")
+    more = {i: ("train", None) for i, parts in rest.items() if parts[0].lower() in UNLABELLED}
+    skipped = dict.fromkeys(
+        every.keys() - splits.keys() - more.keys(), "lies beside the folders train, validation and test"
+    )
     inner, unlabelled = _inside({i: rest[i][1:] for i in splits})
     if len(_folders(inner)) < 2:
-        return Layout({i: (split, None) for i, split in splits.items()}, skipped)
+        return Layout({i: (split, None) for i, split in splits.items()} | more, skipped)
     beside = "lies beside class folders, or in a split that has none, so its class is not known"
-    return Layout({i: (splits[i], parts[0]) for i, parts in inner.items()}, skipped | dict.fromkeys(unlabelled, beside))
+    places = {i: (splits[i], _class_of(parts[0])) for i, parts in inner.items()}
+    return Layout(places | more, skipped | dict.fromkeys(unlabelled, beside))
+
+
+def _class_of(folder: str) -> str | None:
+    """Return the class that a folder stands for, ``None`` for one of images without labels."""
+    return None if folder.lower() in UNLABELLED else folder
 
 
 def _inside(names: dict[int, Parts]) -> tuple[dict[int, Parts], list[int]]:
@@ -83,6 +96,7 @@ def _are_splits(names: dict[int, Parts]) -> bool:
 
     A class may be called train, next to car and plane.
     """
-    called = [parts for parts in names.values() if parts[0].lower() in USUAL]
+    labelled = [parts for parts in names.values() if parts[0].lower() not in UNLABELLED]
+    called = [parts for parts in labelled if parts[0].lower() in USUAL]
     nested = any(USUAL[parts[0].lower()] == "train" and len(parts) > 2 for parts in called)
-    return bool(called) and (nested or len(called) == len(names))
+    return bool(called) and (nested or len(called) == len(labelled))

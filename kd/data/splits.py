@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kd.config import DistillConfig, joined_classes
+from kd.config import NO_TEACHER, DistillConfig, joined_classes
 from kd.data.depth import deep_notes
 from kd.data.folders import SPLIT_NAMES
 from kd.data.labels import class_names, is_list, named_labels, with_classes
@@ -26,7 +26,7 @@ class Splits:
     """Three ``datasets.Dataset`` with the columns ``image`` (undecoded) and ``label`` (an index of ``classes``).
 
     Where the images have no labels (``labelled`` is false) every label is -1, and there are no classes yet: they will be
-    the teacher's.
+    the teacher's. Where train has labels, some of its images may have none: theirs is -1.
     """
 
     train: Any
@@ -44,7 +44,7 @@ class Splits:
     def counts(self, split: str) -> list[int]:
         """Return the number of images of each class in a split; an empty list where they have no labels."""
         labels = np.asarray(getattr(self, split)["label"])
-        return np.bincount(labels, minlength=len(self.classes)).tolist() if self.labelled else []
+        return np.bincount(labels[labels >= 0], minlength=len(self.classes)).tolist() if self.labelled else []
 
     def sizes(self) -> dict[str, int]:
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
@@ -53,7 +53,8 @@ class Splits:
 def load_splits(config: DistillConfig) -> Splits:
     """Return the images that ``config`` names. Splits that are missing are cut from train.
 
-    The cut is seeded, and stratified where there are labels.
+    The cut is seeded, and stratified where there are labels. Training images without a label stay among others that have
+    one only where there is a teacher to learn them from.
 
     Raises ``UserError`` for everything that a user can correct.
     """
@@ -72,15 +73,13 @@ def load_splits(config: DistillConfig) -> Splits:
     if joined := joined_classes(config.label_map):
         classes, names = _joined(classes, names, joined, said)
     for name, part in found.items():
-        found[name], count = _with_labels(with_classes(part, names[name], classes, name))
-        if count:
-            said.append(f"{count} pictures of the {name} split have no label and are left out.")
+        found[name] = _without_unlabelled(with_classes(part, names[name], classes, name), name, config, said)
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name not in found:
             found["train"], found[name] = cut(found["train"], fraction, name, config.split_seed)
             said.append(f"No {name} split: {pictures_were(len(found[name]))} cut from train.")
-    counts = np.bincount(found["train"]["label"], minlength=len(classes))
-    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+    result = Splits(found["train"], found["validation"], found["test"], classes, said)
+    if empty := [name for name, count in zip(classes, result.counts("train"), strict=True) if not count]:
         raise UserError(f"No training picture of {some(empty)}. Add some, or remove the class.")
     if len(classes) < 2:
         raise UserError(
@@ -88,7 +87,7 @@ def load_splits(config: DistillConfig) -> Splits:
             "from the teacher alone, lie in the folder itself, in no class folder."
         )
     said += deep_notes(list(found.values()))
-    return Splits(found["train"], found["validation"], found["test"], classes, said)
+    return result
 
 
 def _joined(
@@ -135,11 +134,19 @@ def _without_labels(dataset: Any) -> Any:
     return dataset.select_columns(["image"]).add_column("label", [-1] * len(dataset))
 
 
-def _with_labels(dataset: Any) -> tuple[Any, int]:
-    """Return the rows that have a label, and how many have none."""
-    labels = dataset["label"][:]
-    known = [nth for nth, label in enumerate(labels) if label is not None and label >= 0]
-    return (dataset if len(known) == len(labels) else dataset.select(known)), len(labels) - len(known)
+def _without_unlabelled(dataset: Any, split: str, config: DistillConfig, said: list[str]) -> Any:
+    """Return a split without its rows that have no label, unless they are training images that a teacher can teach."""
+    labels = np.asarray(dataset["label"])
+    known = np.flatnonzero(labels >= 0)
+    count = len(labels) - len(known)
+    if not count:
+        return dataset
+    have = f"{count:,} picture{'s' * (count > 1)} of the {split} split {'have' if count > 1 else 'has'} no label"
+    if split == "train" and config.teacher != NO_TEACHER and config.lambda_ > 0:
+        said.append(f"{have}: they are learned from the teacher alone.")
+        return dataset
+    said.append(f"{have} and {'are' if count > 1 else 'is'} left out.")
+    return dataset.select(known)
 
 
 def cut(dataset: Any, fraction: float, name: str, seed: int = 0) -> tuple[Any, Any]:

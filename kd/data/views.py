@@ -44,7 +44,8 @@ class Views:
     """The crops of a split: a pure function of (fingerprint, image, view, ``seed``).
 
     View 0 is the whole image. Other views are crops of ``crop_area`` to 1 of the area and aspect 3/4 to 4/3 of the image's
-    own (Szegedy et al. 2015, arXiv:1409.4842, section 6), half of them mirrored.
+    own (Szegedy et al. 2015, arXiv:1409.4842, section 6), half of them mirrored. Where ``crop_area`` is 1 nothing is cut
+    away: view 1, and every second one after it, is the whole image mirrored.
     """
 
     fingerprint: str
@@ -54,9 +55,9 @@ class Views:
 
     def boxes(self, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Return boxes float32 ``[N, 4]`` (left, top, width, height, as shares of the image) and mirrored, bool ``[N]``."""
-        if view == 0:
+        if view == 0 or self.crop_area == 1:
             whole = np.tile(np.array([0, 0, 1, 1], np.float32), (self.count, 1))
-            return whole, np.zeros(self.count, bool)
+            return whole, np.full(self.count, view % 2 == 1)
         rng = np.random.default_rng([int(self.fingerprint, 16), self.seed, view])
         area, aspect, left, top, mirror = rng.random((self.count, 5)).T
         area = self.crop_area + (1 - self.crop_area) * area

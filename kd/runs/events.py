@@ -92,6 +92,7 @@ class Data(Event):
     """The images, decoded. ``validation_pictures`` and ``test_pictures`` are fingerprints."""
 
     train: int
+    labelled: NotRequired[int]  # training images that have a label, where some have none
     validation: int
     test: int
     classes: list[str]

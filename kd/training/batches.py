@@ -23,6 +23,7 @@ class ViewBatches(torch.utils.data.Dataset):
         views: the crops of these images.
         student: the student's normalization and input size.
         device: the device on which batches are made.
+        rows: int64 ``[N]``, the image that each index stands for, where that is another than the image of that number.
         teacher: the teacher's cached logits, ``[N, C]`` for each view, which the batch holds as ``teacher_logits``; or the
             normalization of a teacher that is called in every step, with which ``teacher_pixel_values`` are made.
     """
@@ -34,11 +35,12 @@ class ViewBatches(torch.utils.data.Dataset):
         student: Normalization,
         device: torch.device,
         teacher: list[np.ndarray] | Normalization | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
         # Worker processes that decode images make their batches on the CPU, and `Trainer` moves them to the device.
         self.undecoded = isinstance(pixels.values, Undecoded)
         self.device = torch.device("cpu") if self.undecoded else device
-        self.views, self.student, self.teacher = views, student, teacher
+        self.views, self.student, self.teacher, self.rows = views, student, teacher, rows
         self.values = pixels.values
         if self.device.type == "cuda" and self.values.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
             self.values = torch.from_numpy(np.array(self.values)).to(device)
@@ -59,6 +61,8 @@ class ViewBatches(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """Return the batch of the images at ``indices``."""
+        if self.rows is not None:
+            indices = self.rows[indices].tolist()
         rows = self._to_device(torch.tensor(indices))
         on_device = torch.is_tensor(self.values)
         values = self.values[rows] if on_device else self._to_device(torch.from_numpy(self.values[indices]))

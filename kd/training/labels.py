@@ -31,6 +31,12 @@ def with_teacher_classes(splits: Splits, teacher: Teacher | None, config: Distil
             "baseline, and lambda cannot be 0. Leave out the baseline and choose lambda 1, or put each class's pictures "
             "into a folder of their own."
         )
+    if config.labels:
+        raise UserError(
+            "The pictures have no labels, so none can be kept. Leave out --labels, or put each class's pictures into a folder of "
+            "their own.",
+            setting="labels",
+        )
     if config.label_map:
         raise UserError("The pictures have no labels, so there are no classes to map. Leave out the label map.")
     if len(teacher.classes) < 2:

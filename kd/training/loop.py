@@ -161,7 +161,11 @@ def build_trainer(job: Job, lesson: Lesson) -> "ImageDistilTrainer":
 
 
 def build_batches(job: Job, lesson: Lesson) -> tuple["ViewBatches", "ViewBatches"]:
-    """Build the batches of the training images, in their views, and of the validation images, each whole."""
+    """Build the batches of the training images, in their views, and of the validation images, each whole.
+
+    Who learns from the labels alone sees the images that have one, again and again: as many in an epoch as with a teacher.
+    """
+    import numpy as np
     import torch
 
     from kd.data.views import Views
@@ -171,7 +175,10 @@ def build_batches(job: Job, lesson: Lesson) -> tuple["ViewBatches", "ViewBatches
     teaches = None
     if lesson.trial.is_distilled and targets.teacher is not None:
         teaches = targets.teacher.normalization if targets.online else targets.logits
-    train = ViewBatches(pixels.train, pixels.views, student, job.device, teaches)
+    labels, rows = pixels.train.labels, None
+    if (teaches is None or lesson.plan.config.lambda_ == 0) and (labels < 0).any():
+        rows = np.resize(np.flatnonzero(labels >= 0), len(labels))
+    train = ViewBatches(pixels.train, pixels.views, student, job.device, teaches, rows)
     whole = Views(pixels.validation.fingerprint, len(pixels.validation.labels), 1.0)
     # `Trainer` has as many workers for validation as for training, and none of them may touch a GPU.
     device = torch.device("cpu") if train.undecoded else job.device

@@ -193,10 +193,14 @@ def distillation_loss(
 ) -> DistillationLoss:
     """Combine ``hard``, the cross-entropy with the labels, and ``soft``, the method's loss against the teacher.
 
+    An image without a label has no hard loss, and its soft loss takes the teacher's first choice for the label where the
+    method needs one. ``hard`` is the mean over the images that have a label; in ``total`` they have the weight of their
+    share of the batch.
+
     Args:
         student_logits: ``[B, C]``.
         teacher_logits: ``[B, C]``, or None for a baseline without a teacher: then ``total`` is ``hard``, unweighted.
-        labels: ``[B]`` class indices.
+        labels: ``[B]`` class indices, -1 for an image without a label.
         temperature: T > 0 of ``kd_loss``; a ``method`` has its own.
         lambda_: weight of the soft loss, 0 to 1.
         reduction: ``mean`` over the batch, or ``sum``, which is the mean times B.
@@ -210,17 +214,18 @@ def distillation_loss(
     """
     student = _at_least_float32(student_logits)
     method = method or Method("kd", temperature)
+    labelled = labels >= 0  # [B]
+    hard_each = F.cross_entropy(student, labels, reduction="none", ignore_index=-1)  # [B], 0 without a label
+    hard = hard_each.sum() / labelled.sum().clamp(min=1)
     if teacher_logits is None:
-        soft = student.new_zeros(())
-        total = hard = F.cross_entropy(student, labels)
-    elif known is None:
-        soft, hard = method(student, teacher_logits, labels), F.cross_entropy(student, labels)
-        total = (1 - lambda_) * hard + lambda_ * soft_weight * soft
+        soft, total = student.new_zeros(()), hard_each.mean()
     else:
-        soft = _soft_of_known(method, student, teacher_logits, labels, known)
-        hard_each = F.cross_entropy(student, labels, reduction="none")  # [B]
-        hard = hard_each.mean()
-        total = (hard_each * (1 - lambda_ * known[labels])).mean() + lambda_ * soft_weight * soft
+        classes = torch.where(labelled, labels, teacher_logits.argmax(1))
+        if known is None:
+            soft, own_weight = method(student, teacher_logits, classes), lambda_
+        else:
+            soft, own_weight = _soft_of_known(method, student, teacher_logits, classes, known), lambda_ * known[classes]
+        total = (hard_each * (1 - own_weight)).mean() + lambda_ * soft_weight * soft
     images = len(labels) if reduction == "sum" else 1
     return DistillationLoss(total * images, soft * images, hard * images)
 

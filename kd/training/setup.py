@@ -288,9 +288,12 @@ def decode(job: Job, plan: Plan, splits: "Splits") -> DecodedSplits:
     started = time.perf_counter()
     train = load_pixels(splits.train, plan.frame, job.cache, job.progress("train pixels"))
     validation = load_pixels(splits.validation, plan.frame, job.cache, job.progress("validation pixels"))
+    train = dataclasses.replace(train, labels=kept_labels(train.labels, len(splits.classes), job.config))
+    labelled = int((train.labels >= 0).sum())
     job.tell(
         "data",
         **splits.sizes(),
+        **({"labelled": labelled} if splits.labelled and labelled < len(train.labels) else {}),
         classes=splits.classes,
         labels=splits.labels,
         validation_pictures=fingerprint(splits.validation),
@@ -300,6 +303,35 @@ def decode(job: Job, plan: Plan, splits: "Splits") -> DecodedSplits:
         cache="hit" if train.cached and validation.cached else "miss",
     )
     return DecodedSplits(train, validation, Views(train.fingerprint, len(train.labels), plan.config.crop_area))
+
+
+def kept_labels(labels: "np.ndarray", classes: int, config: DistillConfig) -> "np.ndarray":
+    """Return the labels ``[N]`` of training images after all but ``config.labels`` of them have become -1.
+
+    Each class keeps its share, at least one. Which images keep theirs depends on the seed of the splits alone, and those
+    of a smaller number are among those of a larger one. Raises ``UserError`` for fewer labels than classes.
+    """
+    import numpy as np
+
+    wanted = config.labels
+    if wanted is None or wanted >= (labels >= 0).sum():
+        return labels
+    if wanted < classes:
+        raise UserError(
+            f"labels is {wanted}, and there are {classes} classes: every class needs at least one training picture that keeps "
+            f"its label. Choose {classes} or more.",
+            setting="labels",
+        )
+    order = np.random.default_rng(config.split_seed).permutation(len(labels))
+    place = np.empty(len(labels))  # of an image in its class's order, as a share of that class
+    for index in range(classes):
+        members = order[labels[order] == index]
+        place[members] = np.arange(len(members)) / len(members)
+    place[labels < 0] = np.inf
+    kept = np.lexsort((order.argsort(), place))[:wanted]
+    answer = np.full_like(labels, -1)
+    answer[kept] = labels[kept]
+    return answer
 
 
 def tell_models(job: Job, plan: Plan, teacher: "Teacher | None", student: "Student") -> None:
@@ -351,7 +383,7 @@ def check_targets(job: Job, targets: "Targets", pixels: DecodedSplits) -> None:
 
     teacher, right, counts = targets.teacher, [], []
     for logits, part in ((targets.logits[0], pixels.train), (targets.validation, pixels.validation)):
-        rows = known_rows(teacher, part.labels)
+        rows = known_rows(teacher, part.labels) & (part.labels >= 0)
         right.append(quality(logits[rows], part.labels[rows])["accuracy"])
         counts.append(int(rows.sum()))
     warnings = []

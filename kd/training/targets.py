@@ -27,8 +27,8 @@ from kd.models.teacher import Teacher
 from kd.system import memory
 from kd.system.files import mapped, npy_writer, rows_in
 
-# View 0 is not cut from decoded images: what is kept of it is another thing than before it was not.
-WHOLE_BY_PROCESSOR = "view 0 by the processor"
+# It changes with the way in which views are made: logits that were kept before are of other images.
+VIEWS_VERSION = 2
 # Images that a teacher is asked about at once, on the CPU and on a GPU.
 TARGET_BATCH = 64
 GPU_BATCH = 256
@@ -74,7 +74,7 @@ class TargetCache:
         """Return the folder of the logits of decoded images of ``shape`` ``[N, 3, S, S]``, kept in ``view-V.npy``."""
         views = self.views
         recipe = (
-            WHOLE_BY_PROCESSOR, views.fingerprint, views.count, views.crop_area, views.seed, tuple(shape), self.compute.precision,
+            VIEWS_VERSION, views.fingerprint, views.count, views.crop_area, views.seed, tuple(shape), self.compute.precision,
             self.compute.device.type,
         )  # fmt: skip
         key = hashlib.blake2b(repr((self.teacher.key(), recipe)).encode(), digest_size=16).hexdigest()

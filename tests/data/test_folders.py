@@ -22,6 +22,9 @@ LAYOUTS = {
     "folders beside splits": ("train/a/1 train/b/2 misc/3", "train:a train:b skipped"),
     "a class called train": ("car/1 plane/2 train/3", "train:car train:plane train:train"),
     "folders in a class": ("cat/in/1 cat/out/2 dog/3", "train:cat train:cat train:dog"),
+    "pictures without labels beside classes": ("a/1 b/2 Unlabeled/3", "train:a train:b train:None"),
+    "pictures without labels beside splits": ("train/a/1 train/b/2 unsup/3", "train:a train:b train:None"),
+    "pictures without labels in a split": ("train/a/1 train/b/2 train/unlabelled/3", "train:a train:b train:None"),
     "nothing": ("", ""),
 }
 

@@ -162,18 +162,31 @@ def test_the_seed_of_the_splits_says_which_pictures_are_held_out(tmp_path):
     assert len(tests[0]) == len(tests[2])
 
 
-def test_a_picture_that_has_no_label_among_others_that_have_is_left_out(tmp_path):
+def test_a_picture_that_has_no_label_among_others_that_have_needs_a_teacher(tmp_path):
     rng, names = np.random.default_rng(0), toys.CLASSES * 4
     features = Features({"image": ImageFeature(), "category": Value("string")})
     for split, missing in (("train", 2), ("validation", len(names))):
         rows = {"image": [toys.picture(n, rng) for n in names], "category": [*names[missing:], *[None] * missing]}
         Dataset.from_dict(rows, features).to_parquet(tmp_path / f"{split}.parquet")
     splits = load_splits(dataset_config(tmp_path))
-    assert splits.classes == sorted(toys.CLASSES) and sum(splits.sizes().values()) == 10
+    assert splits.classes == sorted(toys.CLASSES) and sum(splits.sizes().values()) == 12
+    assert splits.train["label"][:].count(-1) == 2 and -1 not in splits.validation["label"][:] + splits.test["label"][:]
+    assert sum(splits.counts("train")) == len(splits.train) - 2
     assert splits.warnings[:2] == [
         "The validation split has no labels, so a validation split is cut from train.",
-        "2 pictures of the train split have no label and are left out.",
+        "2 pictures of the train split have no label: they are learned from the teacher alone.",
     ]
+    for alone in ({"teacher": "none"}, {"lambda_": 0}):
+        splits = load_splits(dataset_config(tmp_path, **alone))
+        assert sum(splits.sizes().values()) == 10 and -1 not in splits.train["label"][:]
+        assert "2 pictures of the train split have no label and are left out." in splits.warnings
+
+
+def test_a_folder_called_unlabelled_is_no_class(tmp_path):
+    toys.class_folders(tmp_path, each=10)
+    (tmp_path / toys.CLASSES[0]).rename(tmp_path / "unlabelled")
+    splits = load_splits(dataset_config(tmp_path))
+    assert splits.classes == toys.CLASSES[1:] and splits.train["label"][:].count(-1) == 10
 
 
 def test_an_empty_split_a_broken_parquet_and_a_wrong_file_are_told_apart(tmp_path):
@@ -239,7 +252,8 @@ def test_a_class_that_only_one_of_the_other_splits_has_is_an_error(tmp_path, spl
 )
 def test_what_is_no_label_is_left_out_and_counted(tmp_path, kind, values):
     known = [1, 2] if not isinstance(kind, Value) or kind.dtype != "string" else ["a ", "b"]
-    splits = load_splits(parquet_of(tmp_path, train=(kind, known * 5 + values)))
+    config = dataclasses.replace(parquet_of(tmp_path, train=(kind, known * 5 + values)), lambda_=0)
+    splits = load_splits(config)
     assert splits.classes in (["a", "b"], ["1", "2"]) and sum(splits.sizes().values()) == 10
     assert f"{len(values)} pictures of the train split have no label and are left out." in splits.warnings
 

@@ -44,3 +44,10 @@ def test_the_whole_picture_at_its_own_size_is_untouched():
     torch.testing.assert_close(
         crop(values, whole, torch.tensor([False] * 2), (28, 28)), values.float(), atol=1e-3, rtol=0
     )
+
+
+def test_without_crops_the_picture_stays_whole_and_every_second_view_is_mirrored():
+    views = Views("ab" * 16, 4, 1.0)
+    for view in range(4):
+        boxes, mirrored = views.boxes(view)
+        assert (boxes == [0, 0, 1, 1]).all() and (mirrored == (view % 2 == 1)).all()

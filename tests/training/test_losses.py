@@ -334,3 +334,23 @@ def test_a_batch_of_classes_that_the_teacher_does_not_know_learns_from_the_label
     student = logits(0).requires_grad_()
     found = distillation_loss(student, logits(1), LABELS.clamp(2), 3.0, 1.0, method=method(name), known=known)
     assert found.soft == 0 and found.total == found.hard == F.cross_entropy(student, LABELS.clamp(2))
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "dist"])
+@pytest.mark.parametrize("missing", [[1, 4], [0, 1, 2, 3, 4, 5]])
+def test_images_without_a_label_have_the_soft_loss_alone(name, missing):
+    student, teacher, labels = logits(1), logits(2), LABELS.clone()
+    labels[missing] = -1
+    kept = [n for n in range(6) if n not in missing]
+    chosen = torch.where(labels < 0, teacher.argmax(1), labels)
+    soft = FORMULAS[name](student.numpy(), teacher.numpy(), 3.0, **({"labels": chosen} if name == "dkd" else {}))
+    each = -np.log(softmax(student.numpy(), 1.0))[kept, LABELS[kept]]
+    loss = distillation_loss(student, teacher, labels, 3.0, 0.7, method=method(name))
+    assert loss.soft.item() == pytest.approx(soft) and loss.hard.item() == pytest.approx(each.mean() if kept else 0)
+    assert loss.total.item() == pytest.approx(0.7 * soft + 0.3 * each.sum() / 6)
+    alone = distillation_loss(student, None, labels, 3.0, 0.0)
+    assert alone.total.item() == pytest.approx(each.sum() / 6)
+    known = torch.ones(5, dtype=torch.bool)
+    assert distillation_loss(student, teacher, labels, 3.0, 0.7, method=method(name), known=known).total.item() == (
+        pytest.approx(loss.total.item())
+    )

@@ -1,9 +1,17 @@
 """What a run prepares before it trains."""
 
+import dataclasses
+
+import numpy as np
+import pytest
 from transformers import MobileNetV2ImageProcessorPil
 
+from kd.config import DistillConfig
+from kd.distill import distill
+from kd.errors import UserError
+from kd.training.batches import ViewBatches
 from kd.training.plan import trials_of
-from kd.training.setup import build_student, load_job_splits, start_job
+from kd.training.setup import build_student, kept_labels, load_job_splits, start_job
 from tests.support import toys
 from tests.support.runs import make_run
 
@@ -18,3 +26,41 @@ def test_every_arm_of_a_pretrained_student_sees_with_its_own_processor(small, tm
     splits, trials = load_job_splits(job), trials_of(job.config)
     first, second = (build_student(job.config, splits, trial.seed).processor.to_dict() for trial in trials)
     assert first == second and first["size"]["shortest_edge"] == 40
+
+
+def test_labels_that_are_kept_are_stratified_nested_and_seeded_like_the_splits():
+    labels = np.array([0] * 60 + [1] * 30 + [2] * 10 + [-1] * 7)[np.random.default_rng(0).permutation(107)]
+
+    def kept(count: int, seed: int = 0) -> np.ndarray:
+        return kept_labels(labels, 3, DistillConfig(labels=count, split_seed=seed))
+
+    for count, each in ((3, [1, 1, 1]), (20, [12, 6, 2]), (99, [59, 30, 10]), (500, [60, 30, 10])):
+        few = kept(count)
+        assert np.bincount(few[few >= 0]).tolist() == each and (few[few >= 0] == labels[few >= 0]).all()
+    assert set(np.flatnonzero(kept(20) >= 0)) < set(np.flatnonzero(kept(40) >= 0))
+    assert (kept(20) == kept(20)).all() and (kept(20) != kept(20, seed=1)).any()
+    with pytest.raises(UserError, match="labels is 2, and there are 3 classes") as refused:
+        kept(2)
+    assert refused.value.setting == "labels"
+
+
+def test_with_few_labels_the_baseline_learns_from_those_alone_in_as_many_steps(small, colours, tmp_path, monkeypatch):
+    seen: dict[int, set[int]] = {}
+    batch = ViewBatches.__getitems__
+
+    def noted(batches: ViewBatches, indices: list[int]) -> dict:
+        made = batch(batches, indices)
+        if len(batches) > 20:  # the training images
+            seen.setdefault(id(batches), set()).update(made["labels"].tolist())
+        return made
+
+    monkeypatch.setattr(ViewBatches, "__getitems__", noted)
+    config = dataclasses.replace(DistillConfig.from_dict(small), labels=6, baseline="yes", lambda_=0.5)
+    report = distill(config, tmp_path)
+    assert sorted(map(min, seen.values())) == [-1, 0]  # with the teacher all, without it those with a label
+    assert [trial["epochs"] for trial in report["trials"]] == [config.epochs] * 2
+    run = tmp_path / report["run"]
+    text = (run / "events.jsonl").read_text()
+    assert '"labelled": 6' in text
+    steps = {line.split('"steps": ')[1].split(",")[0] for line in text.splitlines() if '"event": "training"' in line}
+    assert len(steps) == 1
