@@ -188,7 +188,10 @@ class DistillConfig:
     )
     precision: str = setting("auto", "arithmetic while training", choices=("auto", "fp32", "bf16", "fp16"))
     threads: int | None = setting(
-        None, "CPU threads of each training (default: all; all but one for small pictures)", low=1, high=1024
+        None,
+        "CPU threads of the run (default: all; while small pictures are trained on, all but one)",
+        low=1,
+        high=1024,
     )
 
     def __post_init__(self) -> None:

@@ -265,6 +265,19 @@ def online_seconds(config: DistillConfig, teacher: "Teacher | None", compute: "C
 
 
 @contextmanager
+def run_threads(job: Job) -> Iterator[None]:
+    """Use the number of CPU threads that the run asks for, if it does, for all that it computes."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(job.config.threads or before, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def training_threads(device: "torch.device", size: tuple[int, int], asked: int | None = None) -> Iterator[None]:
     """Use the number of CPU threads that was asked for, or else suits a student of this input size, while it trains."""
     import torch
