@@ -21,7 +21,7 @@ from kd.devtools.contenders import SCALES, Execute, Row, work_on_row
 from kd.devtools.timing import Cost
 from kd.devtools.workload import Plan, prepare
 from kd.errors import UserError
-from kd.runs.process import KEEP_MEMORY
+from kd.runs.process import CPU_SETTINGS
 
 # The rows of `kd bench`, and of its flags.
 ROWS = ("guide", "loop", "online", "cached", "ceiling", "plain", "student only")
@@ -29,7 +29,7 @@ FULL_ROWS = ("guide", "online", "cached")
 SWEEP_ROWS = ("cached", "student only")
 SCALE_ROWS = tuple(f"cached {times}x" for times in SCALES)
 
-# The rows whose process keeps the default settings of the allocator.
+# The rows whose process keeps the default settings of allocator and threads.
 DEFAULT_ALLOCATOR_ROWS = ("guide", "loop", "plain")
 
 SWEEP_POINTS = 12
@@ -76,7 +76,7 @@ def worker(row: Row) -> Iterator[Any]:
     context = multiprocessing.get_context("spawn")
     ours_, theirs = context.Pipe()
     before = dict(os.environ)
-    os.environ.update({} if row.name in DEFAULT_ALLOCATOR_ROWS else KEEP_MEMORY)
+    os.environ.update({} if row.name in DEFAULT_ALLOCATOR_ROWS else CPU_SETTINGS)
     os.environ["KD_CACHE_DIR"] = str(row.folder / f"cache-{row.name.replace(' ', '-')}")
     try:
         process = context.Process(target=work_on_row, args=(row, theirs), daemon=False)
