@@ -33,6 +33,19 @@ STUDENT_NAMES = (
     "deit_tiny",
 )
 
+# Students with random weights -> the same architecture with weights of ImageNet, on the Hub.
+PRETRAINED = {
+    "mobilenet_v2_1.4": "google/mobilenet_v2_1.4_224",
+    "mobilenet_v2_1.0": "google/mobilenet_v2_1.0_224",
+    "mobilenet_v2_0.75": "google/mobilenet_v2_0.75_160",
+    "mobilenet_v2_0.35": "google/mobilenet_v2_0.35_96",
+    "mobilevit_xx_small": "apple/mobilevit-xx-small",
+    "efficientnet_b0": "google/efficientnet-b0",
+    "resnet_18": "microsoft/resnet-18",
+    "convnextv2_atto": "facebook/convnextv2-atto-1k-224",
+    "deit_tiny": "facebook/deit-tiny-patch16-224",
+}
+
 # Method -> the settings that come with it. Temperature and weight are its paper's (``kd.training.losses`` cites them);
 # labels and teacher have equal shares, as all were measured. The defaults are those of kd.
 METHODS: dict[str, dict[str, Any]] = {

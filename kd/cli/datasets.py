@@ -111,7 +111,7 @@ def check(options: argparse.Namespace) -> int:
     if options.out:
         write_whole(options.out, dataset_report.page(found) if options.out.suffix == ".html" else json.dumps(found))
     if found["classes"]:
-        print(table(["class", *found["counts"]], list(zip(found["classes"], *found["counts"].values(), strict=True))))
+        print(table(["class", *found["counts"]], dataset_report.counts_table(found)))
         print()
     print(*dataset_report.lines(found), sep="\n")
     if options.json:
@@ -177,7 +177,10 @@ def import_dataset(options: argparse.Namespace) -> int:
 def class_table(info: dict[str, Any]) -> str:
     """Return the number of images of each class and split of an imported dataset, as text."""
     splits = list(info["pictures"])
-    rows = [[name, *(info["pictures"][split].get(name, 0) for split in splits)] for name in info["classes"] or [""]]
+    names = [(name, name) for name in info["classes"]]
+    if any("" in info["pictures"][split] for split in splits):
+        names.append(("no label", ""))
+    rows = [[shown, *(info["pictures"][split].get(name, 0) for split in splits)] for shown, name in names]
     total = [
         "all" if info["classes"] else "without labels",
         *(sum(info["pictures"][split].values()) for split in splits),

@@ -43,7 +43,7 @@ def _values(found: dict[str, Any], rename: Callable[[str], str]) -> dict[str, An
         "notes": map(rename, found["notes"]),
         "problems": [_problem(one, rename) for one in found["problems"]],
         "splits": list(found["counts"]),
-        "counts": list(zip(found["classes"], *found["counts"].values(), strict=True)),
+        "counts": counts_table(found),
         "more_classes": _more(found["classes"], MOST_CLASSES),
         "sheet": found["pictures"]["sheet"],
         "pair_count": f"{len(pairs):,} pair{'s' * (len(pairs) > 1)}",
@@ -53,6 +53,13 @@ def _values(found: dict[str, Any], rename: Callable[[str], str]) -> dict[str, An
         "unreadable": [f"{place(one)}: {one['reason']}" for one in unreadable[:MOST_NAMED]],
         "more_unreadable": _more(unreadable, MOST_NAMED),
     }
+
+
+def counts_table(found: dict[str, Any]) -> list[tuple]:
+    """Return a row for each class: its name and its images in each split; and one for images without a label among them."""
+    rows = list(zip(found["classes"], *found["counts"].values(), strict=True))
+    rest = [found["pictures_in_all"][name] - sum(counts) for name, counts in found["counts"].items()]
+    return [*rows, ("no label", *rest)] if found["classes"] and any(rest) else rows
 
 
 def _problem(one: dict[str, Any], rename: Callable[[str], str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd import limits
-from kd.config import NO_TEACHER, STUDENT_NAMES, DistillConfig
+from kd.config import NO_TEACHER, PRETRAINED, SMALL_SIDE, STUDENT_NAMES, DistillConfig
 from kd.data.views import Frame
 from kd.errors import UserError
 from kd.runs.queue import StopAsked
@@ -204,7 +204,19 @@ def plan_warnings(config: DistillConfig, splits: "Splits", teacher: "Teacher | N
         if known is None
         else check_classes(config.method, known, "The teacher knows")
     )
-    return [*teacher.warnings, *seen_before(config, splits), *few]
+    return [*teacher.warnings, *seen_before(config, splits), *few, *pretrained_advice(config, splits)]
+
+
+def pretrained_advice(config: DistillConfig, splits: "Splits") -> list[str]:
+    """Name the student's pretrained twin where the images are photos: small images have little in common with ImageNet's."""
+    from kd.data.images import typical_size
+
+    if config.student not in PRETRAINED or config.recipe != "scratch" or typical_size(splits.train)[0] <= SMALL_SIDE:
+        return []
+    return [
+        f"The student {config.student} begins with random weights. From pretrained ones it learns far more in the same time: "
+        f"--student {PRETRAINED[config.student]}, or a folder with such a model."
+    ]
 
 
 def seen_before(config: DistillConfig, splits: "Splits") -> list[str]:

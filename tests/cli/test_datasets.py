@@ -6,6 +6,7 @@ from pathlib import Path
 from kd.cli import main, options
 from kd.config import DistillConfig
 from kd.data.library.store import ImportRefused
+from tests.support import toys
 from tests.support.uploads import PHOTOS, packed
 
 
@@ -60,3 +61,15 @@ def test_the_command_line_keeps_a_page_or_json_and_problems_are_no_failure(bad_d
     ):
         assert main.main([*flags, *wrong]) == 2
         assert "kd: " in capsys.readouterr().err
+
+
+def test_pictures_without_a_label_have_a_row_of_their_own(tmp_path, capsys):
+    toys.class_folders(tmp_path / "photos", each=10)
+    (tmp_path / "photos" / toys.CLASSES[0]).rename(tmp_path / "photos" / "unlabelled")
+    folder = ["--runs-dir", str(tmp_path / "runs")]
+    assert main.main(["import", str(tmp_path / "photos"), *folder]) == 0
+    assert "no label    10\nall         30\n" in capsys.readouterr().out
+    assert main.main(["check", "--dataset", str(tmp_path / "photos"), *folder]) == 0
+    said = capsys.readouterr().out
+    assert "no label    10     0           0" in said
+    assert "10 pictures of the train split have no label: they are learned from the teacher alone." in said

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from transformers import MobileNetV2ImageProcessorPil
 
-from kd.config import DistillConfig
+from kd.config import PRETRAINED, DistillConfig
+from kd.data.splits import load_splits
 from kd.distill import distill
 from kd.errors import UserError
 from kd.training.batches import ViewBatches
 from kd.training.plan import trials_of
-from kd.training.setup import build_student, kept_labels, load_job_splits, start_job
+from kd.training.setup import build_student, kept_labels, load_job_splits, pretrained_advice, start_job
 from tests.support import toys
 from tests.support.runs import make_run
 
@@ -64,3 +65,19 @@ def test_with_few_labels_the_baseline_learns_from_those_alone_in_as_many_steps(s
     assert '"labelled": 6' in text
     steps = {line.split('"steps": ')[1].split(",")[0] for line in text.splitlines() if '"event": "training"' in line}
     assert len(steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("student", "side", "changes", "advised"),
+    [
+        ("mobilenet_v2_1.0", 96, {}, True),
+        ("mobilenet_v2_1.0", 64, {}, False),
+        ("mobilenet_v2_1.0", 96, {"recipe": "guide"}, False),
+        ("resnet_8", 96, {}, False),  # nobody has trained it on ImageNet
+    ],
+)
+def test_for_photos_the_pretrained_twin_of_a_student_is_named(tmp_path, student, side, changes, advised):
+    folder = toys.class_folders(tmp_path / "photos", each=10, size=side)
+    config = DistillConfig(dataset=str(folder), student=student, **changes)
+    told = pretrained_advice(config, load_splits(config))
+    assert [f"--student {PRETRAINED['mobilenet_v2_1.0']}" in said for said in told] == [True] * advised
