@@ -43,6 +43,12 @@ def add(command: Command) -> None:
     )
     one.add_argument("file", type=Path, metavar="FILE", help="JSON, such as assets/studies/sample.json")
     one.add_argument("--show", action="store_true", help="train nothing, show the results so far")
+    one.add_argument(
+        "--figure",
+        type=Path,
+        metavar="OUT.html",
+        help="draw accuracy against the number of labels, where the study varies it",
+    )
 
     one = command(
         "sweep", sweep, "try temperatures, lambdas and methods; train the best longer, the winner with fresh seeds"
@@ -96,6 +102,10 @@ def study(options: argparse.Namespace) -> int:
     finally:
         head, *lines = study_table(one)
         print(table(head, lines))
+        if options.figure:
+            from kd.experiments.label_figure import label_figure
+
+            label_figure(one).write_html(options.figure)
         if others := len(read_results(one)) - len(current_results(one)):
             words = f"{count_of(others, 'result')} of other labels, seeds or settings, left out"
             print(f"{one.results}: {words}.", file=sys.stderr)
