@@ -7,7 +7,7 @@ import numpy as np
 
 from kd.config import NO_TEACHER, DistillConfig, joined_classes
 from kd.data.depth import deep_notes
-from kd.data.folders import SPLIT_NAMES
+from kd.data.folders import SPLIT_NAMES, UNLABELLED
 from kd.data.labels import class_names, is_list, named_labels, with_classes
 from kd.data.metadata import LABEL_COLUMNS
 from kd.data.sources import load_source
@@ -59,7 +59,8 @@ def load_splits(config: DistillConfig) -> Splits:
     Raises ``UserError`` for everything that a user can correct.
     """
     said: list[str] = []
-    found = _pick_splits(load_source(config, said), config)
+    source = load_source(config, said)
+    found = _pick_splits(source, config)
     columns = list(found["train"].features)
     found = {name: _standard(part, config, name, said) for name, part in found.items()}
     names = {name: named_labels(part, name) for name, part in found.items()}
@@ -72,6 +73,7 @@ def load_splits(config: DistillConfig) -> Splits:
     classes = class_names(found["train"], names["train"])
     if joined := joined_classes(config.label_map):
         classes, names = _joined(classes, names, joined, said)
+    found["train"], names["train"] = _with_unlabelled_splits(found, names["train"], source, config, said)
     for name, part in found.items():
         found[name] = _without_unlabelled(with_classes(part, names[name], classes, name), name, config, said)
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
@@ -88,6 +90,24 @@ def load_splits(config: DistillConfig) -> Splits:
         )
     said += deep_notes(list(found.values()))
     return result
+
+
+def _with_unlabelled_splits(
+    found: dict[str, Any], labels: list[str | None], source: dict[str, Any], config: DistillConfig, said: list[str]
+) -> tuple[Any, list[str | None]]:
+    """Return train and its label names with the images of splits that are called ``UNLABELLED`` and not used otherwise."""
+    from datasets import concatenate_datasets
+
+    asked = (config.train_split, config.validation_split, config.test_split)
+    more = [
+        _without_labels(_standard(part, config, name, said))
+        for name, part in source.items()
+        if name.lower() in UNLABELLED and name not in asked
+    ]
+    if not more:
+        return found["train"], labels
+    train = found["train"].remove_columns("label").add_column("label", [-1] * len(labels))
+    return concatenate_datasets([train, *more]), labels + [None] * sum(map(len, more))
 
 
 def _joined(
@@ -143,7 +163,7 @@ def _without_unlabelled(dataset: Any, split: str, config: DistillConfig, said: l
         return dataset
     have = f"{count:,} picture{'s' * (count > 1)} of the {split} split {'have' if count > 1 else 'has'} no label"
     if split == "train" and config.teacher != NO_TEACHER and config.lambda_ > 0:
-        said.append(f"{have}: they are learned from the teacher alone.")
+        said.append(f"{have}: {'they are' if count > 1 else 'it is'} learned from the teacher alone.")
         return dataset
     said.append(f"{have} and {'are' if count > 1 else 'is'} left out.")
     return dataset.select(known)

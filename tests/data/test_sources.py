@@ -126,7 +126,7 @@ def test_pictures_that_no_table_lists_and_rows_without_a_picture_are_counted(tmp
     said = " ".join(loaded(tmp_path).warnings)
     assert "2 left out, more00.png first: it is not listed in the metadata" in said
     assert "1 of the pictures that are listed are not there, pics/02.png first" in said
-    assert "1 pictures of the train split have no label and are left out" in said
+    assert "1 picture of the train split has no label: it is learned" in said
 
 
 def test_a_table_without_labels_leaves_the_folders_their_say(tmp_path):

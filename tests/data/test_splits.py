@@ -274,3 +274,13 @@ def test_a_label_map_joins_classes_that_it_gives_the_same_class_of_the_teacher(t
     assert match_classes(["b", "letter a"], joined.classes, "A=letter a, a=letter a").columns == [1, 0]
     with pytest.raises(UserError, match=r"dataset has no C: its classes are A, B, a\. Write both as the dataset does"):
         load_splits(dataclasses.replace(config, label_map="A=letter a, C=letter a"))
+
+
+def test_a_split_called_unlabelled_is_learned_from_without_its_labels(tmp_path):
+    kind = ClassLabel(names=["a", "b"])
+    config = parquet_of(tmp_path, train=(kind, [0, 1] * 6), test=(kind, [0, 1]), unlabeled=(Value("int64"), [-1] * 5))
+    splits = load_splits(config)
+    assert splits.classes == ["a", "b"] and splits.sizes() == {"train": 15, "validation": 2, "test": 2}
+    assert splits.train["label"][:].count(-1) == 5
+    only = load_splits(dataclasses.replace(config, teacher="none"))
+    assert only.sizes()["train"] == 10
