@@ -1,13 +1,14 @@
 """The Distill tab: the settings, the buttons that start a run, and the run as it goes on."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from kd.config import NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, SAMPLE, STUDENT_NAMES, DistillConfig
-from kd.data.library.store import short_name
+from kd.data.library.store import UPLOAD_PREFIX, short_name
 from kd.errors import UserError
 from kd.runs.process import start_run
 from kd.runs.queue import device_name
@@ -23,6 +24,7 @@ from kd.ui.access import (
     kind_errors,
     outcome,
     own,
+    own_upload,
     owner,
     readable,
     served,
@@ -175,46 +177,73 @@ class DistillTab:
 
 
 def build() -> DistillTab:
-    """Lay out the settings on the left and the run on the right."""
+    """Lay out the settings on the left and the run on the right.
+
+    What the project is about comes first: the temperature, the teacher's share and the labels, beside what they make of the
+    teacher's answer to a picture. What is seldom changed is folded away.
+    """
     with gr.Row(elem_classes="kd-columns"):
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=5, min_width=300, elem_id="settings"):
             preset = gr.Radio(
                 [(name.capitalize(), name) for name in PRESETS],
                 value=SAMPLE,
                 label="Preset",
                 elem_id="set-preset",
-                info="Sample is built in and works offline",
             )
-            with gr.Row(elem_id="teacher-row"):
-                first = {"teacher": settings.widget("teacher")}
-                make = gr.Button("Make a teacher", size="sm", scale=0, min_width=116, elem_id="make-teacher")
-            first |= {name: settings.widget(name) for name in (*settings.OFFERED[1:], "method")}
-            with gr.Row(visible=False) as own_row:
-                first |= {name: settings.widget(name) for name in settings.OWN}
-            first |= {name: settings.widget(name) for name in ("temperature", "lambda")}
-            with gr.Row():
-                first |= {name: settings.widget(name) for name in ("epochs", "minutes")}
-            with gr.Row(elem_id="proof"):
-                first |= {name: settings.widget(name) for name in ("baseline", "trials")}
+            sample = settings.preset_values(SAMPLE)
+            line = models_line(*(sample[name] for name in settings.OFFERED))
+            with gr.Accordion(line, open=False, elem_id="models") as models:
+                with gr.Row(elem_id="teacher-row"):
+                    every = {"teacher": settings.widget("teacher")}
+                    make = gr.Button("Make a teacher", size="sm", scale=0, min_width=116, elem_id="make-teacher")
+                every |= {name: settings.widget(name) for name in settings.OFFERED[1:]}
+            with gr.Row(elem_id="lesson"):
+                with gr.Column(min_width=200, elem_id="sliders"):
+                    every |= {name: settings.widget(name) for name in ("temperature", "lambda", "labels")}
+                taught = gr.Column(min_width=200)
+            with gr.Row(elem_id="length"):
+                every |= {name: settings.widget(name) for name in ("epochs", "minutes")}
             with gr.Column(elem_id="go"):
                 button = gr.Button("Distill", variant="primary", size="lg", elem_id="distill")
                 minutes = time_estimate.build()
             with gr.Accordion("More", open=False, elem_id="more"):
-                rest = {name: settings.widget(name) for name in settings.FIELDS if name not in first}
+                every["method"] = settings.widget("method")
+                with gr.Row(visible=False) as own_row:
+                    every |= {name: settings.widget(name) for name in settings.OWN}
+                with gr.Row(elem_id="proof"):
+                    every |= {name: settings.widget(name) for name in ("baseline", "trials")}
+                every |= {name: settings.widget(name) for name in settings.FIELDS if name not in every}
+            with gr.Accordion("Another picture", open=False, elem_id="another-picture"):
+                chosen = dark_knowledge.chooser()
             with gr.Accordion("Check the pictures", open=False, elem_id="check-pictures"):
                 pictures = dataset_check.build()
-            with gr.Accordion("Dark knowledge", open=False, elem_id="dark-knowledge"):
-                dark_knowledge.build(
-                    *((first | rest)[name] for name in ("teacher", "dataset", "temperature", "method"))
-                )
+            with taught:
+                dark_knowledge.build(chosen, every)
         with gr.Column(scale=7, min_width=320):
             live = _run_panel()
-    widgets = [first[name] if name in first else rest[name] for name in settings.FIELDS]
+    every = {name: every[name] for name in settings.FIELDS}
+    widgets = list(every.values())
     for panel in (minutes, pictures):
         settings.follow(panel, live, widgets)
-    _connect(preset, dict(zip(settings.FIELDS, widgets, strict=True)), own_row)
-    live.use_as_teacher(to_teacher, None, first["teacher"], **PRIVATE)
+    _connect(preset, every, own_row)
+    of_line = [every[name] for name in settings.OFFERED]
+    gr.on([one.change for one in of_line], on_models, [live, *of_line], models, **PRIVATE)
+    live.use_as_teacher(to_teacher, None, every["teacher"], **PRIVATE)
     return DistillTab(live, button, make, widgets, [preset, *widgets, own_row])
+
+
+def models_line(teacher: str, dataset: str, student: str) -> str:
+    """Say on one line who learns what from whom."""
+    return f"{teacher} → {student} on {dataset}"
+
+
+def on_models(live: dict[str, Any] | None, teacher: Any, dataset: Any, student: Any) -> Any:
+    """Say on the line what is chosen below it. A dataset that the visitor has brought is called by its name."""
+    words = [str(one or "?").rstrip("/") for one in (teacher, dataset, student)]
+    if words[1].startswith(UPLOAD_PREFIX):
+        with suppress(UserError):
+            words[1] = own_upload(words[1], token_of(live)).info()["name"]
+    return gr.update(label=models_line(*(short_name(one) for one in words)))
 
 
 def _run_panel() -> gr.HTML:
