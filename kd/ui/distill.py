@@ -1,5 +1,6 @@
 """The Distill tab: the settings, the buttons that start a run, and the run as it goes on."""
 
+import dataclasses
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from kd.ui.access import (
     own,
     own_upload,
     owner,
-    readable,
     served,
+    shown,
     token_of,
     valid_cursor,
     view_key,
@@ -35,10 +36,11 @@ from kd.ui.access import (
     with_own,
 )
 from kd.ui.disagreement import analysis
-from kd.ui.figures import points, training_figures
+from kd.ui.example import EXAMPLE, where_and_when
+from kd.ui.figures import new_points, training_figures
 from kd.ui.progress import STAGES, progress_line
 from kd.ui.rendering import render
-from kd.ui.result import result
+from kd.ui.result import PROOF_SEEDS, proof_words, result
 
 # Options of the page's own event handlers. Hiding them from the API protects nothing: each checks whom it answers.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -47,12 +49,24 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_pr
 def start(config: DistillConfig, token: str) -> Run:
     """Create a run and start its process. Raises ``UserError`` where the visitor may not do so."""
     check_names(config)
-    config = with_own(config, token)
+    return _begin(with_own(config, token), token)
+
+
+def _begin(config: DistillConfig, token: str) -> Run:
     with admitted(token):
         run = create_run(config, default_runs_folder(), owner(token), **time_estimate.known(config))
     time_estimate.give_way()
     start_run(run, behind=True)
     return run
+
+
+def prove(id: str, token: str) -> Run:
+    """Start the example or one of the visitor's runs again, with ``PROOF_SEEDS`` seeds, each with the teacher and without.
+
+    Its names are folders already, which were checked when it was first started. Raises ``UserError`` for any other run.
+    """
+    run = EXAMPLE if id == EXAMPLE.id else own(id, token)
+    return _begin(dataclasses.replace(run.config(), trials=PROOF_SEEDS, baseline="yes"), token)
 
 
 def stop(id: str, token: str) -> Run:
@@ -87,7 +101,7 @@ def poll(asked: dict[str, Any]) -> dict[str, Any]:
     first answer and ``result`` once the run is done. It is ``refused`` alone where this visitor may not see such a run.
     """
     try:
-        run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
+        run = shown(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
         return _progress_since(run, valid_cursor(asked.get("cursor")), asked.get("owner", ""))
     except (UserError, PermissionError) as problem:
         return {"refused": str(problem)}
@@ -113,12 +127,14 @@ def _progress_since(run: Run, since: int, token: str) -> dict[str, Any]:
         curves = training_figures(run.events(), None if closed else summary.epochs)
         update["figures"] = {name: figure.to_plotly_json() for name, figure in curves.items()}
     elif any(event["event"] in ("step", "eval") for event in events):
-        update["append"] = points(events)
+        says = all("arm" in event for event in events if event["event"] in ("step", "eval"))
+        update["append"] = new_points(events, {} if says else run.last("training") or {})
     warnings = [settings.on_page(text) for event in events for text in event.get("warnings", [])]
     if warnings:
         update["warnings"] = warnings
     if status == "done" and (report := run.report()):
-        update["result"] = result(report)
+        may_start = run == EXAMPLE or _is_own(run, token)
+        update["result"] = result(report, proof_words(report, run.events()) if may_start else "")
     return update
 
 
@@ -142,11 +158,16 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
         ]
     )
     described = {"title": [name or models, detail], "has_teacher": has_teacher}
+    if run == EXAMPLE:
+        return {**described, "mine": False, "example": where_and_when()}
+    return {**described, "mine": True, "view": view_key(run)} if _is_own(run, token) else {**described, "mine": False}
+
+
+def _is_own(run: Run, token: str) -> bool:
     try:
-        own(run.id, token)
+        return own(run.id, token) == run
     except UserError:
-        return {**described, "mine": False}
-    return {**described, "mine": True, "view": view_key(run)}
+        return False
 
 
 @served
@@ -259,7 +280,7 @@ def _run_panel() -> gr.HTML:
         html_template=render("distill", machine=machine(), rules=house_rules(), stages=STAGES),
         js_on_load="""distillery.distill({
             element, props, server, watch,
-            compare: run => trigger('compare', {run}), useAsTeacher: run => trigger('use_as_teacher', {run}),
+            compare: run => trigger('compare', {run}), prove: run => trigger('prove', {run}), useAsTeacher: run => trigger('use_as_teacher', {run}),
         })""",
         server_functions=[poll, stop_it, resume_it, analysis],
         apply_default_css=False,
@@ -289,8 +310,8 @@ def on_preset(preset: str) -> list[Any]:
     _, own_row, *own = _shown_for(values["method"])
     updates = {name: gr.update(value=settings.to_widget(name, value)) for name, value in values.items()}
     updates["method"] |= {"info": settings.method_info(values["method"])}
-    for name, shown in zip(settings.OWN, own, strict=True):
-        updates[name] |= shown
+    for name, update in zip(settings.OWN, own, strict=True):
+        updates[name] |= update
     return [*updates.values(), own_row]
 
 
@@ -328,6 +349,15 @@ def on_distill(saved: dict[str, Any] | None, live: dict[str, Any] | None, *value
     token = token_of(live) or saved["owner"]  # the button is there before the page has its token
     with kind_errors():
         run = start(settings.from_widgets(values), token)
+    return {**saved, "run": run.id}, {"run": run.id, "owner": token, "new": True}
+
+
+def on_prove(saved: dict[str, Any] | None, live: dict[str, Any] | None, event: gr.EventData) -> tuple[dict, dict]:
+    """Start and show the same training with more seeds when Prove it is clicked."""
+    saved = visitor(saved)
+    token = token_of(live) or saved["owner"]
+    with kind_errors():
+        run = prove(event.run, token)
     return {**saved, "run": run.id}, {"run": run.id, "owner": token, "new": True}
 
 

@@ -80,6 +80,7 @@ def build() -> gr.Blocks:
         queued = {**private, "queue": True, "concurrency_limit": None}
         for button, begin in ((distilling.button, distill.on_distill), (distilling.make, distill.on_make)):
             button.click(begin, [saved, live, *distilling.widgets], [saved, live], **queued)
+        live.prove(distill.on_prove, [saved, live], [saved, live], **queued)
         sweeping.button.click(sweep.on_sweep, [live, *sweeping.widgets], sweeping.board, **queued)
         compare_tab.select(compare.offer, [live, comparing.run], comparing.run, **private)
         for source in (live, listed):

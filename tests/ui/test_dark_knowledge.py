@@ -5,6 +5,12 @@ import pytest
 from kd.ui import dark_knowledge, theme
 
 
+@pytest.fixture(autouse=True)
+def nothing_recorded(monkeypatch):
+    """No answer is known beforehand: the teacher is asked."""
+    monkeypatch.setattr("kd.ui.dark_knowledge.recorded_answers", dict)
+
+
 def test_a_teacher_is_asked_once_for_a_picture(monkeypatch):
     asked = []
     monkeypatch.setattr(
