@@ -150,6 +150,7 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
             short_name(config.dataset),
             *([settings.METHOD_WORDS[config.method][0]] if config.method != "kd" else []),
             *(weights if has_teacher else []),
+            *([f"{config.labels:,} labels"] if config.labels else []),
             f"{config.minutes:g} minutes"
             if config.minutes
             else f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}",
@@ -192,6 +193,7 @@ class DistillTab:
     live: gr.HTML
     button: gr.Button
     make: gr.Button
+    student: gr.Dropdown
     widgets: list[gr.components.Component]
     # What choosing a dataset fills in: the preset, all widgets, and the row of settings that belong to some methods only.
     chosen: list[gr.components.Component]
@@ -250,7 +252,7 @@ def build() -> DistillTab:
     of_line = [every[name] for name in settings.OFFERED]
     gr.on([one.change for one in of_line], on_models, [live, *of_line], models, **PRIVATE)
     live.use_as_teacher(to_teacher, None, every["teacher"], **PRIVATE)
-    return DistillTab(live, button, make, widgets, [preset, *widgets, own_row])
+    return DistillTab(live, button, make, every["student"], widgets, [preset, *widgets, own_row])
 
 
 def models_line(teacher: str, dataset: str, student: str) -> str:

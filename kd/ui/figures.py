@@ -121,7 +121,7 @@ def _add_other_trials(
     named: set[str] = set()
     for (seed, trial), part in others:
         name = "no teacher" if trial == "baseline" else "other seeds" if several else "student"
-        line = {"color": COPPER if trial == "distilled" else BLUE, "width": 1.5}
+        line = {"color": COPPER if trial == "distilled" else BLUE, "width": 1.5 if several else 2}
         group = {"legendgroup": name, "showlegend": name not in named}  # one entry for all its seeds
         if several:
             group["hovertemplate"] = f"%{{y}} (seed {seed})"

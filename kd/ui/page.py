@@ -14,7 +14,7 @@ from kd import limits
 from kd.data.library.store import UPLOAD_PREFIX
 from kd.errors import UserError
 from kd.system.files import default_runs_folder
-from kd.ui import api, compare, datasets, distill, login, runs, settings, sweep, theme
+from kd.ui import api, compare, datasets, distill, login, runs, settings, students, sweep, theme
 from kd.ui.access import keep_clean, kind_errors, own, own_upload, token_of, visitor
 
 # Visitors' uploaded pictures are deleted from the server after this time.
@@ -42,6 +42,7 @@ def serve(host: str | None = None, port: int | None = None, shared: bool = False
     sys.setswitchinterval(SWITCH_SECONDS)
     options = launch_options()
     keep_clean()
+    students.ask_hub()
     page = build()
     try:
         page.launch(server_name=host, server_port=port, **options)
@@ -89,6 +90,7 @@ def build() -> gr.Blocks:
             source.open(to_run, [saved, live], [tabs, saved, live], **private)
         pictures.use(to_dataset, live, [tabs, *distilling.chosen], **private)
         page.load(arrive, saved, [saved, live, sweeping.board, listed, pictures, tabs], **private)
+        page.load(students.offer, None, distilling.student, **private)
     return page
 
 
