@@ -101,7 +101,8 @@ def test_a_methods_own_settings_appear_only_when_it_is_chosen(page):
     expect(page.locator("#models > button")).to_contain_text(
         f"sample → {DistillConfig.preset('sample').student} on sample"
     )
-    page.locator("#more > button").click()
+    for part in ("more", "models"):
+        page.locator(f"#{part} > button").click()  # closed again
     expect(temperature).to_have_value(f"{DistillConfig.preset('sample').temperature:g}")
 
 

@@ -90,6 +90,8 @@ window.distillery.distill = (() => {
     const shownRun = () => props.value.run || ("owner" in props.value ? EXAMPLE : ""); // there is an owner once the page has arrived
     function reset(value) {
       $(".kd-run").hidden = !value.run;
+      $(".kd-run").removeAttribute("data-example");
+      $(".kd-example").hidden = true;
       for (const chart of element.querySelectorAll(".kd-curves .kd-chart")) if (chart.data) window.Plotly.purge(chart);
       $(".kd-result").innerHTML = $(".kd-warnings").innerHTML = "";
       $(".kd-analysis").innerHTML = "";
