@@ -14,18 +14,9 @@ MARKS = {"helps": "▲", "hurts": "▼", "no difference shown": "=", "one seed":
 PROOF_SEEDS = 3
 
 NUMBERS = {
-    2: "two",
-    3: "three",
-    4: "four",
-    5: "five",
-    6: "six",
-    7: "seven",
-    8: "eight",
-    9: "nine",
-    10: "ten",
-    11: "eleven",
+    2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 11: "eleven",
     12: "twelve",
-}
+}  # fmt: skip
 
 NO_LABELS = (
     "The pictures have no labels. Agreement, how often the student says what the teacher says of test pictures that neither "
@@ -71,7 +62,7 @@ def sentence(report: dict[str, Any]) -> str:
     """Say what came out as a person would: "The student has 89.6%, its teacher 94.6%: five times faster, …"."""
     ours, alone = mean_accuracy(report, "distilled"), mean_accuracy(report, "baseline")
     seeds = len({trial["seed"] for trial in report["trials"]})
-    on_average = f"On average of {seeds} seeds the" if seeds > 1 else "The"
+    on_average = f"On average over {seeds} seeds, the" if seeds > 1 else "The"
     if not report["teacher"]:
         return f"{on_average} model has {percent(ours)} on the test pictures."
     costs = (
@@ -117,12 +108,8 @@ def proof_words(report: dict[str, Any], events: list[dict[str, Any]]) -> str:
     closed = events[-1]["time"]
     # Trainings may have gone on at the same time, and the run may have been stopped in between.
     training = min(ended - begun, sum(trial["seconds"] for trial in report["trials"]))
-    minutes = (training * 2 * PROOF_SEEDS / len(trained) + closed - ended) / 60
-    return (
-        f"Prove it: {PROOF_SEEDS} seeds, about {minutes:.0f} minutes"
-        if minutes >= 1.5
-        else f"Prove it: {PROOF_SEEDS} seeds, about a minute"
-    )
+    minutes = round((training * 2 * PROOF_SEEDS / len(trained) + closed - ended) / 60)
+    return f"Prove it: {PROOF_SEEDS} seeds, about {f'{minutes} minutes' if minutes > 1 else 'a minute'}"
 
 
 # --- Tables

@@ -38,7 +38,7 @@ HELP = {
     "student": "a name, a Hub id or a folder",
     "temperature": "higher is softer",
     "lambda": "the teacher's share",
-    "labels": "pictures with one",
+    "labels": "of how many pictures",
     "weight": "inside its share lambda",
     "heal": "BatchNorm momentum, dropout and random weights as PyTorch means them",
     "dkd_alpha": "the label's weight",

@@ -40,9 +40,9 @@ def test_the_sentence_is_what_a_person_would_say():
     one["trials"].pop()
     assert sentence(one) == f"{said}."
     one["trials"].append({"arm": "distilled", "seed": 1, "accuracy": 0.906})
-    assert sentence(one).startswith("On average of 2 seeds the student has 90.1%, its")
+    assert sentence(one).startswith("On average over 2 seeds, the student has 90.1%, its")
     assert sentence(one | {"data": {"labels": "teacher"}}).startswith("The student says what its teacher says of 90.0%")
-    assert sentence(one | {"teacher": None}) == "On average of 2 seeds the model has 90.1% on the test pictures."
+    assert sentence(one | {"teacher": None}) == "On average over 2 seeds, the model has 90.1% on the test pictures."
 
 
 @pytest.mark.parametrize(
