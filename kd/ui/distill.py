@@ -195,7 +195,8 @@ class DistillTab:
     make: gr.Button
     student: gr.Dropdown
     widgets: list[gr.components.Component]
-    # What choosing a dataset fills in: the preset, all widgets, and the row of settings that belong to some methods only.
+    # What choosing a dataset changes: the preset, all widgets, the row of settings that belong to some methods only, and the
+    # part in which the teacher is still to be chosen.
     chosen: list[gr.components.Component]
 
 
@@ -252,7 +253,7 @@ def build() -> DistillTab:
     of_line = [every[name] for name in settings.OFFERED]
     gr.on([one.change for one in of_line], on_models, [live, *of_line], models, **PRIVATE)
     live.use_as_teacher(to_teacher, None, every["teacher"], **PRIVATE)
-    return DistillTab(live, button, make, every["student"], widgets, [preset, *widgets, own_row])
+    return DistillTab(live, button, make, every["student"], widgets, [preset, *widgets, own_row, models])
 
 
 def models_line(teacher: str, dataset: str, student: str) -> str:

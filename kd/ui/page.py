@@ -140,7 +140,7 @@ def to_run(saved: dict | None, live: dict | None, event: gr.EventData) -> tuple[
 def to_dataset(live: dict | None, event: gr.EventData) -> list[Any]:
     """Open the Distill tab with one of the visitor's datasets chosen, in the preset for one's own pictures.
 
-    The teacher is left to be chosen: the sample's knows other classes.
+    The teacher is left to be chosen, where it now can be seen: the sample's knows other classes.
     """
     with kind_errors():
         upload = own_upload(event.dataset, token_of(live))
@@ -150,7 +150,7 @@ def to_dataset(live: dict | None, event: gr.EventData) -> list[Any]:
     choices = [*((one, one) for one in settings.suggestions("dataset")), (name, value)]
     updates[list(settings.FIELDS).index("dataset")] = gr.update(choices=choices, value=value)
     updates[list(settings.FIELDS).index("teacher")] = gr.update(value=None)
-    return [gr.Tabs(selected="distill"), "custom", *updates, own_row]
+    return [gr.Tabs(selected="distill"), "custom", *updates, own_row, gr.Accordion(open=True)]
 
 
 def launch_options() -> dict[str, Any]:

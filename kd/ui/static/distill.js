@@ -105,7 +105,7 @@ window.distillery.distill = (() => {
       $(".kd-compare").onclick = () => compare(value.run);
       $(".kd-as-teacher").onclick = () => {
         useAsTeacher(value.run);
-        document.querySelector("#set-teacher")?.scrollIntoView({ behavior: "smooth", block: "center" });
+        document.querySelector("#models")?.scrollIntoView({ behavior: "smooth", block: "center" });
       };
       if (value.new) {
         history.replaceState(history.state, "", address({ run: value.run }));
