@@ -103,6 +103,15 @@ def test_distill_replaces_the_example_with_a_run_of_what_the_sliders_say(page):
     until(lambda: run.status() in CLOSED)
 
 
+def test_prove_it_starts_the_same_with_three_seeds_and_shows_that_run(page):
+    page.get_by_role("button", name="Prove it: 3 seeds, about").click()
+    expect(page.locator("#live .kd-detail")).to_contain_text("3 seeds, with a baseline")
+    run = list_runs(site().folder)[0]
+    assert f"run={run.id}" in page.url and run.config().trials == 3
+    run.ask_to_stop()
+    until(lambda: run.status() in CLOSED)
+
+
 def test_a_file_that_is_dropped_is_taken_and_one_beside_the_field_does_not_leave_the_page(page):
     page.get_by_role("tab", name="Pictures").click()
     drop = """(element, names) => {
