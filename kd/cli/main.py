@@ -114,13 +114,18 @@ def add(command: Command, commands: Any) -> None:
     command("limits", show_limits, "list the limits of this server, and the environment variables that change them")
 
     sample = commands.add_parser("sample", description="The embedded sample and its teacher.").add_subparsers(
-        required=True, metavar="COMMAND", help="build: remake the sample and train its teacher"
+        required=True,
+        metavar="COMMAND",
+        help="build: remake the sample and train its teacher; example: record the run that the page shows at first",
     )
     help = "remake the sample and train its teacher (55 minutes on one thread)"
     one = command("sample build", build_sample, help, under=sample)
     one.add_argument("--source", type=Path, help="folder of Fashion-MNIST's files (default: Debian's package)")
     one.add_argument("--assets", type=Path, help="folder to write to (default: the project's assets)")
     one.add_argument("--epochs", type=int, default=20)
+    help = "distil the sample and record the run as the example that the page shows at first"
+    one = command("sample example", record_example, help, under=sample)
+    one.add_argument("--assets", type=Path, help="folder with the sample, to write to (default: the project's assets)")
 
 
 def app(options: argparse.Namespace) -> int:
@@ -198,9 +203,26 @@ def students(options: argparse.Namespace) -> int:
 
 
 def build_sample(options: argparse.Namespace) -> int:
-    if options.assets is None and ASSETS.parent != ROOT:
-        raise BadUsage(f"Name the folder to write to with --assets: {ASSETS} belongs to an installed package.")
+    """Remake the sample and train its teacher."""
+    assets = _assets(options)
     from kd.devtools import sample
 
-    sample.build(options.assets or ASSETS, options.source or sample.SOURCE, options.epochs)
+    sample.build(assets, options.source or sample.SOURCE, options.epochs)
     return 0
+
+
+def record_example(options: argparse.Namespace) -> int:
+    """Record the example run."""
+    assets = _assets(options)
+    from kd.devtools import sample
+
+    sample.record_example(assets)
+    print(f"Wrote {assets / 'example'}.")
+    return 0
+
+
+def _assets(options: argparse.Namespace) -> Path:
+    """Return the folder of the assets to write to. Raises ``BadUsage`` where it must be named."""
+    if options.assets is None and ASSETS.parent != ROOT:
+        raise BadUsage(f"Name the folder to write to with --assets: {ASSETS} belongs to an installed package.")
+    return options.assets or ASSETS

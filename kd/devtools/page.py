@@ -64,8 +64,8 @@ SETTLE_SECONDS = 2.0
 # How long the first point may take.
 POINT_SECONDS = 180
 
-# JavaScript: how many points the chart of losses has, and whether the run has ended before its time.
-POINTS = "(document.querySelector('#live [data-figure=losses]')?.data?.[0].x.length ?? 0)"
+# JavaScript: how many points the chart of losses has, which is not the example's, and whether the run has ended before its time.
+POINTS = "(document.querySelector('#live .kd-run:not([data-example]) [data-figure=losses]')?.data?.[0].x.length ?? 0)"
 ENDED = "['failed', 'died', 'stopped'].includes(document.querySelector('#live .kd-run')?.dataset.status)"
 
 
@@ -208,7 +208,7 @@ def first_point(
     page.goto(url)
     if epochs:
         page.locator("#set-epochs input").fill(str(epochs))
-    page.locator("#live .kd-empty").wait_for()  # the page knows now that there is no run to show
+    page.locator("#live [data-example]").wait_for()  # the page knows now that there is no run of one's own to show
     page.evaluate("addEventListener('click', () => { window.clicked = Date.now() }, { capture: true })")
     page.locator("#distill").click()
     drawn = page.wait_for_function(

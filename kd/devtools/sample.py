@@ -1,12 +1,17 @@
-"""Remake the embedded sample and its teacher: ``python -m kd sample build``.
+"""Remake the embedded sample and its teacher: ``python -m kd sample build``; and the example run that the page shows at
+first: ``python -m kd sample example``.
 
 The images are Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017, arXiv:1708.07747; MIT licence) as Debian's
 package ``dataset-fashion-mnist`` installs them. Everything is seeded: the splits are the same on every machine.
 """
 
 import gzip
+import hashlib
 import io
 import json
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,10 +23,18 @@ from PIL import Image
 from torch.nn.functional import cross_entropy, interpolate
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
-from kd.config import DistillConfig
+from kd.config import SAMPLE, DistillConfig
+from kd.data.images import open_picture
 from kd.data.splits import load_splits
+from kd.devtools.server import temporary_folder
+from kd.devtools.speed import machine
+from kd.errors import UserError
 from kd.evaluation.scoring import quality, score
+from kd.models.processor import run_processor
 from kd.models.teacher import load_teacher
+from kd.runs.run import Run
+from kd.runs.store import list_runs
+from kd.system.files import folder_size
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 
@@ -253,3 +266,74 @@ def build(assets: Path, source: Path = SOURCE, epochs: int = 20, tell=print) -> 
     log = train_teacher(splits, assets / "sample-teacher", epochs, tell)
     write_teacher_card(assets / "sample-teacher", log, measure_teacher(assets))
     tell(f"Wrote {assets / 'sample-teacher'}.", flush=True)
+
+
+# --- The example run
+
+# The page carries the example to everyone who installs it.
+MOST_EXAMPLE_BYTES = 300_000
+
+# Of the ``step`` events of each training so many are kept, evenly spread: a curve as wide as half a screen shows no more.
+MOST_STEPS = 100
+
+# The files of a run that the page reads.
+OF_EXAMPLE = ("config.json", "report.json", "analysis.json")
+
+
+def record_example(assets: Path) -> None:
+    """Distil the sample as ``kd distill`` does, and keep what the page shows of that run in ``assets/example``.
+
+    Raises ``UserError`` where the run fails, or what is to be kept is too large.
+    """
+    with temporary_folder() as folder:
+        command = [sys.executable, "-m", "kd", "distill", "--preset", SAMPLE, "--runs-dir", str(folder)]
+        if subprocess.run(command).returncode:
+            raise UserError("The run did not end as it should. Its last lines say why; the example is as it was.")
+        (run,) = list_runs(folder)
+        made = folder / "example"
+        keep_example(run, made)
+        (made / "recorded.json").write_text(json.dumps(recorded(assets), indent=1))
+        if (size := folder_size(made)) > MOST_EXAMPLE_BYTES:
+            raise UserError(f"The example has {size:,} bytes; {MOST_EXAMPLE_BYTES:,} are allowed. It is as it was.")
+        shutil.rmtree(assets / "example", ignore_errors=True)
+        shutil.copytree(made, assets / "example")
+
+
+def keep_example(run: Run, folder: Path) -> None:
+    """Copy what the page reads of a finished run, with fewer ``step`` events and without those of progress."""
+    shutil.copytree(run.path / "gallery", folder / "gallery")
+    for name in OF_EXAMPLE:
+        shutil.copy(run.path / name, folder)
+    events, trial, steps = run.events(), None, {}
+    for event in events:  # two trainings may go on at the same time
+        if event["event"] in ("training", "step"):
+            trial = (event["seed"], event["arm"]) if "arm" in event else trial
+        if event["event"] == "step":
+            steps.setdefault(trial, []).append(event)
+    dropped = {
+        id(event) for some in steps.values() for nth, event in enumerate(some) if nth % -(-len(some) // MOST_STEPS)
+    }
+    lines = [json.dumps(e) + "\n" for e in events if e["event"] != "progress" and id(e) not in dropped]
+    (folder / "events.jsonl").write_text("".join(lines))
+
+
+def recorded(assets: Path) -> dict:
+    """Return this machine, and the logits of the sample's teacher for each of ``assets/examples``, with the keys by which
+    the page knows that they still hold."""
+    teacher = load_teacher(str(assets / "sample-teacher"), CLASSES)
+    pictures = sorted((assets / "examples").glob("*.png"))
+    with torch.inference_mode():
+        logits = [
+            teacher(run_processor(teacher.processor, [open_picture(path)])).logits[0].tolist() for path in pictures
+        ]
+    return {
+        "machine": machine(),
+        "teacher": sha256(assets / "sample-teacher" / "model.safetensors"),
+        "classes": CLASSES,
+        "logits": {sha256(path): [round(one, 5) for one in row] for path, row in zip(pictures, logits, strict=True)},
+    }
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -34,6 +34,7 @@ from kd.runs.store import find_run, list_runs, local_owner, resolve
 from kd.runs.summary import status_of, summarize
 from kd.system.files import default_runs_folder
 from kd.system.ids import ID, owner_hash
+from kd.ui.example import EXAMPLE
 from kd.ui.settings import on_page
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -97,6 +98,11 @@ def readable(id: str, token: str, view: str = "") -> Run:
     if run and isinstance(view, str) and TOKEN.fullmatch(view) and hmac.compare_digest(view, view_key(run)):
         return run
     return own(id, token)
+
+
+def shown(id: str, token: str, view: str = "") -> Run:
+    """Return the run if it is the example, which all may see, or ``readable``. Raises ``UserError`` for any other."""
+    return EXAMPLE if id == EXAMPLE.id else readable(id, token, view)
 
 
 def own_runs(token: str) -> list[Run]:

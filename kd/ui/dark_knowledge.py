@@ -1,7 +1,7 @@
 """Dark knowledge: what the chosen teacher predicts for a picture at each temperature, before anything is trained.
 
-The teacher is asked once for a picture. The script softens its logits as the slider moves; the sentences for all positions
-of the slider come with the logits.
+The teacher is asked once for a picture. The script softens its logits as the sliders move; the sentences for all
+temperatures at which the slider can stand come with the logits.
 """
 
 import hashlib
@@ -19,13 +19,14 @@ from kd.errors import UserError
 from kd.evaluation import worker
 from kd.evaluation.dark_knowledge import dark_knowledge, standardised_logits
 from kd.system.cache import folder_stamp
-from kd.ui import theme
+from kd.ui import settings, theme
 from kd.ui.access import check_names, served, shared, uploaded, with_own
 from kd.ui.compare import png
+from kd.ui.example import recorded, recorded_answers
 from kd.ui.rendering import render
 
 # The temperatures at which the slider can stand.
-STOPS = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20)
+STOPS = tuple(nth * settings.STEPS["temperature"] for nth in range(1, 41))
 
 # A process of its own: a teacher may have to come from the Hub first, and comparisons need not wait for that. The script
 # waits a little longer.
@@ -40,8 +41,8 @@ def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
     """Return what ``teacher`` predicts for the example number ``example``, or for the uploaded file ``path``.
 
     The answer has the ``names`` and ``logits`` of the classes (standardised where ``method`` does that), the ``label`` (the
-    picture's class, or the teacher's first choice where it is not ``labelled``) and the ``sentences`` for all ``STOPS``; or
-    a ``problem``.
+    picture's class, or the teacher's first choice where it is not ``labelled``) and the ``sentences``, one for each of
+    ``STOPS``; or a ``problem``.
     """
     try:
         config = DistillConfig(teacher=asked.get("teacher"), method=asked.get("method") or "kd")
@@ -61,7 +62,10 @@ def teacher_says(asked: dict[str, Any]) -> dict[str, Any]:
     labelled = label is not None
     label = label if labelled else max(range(len(logits)), key=logits.__getitem__)
     sentences = [dark_knowledge(logits, names, label, stop) for stop in STOPS]
-    return {"names": names, "logits": logits, "label": label, "labelled": labelled, "sentences": sentences}
+    return {
+        "names": names, "logits": logits, "label": label, "labelled": labelled,
+        "sentences": dict(zip(map("{:g}".format, STOPS), sentences, strict=True)),
+    }  # fmt: skip
 
 
 def chosen(asked: dict[str, Any]) -> tuple[Path, str | None]:
@@ -84,7 +88,8 @@ def plain(name: str) -> str:
 
 
 def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
-    """Return the teacher's class names, and its logits for the picture.
+    """Return the teacher's class names, and its logits for the picture: those that were recorded, where the sample's teacher
+    is asked about an example, so that the page has them at once and without torch.
 
     Raises ``UserError`` or ``ValueError``, in words, where it cannot be asked.
     """
@@ -93,6 +98,8 @@ def answer(name: str, path: Path) -> tuple[list[str], list[float]]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         raise UserError(f"{path.name} is not on this server any more. Choose it again.") from None
+    if name == SAMPLE and digest in (known := recorded_answers()):
+        return recorded()["classes"], known[digest]
     return _asked(name, folder_stamp(Path(os.path.expanduser(name))), path, digest)
 
 
@@ -111,40 +118,49 @@ def _asked(name: str, state: tuple, path: Path, digest: str) -> tuple[list[str],
 # --- The panel
 
 
-def build(teacher: gr.Dropdown, dataset: gr.Dropdown, temperature: gr.Number, method: gr.Dropdown) -> gr.HTML:
-    """Return the panel. It follows the settings, and asks for nothing before it is visible.
+# The settings that the panel follows, beside the chosen picture.
+FOLLOWED = ("teacher", "dataset", "method", "temperature", "lambda", "labels")
 
-    It is HTML of ours and not gr.Slider and gr.Label. A gr.Label rounds to whole percents (0.3% reads "0%"), but the small
-    probabilities of the wrong classes are what this panel shows; and each of its bars is a button that does nothing. A
-    gr.Slider has equal steps: the temperatures up to 5, which matter most and are half of our slider, would be less than a
-    quarter of it, too close together for a finger on a phone.
+# The example that is asked about first: the teacher is not sure of it, so that its answer has something to soften.
+FIRST = "shirt-2"
+
+
+def build(pictures: gr.HTML, widgets: dict[str, gr.components.Component]) -> gr.HTML:
+    """Return the panel that stands beside the sliders. It follows them, the other settings and the chosen picture.
+
+    It is HTML of ours and no gr.Label: that rounds to whole percents (0.3% reads "0%"), but the small probabilities of the
+    wrong classes are what this panel shows; and each of its bars is a button that does nothing.
     """
     preset = DistillConfig.preset(SAMPLE).to_dict()
     panel = gr.HTML(
-        value={name: preset[name] for name in ("teacher", "dataset", "temperature", "method")},
-        html_template=render("dark_knowledge", examples=examples()),
-        js_on_load=f"""distillery.darkKnowledge({{
-            element, props, server, watch, upload, stops: {list(STOPS)}, use: temperature => trigger('use', {{temperature}}),
-        }})""",
+        value={**{name: preset[name] for name in FOLLOWED}, "picture": pictures.value},
+        html_template=render("dark_knowledge"),
+        js_on_load="distillery.darkKnowledge({ element, props, server, watch })",
         server_functions=[teacher_says],
         apply_default_css=False,
         elem_id="dark",
-    )  # fmt: skip
+    )
+    followed = [*(widgets[name] for name in FOLLOWED), pictures]
     gr.on(
-        [widget.change for widget in (teacher, dataset, temperature, method)], None,
-        [teacher, dataset, temperature, method], panel,
-        js="(teacher, dataset, temperature, method) => ({ teacher, dataset, temperature, method })",
+        [one.change for one in followed], None, followed, panel,
+        js=f"({', '.join((*FOLLOWED, 'picture'))}) => ({{ {', '.join((*FOLLOWED, 'picture'))} }})",
         api_visibility="private", queue=False, show_progress="hidden",
     )  # fmt: skip
-    panel.use(take, None, temperature, api_visibility="private", queue=False, show_progress="hidden")
     return panel
 
 
-def take(event: gr.EventData) -> float:
-    """Return the slider's temperature, which becomes the run's."""
-    return event.temperature if event.temperature in STOPS else DistillConfig().temperature
+def chooser() -> gr.HTML:
+    """Return the sample's examples as buttons, and a field for a picture of one's own; its value is the chosen one."""
+    first = next(nth for nth, path in enumerate(theme.EXAMPLES) if path.stem == FIRST)
+    return gr.HTML(
+        value={"example": first, "source": examples()[first]["source"], "name": f"The example {FIRST}"},
+        html_template=render("dark_knowledge_pictures", examples=examples(), first=first),
+        js_on_load="distillery.choosePicture({ element, props, upload, trigger })",
+        apply_default_css=False,
+        elem_id="another-picture-of",
+    )
 
 
 def examples() -> list[dict[str, str]]:
     """Return the name and the image (a data URL) of each of the sample's examples."""
-    return [{"name": path.stem, "image": png(str(path))} for path in theme.EXAMPLES]
+    return [{"name": path.stem, "source": png(str(path))} for path in theme.EXAMPLES]

@@ -8,7 +8,7 @@ from typing import Any
 from kd.config import NO_TEACHER
 from kd.errors import UserError
 from kd.runs.run import Run
-from kd.ui.access import readable, served
+from kd.ui.access import served, shown
 from kd.ui.figures import MOST_CLASSES, analysis_figures
 from kd.ui.rendering import render
 
@@ -37,7 +37,7 @@ def analysis(asked: dict[str, Any]) -> dict[str, Any]:
     A visitor is known by the token ``owner``, or by ``view``, the key of a read-only link.
     """
     try:
-        run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
+        run = shown(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
         if run.config().teacher == NO_TEACHER:
             return {"html": "", "figures": {}}
         found = load_analysis(run)

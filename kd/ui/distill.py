@@ -1,13 +1,15 @@
 """The Distill tab: the settings, the buttons that start a run, and the run as it goes on."""
 
+import dataclasses
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from kd.config import NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, SAMPLE, STUDENT_NAMES, DistillConfig
-from kd.data.library.store import short_name
+from kd.data.library.store import UPLOAD_PREFIX, short_name
 from kd.errors import UserError
 from kd.runs.process import start_run
 from kd.runs.queue import device_name
@@ -23,9 +25,10 @@ from kd.ui.access import (
     kind_errors,
     outcome,
     own,
+    own_upload,
     owner,
-    readable,
     served,
+    shown,
     token_of,
     valid_cursor,
     view_key,
@@ -33,10 +36,11 @@ from kd.ui.access import (
     with_own,
 )
 from kd.ui.disagreement import analysis
-from kd.ui.figures import points, training_figures
+from kd.ui.example import EXAMPLE, where_and_when
+from kd.ui.figures import new_points, training_figures
 from kd.ui.progress import STAGES, progress_line
 from kd.ui.rendering import render
-from kd.ui.result import result
+from kd.ui.result import PROOF_SEEDS, proof_words, result
 
 # Options of the page's own event handlers. Hiding them from the API protects nothing: each checks whom it answers.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -45,12 +49,24 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_pr
 def start(config: DistillConfig, token: str) -> Run:
     """Create a run and start its process. Raises ``UserError`` where the visitor may not do so."""
     check_names(config)
-    config = with_own(config, token)
+    return _begin(with_own(config, token), token)
+
+
+def _begin(config: DistillConfig, token: str) -> Run:
     with admitted(token):
         run = create_run(config, default_runs_folder(), owner(token), **time_estimate.known(config))
     time_estimate.give_way()
     start_run(run, behind=True)
     return run
+
+
+def prove(id: str, token: str) -> Run:
+    """Start the example or one of the visitor's runs again, with ``PROOF_SEEDS`` seeds, each with the teacher and without.
+
+    Its names are folders already, which were checked when it was first started. Raises ``UserError`` for any other run.
+    """
+    run = EXAMPLE if id == EXAMPLE.id else own(id, token)
+    return _begin(dataclasses.replace(run.config(), trials=PROOF_SEEDS, baseline="yes"), token)
 
 
 def stop(id: str, token: str) -> Run:
@@ -85,7 +101,7 @@ def poll(asked: dict[str, Any]) -> dict[str, Any]:
     first answer and ``result`` once the run is done. It is ``refused`` alone where this visitor may not see such a run.
     """
     try:
-        run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
+        run = shown(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
         return _progress_since(run, valid_cursor(asked.get("cursor")), asked.get("owner", ""))
     except (UserError, PermissionError) as problem:
         return {"refused": str(problem)}
@@ -111,12 +127,14 @@ def _progress_since(run: Run, since: int, token: str) -> dict[str, Any]:
         curves = training_figures(run.events(), None if closed else summary.epochs)
         update["figures"] = {name: figure.to_plotly_json() for name, figure in curves.items()}
     elif any(event["event"] in ("step", "eval") for event in events):
-        update["append"] = points(events)
+        says = all("arm" in event for event in events if event["event"] in ("step", "eval"))
+        update["append"] = new_points(events, {} if says else run.last("training") or {})
     warnings = [settings.on_page(text) for event in events for text in event.get("warnings", [])]
     if warnings:
         update["warnings"] = warnings
     if status == "done" and (report := run.report()):
-        update["result"] = result(report)
+        may_start = run == EXAMPLE or _is_own(run, token)
+        update["result"] = result(report, proof_words(report, run.events()) if may_start else "")
     return update
 
 
@@ -132,6 +150,7 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
             short_name(config.dataset),
             *([settings.METHOD_WORDS[config.method][0]] if config.method != "kd" else []),
             *(weights if has_teacher else []),
+            *([f"{config.labels:,} labels"] if config.labels else []),
             f"{config.minutes:g} minutes"
             if config.minutes
             else f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}",
@@ -140,11 +159,16 @@ def _introduction(run: Run, token: str) -> dict[str, Any]:
         ]
     )
     described = {"title": [name or models, detail], "has_teacher": has_teacher}
+    if run == EXAMPLE:
+        return {**described, "mine": False, "example": where_and_when()}
+    return {**described, "mine": True, "view": view_key(run)} if _is_own(run, token) else {**described, "mine": False}
+
+
+def _is_own(run: Run, token: str) -> bool:
     try:
-        own(run.id, token)
+        return own(run.id, token) == run
     except UserError:
-        return {**described, "mine": False}
-    return {**described, "mine": True, "view": view_key(run)}
+        return False
 
 
 @served
@@ -169,52 +193,81 @@ class DistillTab:
     live: gr.HTML
     button: gr.Button
     make: gr.Button
+    student: gr.Dropdown
     widgets: list[gr.components.Component]
-    # What choosing a dataset fills in: the preset, all widgets, and the row of settings that belong to some methods only.
+    # What choosing a dataset changes: the preset, all widgets, the row of settings that belong to some methods only, and the
+    # part in which the teacher is still to be chosen.
     chosen: list[gr.components.Component]
 
 
 def build() -> DistillTab:
-    """Lay out the settings on the left and the run on the right."""
+    """Lay out the settings on the left and the run on the right.
+
+    What the project is about comes first: the temperature, the teacher's share and the labels, beside what they make of the
+    teacher's answer to a picture. What is seldom changed is folded away.
+    """
     with gr.Row(elem_classes="kd-columns"):
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=5, min_width=300, elem_id="settings"):
             preset = gr.Radio(
                 [(name.capitalize(), name) for name in PRESETS],
                 value=SAMPLE,
                 label="Preset",
                 elem_id="set-preset",
-                info="Sample is built in and works offline",
             )
-            with gr.Row(elem_id="teacher-row"):
-                first = {"teacher": settings.widget("teacher")}
-                make = gr.Button("Make a teacher", size="sm", scale=0, min_width=116, elem_id="make-teacher")
-            first |= {name: settings.widget(name) for name in (*settings.OFFERED[1:], "method")}
-            with gr.Row(visible=False) as own_row:
-                first |= {name: settings.widget(name) for name in settings.OWN}
-            first |= {name: settings.widget(name) for name in ("temperature", "lambda")}
-            with gr.Row():
-                first |= {name: settings.widget(name) for name in ("epochs", "minutes")}
-            with gr.Row(elem_id="proof"):
-                first |= {name: settings.widget(name) for name in ("baseline", "trials")}
+            sample = settings.preset_values(SAMPLE)
+            line = models_line(*(sample[name] for name in settings.OFFERED))
+            with gr.Accordion(line, open=False, elem_id="models") as models:
+                with gr.Row(elem_id="teacher-row"):
+                    every = {"teacher": settings.widget("teacher")}
+                    make = gr.Button("Make a teacher", size="sm", scale=0, min_width=116, elem_id="make-teacher")
+                every |= {name: settings.widget(name) for name in settings.OFFERED[1:]}
+            with gr.Row(elem_id="lesson"):
+                with gr.Column(min_width=200, elem_id="sliders"):
+                    every |= {name: settings.widget(name) for name in ("temperature", "lambda", "labels")}
+                taught = gr.Column(min_width=200)
+            with gr.Row(elem_id="length"):
+                every |= {name: settings.widget(name) for name in ("epochs", "minutes")}
             with gr.Column(elem_id="go"):
                 button = gr.Button("Distill", variant="primary", size="lg", elem_id="distill")
                 minutes = time_estimate.build()
             with gr.Accordion("More", open=False, elem_id="more"):
-                rest = {name: settings.widget(name) for name in settings.FIELDS if name not in first}
+                every["method"] = settings.widget("method")
+                with gr.Row(visible=False) as own_row:
+                    every |= {name: settings.widget(name) for name in settings.OWN}
+                with gr.Row(elem_id="proof"):
+                    every |= {name: settings.widget(name) for name in ("baseline", "trials")}
+                every |= {name: settings.widget(name) for name in settings.FIELDS if name not in every}
+            with gr.Accordion("Another picture", open=False, elem_id="another-picture"):
+                chosen = dark_knowledge.chooser()
             with gr.Accordion("Check the pictures", open=False, elem_id="check-pictures"):
                 pictures = dataset_check.build()
-            with gr.Accordion("Dark knowledge", open=False, elem_id="dark-knowledge"):
-                dark_knowledge.build(
-                    *((first | rest)[name] for name in ("teacher", "dataset", "temperature", "method"))
-                )
+            with taught:
+                dark_knowledge.build(chosen, every)
         with gr.Column(scale=7, min_width=320):
             live = _run_panel()
-    widgets = [first[name] if name in first else rest[name] for name in settings.FIELDS]
+    every = {name: every[name] for name in settings.FIELDS}
+    widgets = list(every.values())
     for panel in (minutes, pictures):
         settings.follow(panel, live, widgets)
-    _connect(preset, dict(zip(settings.FIELDS, widgets, strict=True)), own_row)
-    live.use_as_teacher(to_teacher, None, first["teacher"], **PRIVATE)
-    return DistillTab(live, button, make, widgets, [preset, *widgets, own_row])
+    _connect(preset, every, own_row)
+    of_line = [every[name] for name in settings.OFFERED]
+    gr.on([one.change for one in of_line], on_models, [live, *of_line], models, **PRIVATE)
+    live.use_as_teacher(to_teacher, None, every["teacher"], **PRIVATE)
+    return DistillTab(live, button, make, every["student"], widgets, [preset, *widgets, own_row, models])
+
+
+def models_line(teacher: str, dataset: str, student: str) -> str:
+    """Say on one line who learns what from whom."""
+    return f"{teacher} → {student} on {dataset}"
+
+
+def on_models(live: dict[str, Any] | None, teacher: Any, dataset: Any, student: Any) -> Any:
+    """Say on the line what is chosen below it. A dataset that the visitor has brought is called by its name."""
+    words = [str(one or "?").rstrip("/") for one in (teacher, dataset, student)]
+    if words[1].startswith(UPLOAD_PREFIX):
+        with suppress(UserError):
+            words[1] = own_upload(words[1], token_of(live)).info()["name"]
+    return gr.update(label=models_line(*(short_name(one) for one in words)))
 
 
 def _run_panel() -> gr.HTML:
@@ -230,7 +283,7 @@ def _run_panel() -> gr.HTML:
         html_template=render("distill", machine=machine(), rules=house_rules(), stages=STAGES),
         js_on_load="""distillery.distill({
             element, props, server, watch,
-            compare: run => trigger('compare', {run}), useAsTeacher: run => trigger('use_as_teacher', {run}),
+            compare: run => trigger('compare', {run}), prove: run => trigger('prove', {run}), useAsTeacher: run => trigger('use_as_teacher', {run}),
         })""",
         server_functions=[poll, stop_it, resume_it, analysis],
         apply_default_css=False,
@@ -260,8 +313,8 @@ def on_preset(preset: str) -> list[Any]:
     _, own_row, *own = _shown_for(values["method"])
     updates = {name: gr.update(value=settings.to_widget(name, value)) for name, value in values.items()}
     updates["method"] |= {"info": settings.method_info(values["method"])}
-    for name, shown in zip(settings.OWN, own, strict=True):
-        updates[name] |= shown
+    for name, update in zip(settings.OWN, own, strict=True):
+        updates[name] |= update
     return [*updates.values(), own_row]
 
 
@@ -299,6 +352,15 @@ def on_distill(saved: dict[str, Any] | None, live: dict[str, Any] | None, *value
     token = token_of(live) or saved["owner"]  # the button is there before the page has its token
     with kind_errors():
         run = start(settings.from_widgets(values), token)
+    return {**saved, "run": run.id}, {"run": run.id, "owner": token, "new": True}
+
+
+def on_prove(saved: dict[str, Any] | None, live: dict[str, Any] | None, event: gr.EventData) -> tuple[dict, dict]:
+    """Start and show the same training with more seeds when Prove it is clicked."""
+    saved = visitor(saved)
+    token = token_of(live) or saved["owner"]
+    with kind_errors():
+        run = prove(event.run, token)
     return {**saved, "run": run.id}, {"run": run.id, "owner": token, "new": True}
 
 

@@ -1,6 +1,6 @@
 """Plotly figures: the curves of runs, and still figures of where teacher and student differ.
 
-The page's script starts from ``training_figures`` and appends the ``points`` of later events to them.
+The page's script starts from ``training_figures`` and appends the ``new_points`` of later events to them.
 """
 
 import html
@@ -47,13 +47,32 @@ LONGEST_NAME = 20
 
 
 def points(events: list[dict[str, Any]]) -> dict[str, dict[str, list]]:
-    """Return what ``events`` add to the figures ``losses`` and ``accuracy``: ``x`` (epochs) and ``y`` (a list for each trace)."""
+    """Return the points of one training in the figures ``losses`` and ``accuracy``: ``x`` (epochs), and a list for each field."""
     steps = [e for e in events if e["event"] == "step"]
     evals = [e for e in events if e["event"] == "eval"]
     return {
-        "losses": {"x": [e["epoch"] for e in steps], "y": [[e[name] for e in steps] for name in LOSSES]},
-        "accuracy": {"x": [e["epoch"] for e in evals], "y": [[e.get(name) for e in evals] for name in ACCURACIES]},
+        "losses": {"x": [e["epoch"] for e in steps], **{name: [e[name] for e in steps] for name in LOSSES}},
+        "accuracy": {"x": [e["epoch"] for e in evals], **{name: [e.get(name) for e in evals] for name in ACCURACIES}},
     }
+
+
+def new_points(events: list[dict[str, Any]], training: dict[str, Any]) -> dict[str, dict[str, dict[str, list]]]:
+    """Return the ``points`` of new events by the name of their trial (``trial_name``), those of trainings that go on at the
+    same time apart. An event that does not say its trial is of the last ``training`` event."""
+    trials: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        if event["event"] in ("step", "eval"):
+            one = event if "arm" in event else training
+            trials.setdefault(trial_name((one.get("seed", 0), one.get("arm", "distilled"))), []).append(event)
+    return {
+        name: {figure: values for figure, values in points(some).items() if values["x"]}
+        for name, some in trials.items()
+    }
+
+
+def trial_name(trial: tuple[int, str]) -> str:
+    """Return the name by which the page's script finds the traces of a trial (seed, arm): "0 distilled"."""
+    return f"{trial[0]} {trial[1]}"
 
 
 def training_figures(events: list[dict[str, Any]], epochs: float | None = None) -> dict[str, go.Figure]:
@@ -61,32 +80,29 @@ def training_figures(events: list[dict[str, Any]], epochs: float | None = None) 
     with the teacher, the teacher's accuracy as a level line; for images without labels the agreement alone).
 
     ``epochs`` is where the axis ends: the run's epochs while it trains, ``None`` for a closed run, to end where the curves
-    do. The first traces are those of the training that goes on, since the page's script appends to them, and in a closed
-    run those of the run's own student. Its other trainings, such as the baseline, follow as thin lines.
+    do. The first traces are those of the student that is trained, and in a closed run of the one that was kept. The other
+    trainings, such as the baseline, follow as thin lines. Each trace that grows has its trial and its field in ``meta``: the
+    page's script appends to it whichever of them has new points.
     """
-    trials = (events_by_trial(events) if epochs else own_first(events)) or {(0, "distilled"): []}
-    (main_trial, main_events), *rest = reversed(trials.items()) if epochs else trials.items()
+    trials = main_first(events, bool(epochs)) or {(0, "distilled"): []}
+    (main_trial, main_events), *rest = trials.items()
     main, others = points(main_events), [(key, points(part)) for key, part in rest]
     end = epochs or max([1, *(x for part in (main, *(part for _, part in others)) for x in part["losses"]["x"])])
     labelled = not labelled_by_teacher(events)
     title = "Accuracy on validation" if labelled else "Agreement with the teacher on validation"
     losses, accuracy = _figure("Losses", end), _figure(title, end, percent=True)
     has_teacher = not any(e["event"] == "models" and e["teacher"] is None for e in events)
-    is_baseline = main_trial[1] == "baseline"
-    for (name, line), values in zip(LOSSES.items(), main["losses"]["y"], strict=True):
+    for field, line in LOSSES.items():
         losses.add_scatter(
-            **thin(main["losses"]["x"], values), name=f"{name}, no teacher" if is_baseline else name, mode="lines",
-            line={**line, "color": BLUE} if is_baseline else line,
-            visible=name == "hard" or (has_teacher and not is_baseline),
+            **_trace(main_trial, main["losses"], field), name=field, mode="lines", line=line,
+            visible=field == "hard" or has_teacher,
         )  # fmt: skip
-    for (key, (label, line)), values in zip(ACCURACIES.items(), main["accuracy"]["y"], strict=True):
-        line, label = ({**line, "color": BLUE}, f"{label}, no teacher") if is_baseline else (line, label)
+    for field, (label, line) in ACCURACIES.items():
         accuracy.add_scatter(
-            **thin(main["accuracy"]["x"], values), name=label, mode="lines+markers", line=line,
-            visible=has_teacher if key == "agreement" else labelled,
+            **_trace(main_trial, main["accuracy"], field), name=label, mode="lines+markers", line=line,
+            visible=has_teacher if field == "agreement" else labelled,
         )  # fmt: skip
-    several = len({seed for seed, _ in trials}) > 1
-    _add_other_trials(losses, accuracy, others[::-1] if epochs else others, several)
+    _add_other_trials(losses, accuracy, others, several=len({seed for seed, _ in trials}) > 1)
     level = next((e.get("accuracy") for e in reversed(events) if e["event"] == "teacher"), None)
     if level is not None:
         line = {"color": GREY, "width": 1.5, "dash": "longdash"}
@@ -105,26 +121,34 @@ def _add_other_trials(
     named: set[str] = set()
     for (seed, trial), part in others:
         name = "no teacher" if trial == "baseline" else "other seeds" if several else "student"
-        line = {"color": COPPER if trial == "distilled" else BLUE, "width": 1.5}
+        line = {"color": COPPER if trial == "distilled" else BLUE, "width": 1.5 if several else 2}
         group = {"legendgroup": name, "showlegend": name not in named}  # one entry for all its seeds
         if several:
             group["hovertemplate"] = f"%{{y}} (seed {seed})"
         named.add(name)
         losses.add_scatter(
-            **thin(part["losses"]["x"], part["losses"]["y"][2]), **group, name=f"hard, {name}", mode="lines",
+            **_trace((seed, trial), part["losses"], "hard"), **group, name=f"hard, {name}", mode="lines",
             line={**line, "dash": "dash"},
         )  # fmt: skip
         accuracy.add_scatter(
-            **thin(part["accuracy"]["x"], part["accuracy"]["y"][0]), **group, name=name, mode="lines+markers",
+            **_trace((seed, trial), part["accuracy"], "accuracy"), **group, name=name, mode="lines+markers",
             line=line, marker={"size": 4},
         )  # fmt: skip
 
 
-def own_first(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
-    """Return ``events_by_trial``, the trial first whose student was kept as the run's own."""
+def _trace(trial: tuple[int, str], values: dict[str, list], field: str) -> dict[str, Any]:
+    """Return the points of a trace, and whose they are."""
+    return {**thin(values["x"], values[field]), "meta": {"trial": trial_name(trial), "field": field}}
+
+
+def main_first(events: list[dict[str, Any]], goes_on: bool = False) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """Return ``events_by_trial`` with the main trial first: the one whose student was kept, or, while a run goes on, the last
+    that has begun of those that learn from the teacher. Its baseline may have begun before it."""
     trials = events_by_trial(events)
-    seed = next((e["seed"] for e in reversed(events) if e["event"] == "arm" and e["kept"]), None)
-    return dict(sorted(trials.items(), key=lambda item: item[0] != (seed, "distilled")))
+    kept = next((e["seed"] for e in reversed(events) if e["event"] == "arm" and e["kept"]), None)
+    students = [trial for trial in trials if trial[1] == "distilled"]
+    main = students[-1] if goes_on and students else (kept, "distilled")
+    return dict(sorted(trials.items(), key=lambda item: (item[0] != main, item[0] not in students)))
 
 
 def labelled_by_teacher(events: list[dict[str, Any]]) -> bool:
@@ -137,13 +161,13 @@ def overlay_figures(chosen: list[Run]) -> dict[str, go.Figure]:
     losses, accuracy = _figure("Total loss"), _figure("Accuracy on validation", percent=True)
     for nth, run in enumerate(chosen):
         events = run.events()
-        drawn = points(next(iter(own_first(events).values()), []))
+        drawn = points(next(iter(main_first(events).values()), []))
         line = {"color": CYCLE[nth % len(CYCLE)], "width": 2, "dash": "solid" if nth < len(CYCLE) else "dash"}
         losses.add_scatter(
-            **thin(drawn["losses"]["x"], drawn["losses"]["y"][0]), name=name_of(run), mode="lines", line=line
+            **thin(drawn["losses"]["x"], drawn["losses"]["total"]), name=name_of(run), mode="lines", line=line
         )
         accuracy.add_scatter(
-            **thin(drawn["accuracy"]["x"], drawn["accuracy"]["y"][0]),
+            **thin(drawn["accuracy"]["x"], drawn["accuracy"]["accuracy"]),
             name=f"{name_of(run)}, agreement" if labelled_by_teacher(events) else name_of(run),
             mode="lines+markers",
             line=line,

@@ -14,7 +14,7 @@ from kd import limits
 from kd.data.library.store import UPLOAD_PREFIX
 from kd.errors import UserError
 from kd.system.files import default_runs_folder
-from kd.ui import api, compare, datasets, distill, login, runs, settings, sweep, theme
+from kd.ui import api, compare, datasets, distill, login, runs, settings, students, sweep, theme
 from kd.ui.access import keep_clean, kind_errors, own, own_upload, token_of, visitor
 
 # Visitors' uploaded pictures are deleted from the server after this time.
@@ -42,6 +42,7 @@ def serve(host: str | None = None, port: int | None = None, shared: bool = False
     sys.setswitchinterval(SWITCH_SECONDS)
     options = launch_options()
     keep_clean()
+    students.ask_hub()
     page = build()
     try:
         page.launch(server_name=host, server_port=port, **options)
@@ -80,6 +81,7 @@ def build() -> gr.Blocks:
         queued = {**private, "queue": True, "concurrency_limit": None}
         for button, begin in ((distilling.button, distill.on_distill), (distilling.make, distill.on_make)):
             button.click(begin, [saved, live, *distilling.widgets], [saved, live], **queued)
+        live.prove(distill.on_prove, [saved, live], [saved, live], **queued)
         sweeping.button.click(sweep.on_sweep, [live, *sweeping.widgets], sweeping.board, **queued)
         compare_tab.select(compare.offer, [live, comparing.run], comparing.run, **private)
         for source in (live, listed):
@@ -88,6 +90,7 @@ def build() -> gr.Blocks:
             source.open(to_run, [saved, live], [tabs, saved, live], **private)
         pictures.use(to_dataset, live, [tabs, *distilling.chosen], **private)
         page.load(arrive, saved, [saved, live, sweeping.board, listed, pictures, tabs], **private)
+        page.load(students.offer, None, distilling.student, **private)
     return page
 
 
@@ -137,7 +140,7 @@ def to_run(saved: dict | None, live: dict | None, event: gr.EventData) -> tuple[
 def to_dataset(live: dict | None, event: gr.EventData) -> list[Any]:
     """Open the Distill tab with one of the visitor's datasets chosen, in the preset for one's own pictures.
 
-    The teacher is left to be chosen: the sample's knows other classes.
+    The teacher is left to be chosen, where it now can be seen: the sample's knows other classes.
     """
     with kind_errors():
         upload = own_upload(event.dataset, token_of(live))
@@ -147,7 +150,7 @@ def to_dataset(live: dict | None, event: gr.EventData) -> list[Any]:
     choices = [*((one, one) for one in settings.suggestions("dataset")), (name, value)]
     updates[list(settings.FIELDS).index("dataset")] = gr.update(choices=choices, value=value)
     updates[list(settings.FIELDS).index("teacher")] = gr.update(value=None)
-    return [gr.Tabs(selected="distill"), "custom", *updates, own_row]
+    return [gr.Tabs(selected="distill"), "custom", *updates, own_row, gr.Accordion(open=True)]
 
 
 def launch_options() -> dict[str, Any]:

@@ -10,6 +10,14 @@ from kd.ui.rendering import render
 # A verdict has a sign beside its colour, for those who cannot tell the colours apart.
 MARKS = {"helps": "▲", "hurts": "▼", "no difference shown": "=", "one seed": "?"}
 
+# With so many seeds, each with the teacher and without, a difference of the size that a teacher makes can be told from luck.
+PROOF_SEEDS = 3
+
+NUMBERS = {
+    2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 11: "eleven",
+    12: "twelve",
+}  # fmt: skip
+
 NO_LABELS = (
     "The pictures have no labels. Agreement, how often the student says what the teacher says of test pictures that neither "
     "learned from, shows how well it copies; how often either is right cannot be known."
@@ -26,22 +34,82 @@ class Table:
     classes: str = ""
 
 
-def result(report: dict[str, Any]) -> str:
-    """Render a report: the verdict if there is one, the table of both models (of one where there was no teacher), and the
-    accuracy of each seed."""
+def result(report: dict[str, Any], proof: str = "") -> str:
+    """Render a report: the sentence, the verdict if there is one with the button ``proof``, the table of both models (of one
+    where there was no teacher), and the accuracy of each seed."""
     latency = report["student"]["latency_ms"]
     if not report["teacher"]:
         verdict, models, notes = None, single_model_table(report["student"]), [latency_note(latency)]
     else:
         verdict, models = report["verdict"], both_models_table(report)
         notes = [*([] if is_labelled(report) else [NO_LABELS]), latency_note(latency)]
-    return render("result", verdict=verdict, marks=MARKS, models=models, notes=notes, seeds=seeds_table(report))
+    return render(
+        "result", sentence=sentence(report), verdict=verdict, marks=MARKS, proof=proof, models=models, notes=notes,
+        seeds=seeds_table(report),
+    )  # fmt: skip
 
 
 def is_labelled(report: dict[str, Any]) -> bool:
     """Tell whether the images had labels. Where they had none, the teacher's answers took their place, and what a report
     calls accuracy is agreement with the teacher."""
     return report["data"]["labels"] == "dataset"
+
+
+# --- The sentence, and what would prove it
+
+
+def sentence(report: dict[str, Any]) -> str:
+    """Say what came out as a person would: "The student has 89.6%, its teacher 94.6%: five times faster, …"."""
+    ours, alone = mean_accuracy(report, "distilled"), mean_accuracy(report, "baseline")
+    seeds = len({trial["seed"] for trial in report["trials"]})
+    on_average = f"On average over {seeds} seeds, the" if seeds > 1 else "The"
+    if not report["teacher"]:
+        return f"{on_average} model has {percent(ours)} on the test pictures."
+    costs = (
+        f"{compared(report['speedup'], 'faster', 'slower', 'as fast')}, "
+        f"{compared(report['size_ratio'], 'smaller', 'larger', 'as large')}"
+    )
+    if not is_labelled(report):
+        return (
+            f"The student says what its teacher says of {percent(report['agreement'])} of the test pictures: {costs}."
+        )
+    without = f"; without the teacher it has {percent(alone)}" if alone is not None else ""
+    return f"{on_average} student has {percent(ours)}, its teacher {percent(report['teacher']['accuracy'])}: {costs}{without}."
+
+
+def mean_accuracy(report: dict[str, Any], arm: str) -> float | None:
+    """Return the mean test accuracy of the trainings with the teacher (``distilled``) or without (``baseline``); ``None``
+    where there was none."""
+    return mean(found) if (found := [trial["accuracy"] for trial in report["trials"] if trial["arm"] == arm]) else None
+
+
+def percent(share: float) -> str:
+    """Return a share as "94.6%"; what lies halfway, such as 0.9455, is rounded up, as a reader of "94.55%" would."""
+    return f"{share + 1e-9:.1%}"
+
+
+def compared(ratio: float, more: str, less: str, same: str) -> str:
+    """Return a ratio as one says it: "five times faster", "1.4 times slower", "as fast"."""
+    factor, word = (ratio, more) if ratio >= 1 else (1 / ratio, less)
+    if factor < 1.05:
+        return same
+    rounded = round(factor) if factor >= 2.95 else round(factor, 1)
+    return f"{NUMBERS.get(rounded, f'{rounded:g}')} times {word}"
+
+
+def proof_words(report: dict[str, Any], events: list[dict[str, Any]]) -> str:
+    """Return the words of the button that starts the same training with enough seeds, and about how long that would take
+    after what this run took. They are empty where the run had as many, or its pictures have no labels."""
+    trained = [trial["arm"] for trial in report["trials"]]
+    if not report["teacher"] or not is_labelled(report) or trained.count("baseline") >= PROOF_SEEDS:
+        return ""
+    begun = next((e["time"] for e in events if e["event"] == "training"), 0.0)
+    ended = max((e["time"] for e in events if e["event"] == "arm"), default=0.0)
+    closed = events[-1]["time"]
+    # Trainings may have gone on at the same time, and the run may have been stopped in between.
+    training = min(ended - begun, sum(trial["seconds"] for trial in report["trials"]))
+    minutes = round((training * 2 * PROOF_SEEDS / len(trained) + closed - ended) / 60)
+    return f"Prove it: {PROOF_SEEDS} seeds, about {f'{minutes} minutes' if minutes > 1 else 'a minute'}"
 
 
 # --- Tables

@@ -13,8 +13,9 @@ from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import delete_run
 from kd.runs.summary import Summary, status_of, summarize
 from kd.ui import figures
-from kd.ui.access import outcome, own, own_runs, served
+from kd.ui.access import outcome, own, own_runs, served, shown
 from kd.ui.distill import stop
+from kd.ui.example import EXAMPLE
 from kd.ui.progress import queue_place
 from kd.ui.rendering import render
 from kd.ui.result import is_labelled, times
@@ -31,9 +32,10 @@ COLUMNS = (
 
 @served
 def rows(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return the table's body as ``html`` with its ``mark``, or ``{}`` where the page already has it (``seen``)."""
+    """Return the table's body as ``html`` with its ``mark``, or ``{}`` where the page already has it (``seen``). The example
+    comes last."""
     mine = own_runs(asked.get("owner", ""))
-    body = "".join(row(run) for run in mine[:MOST_ROWS])
+    body = "".join(row(run) for run in [*mine[:MOST_ROWS], EXAMPLE])
     mark = hashlib.sha256(body.encode()).hexdigest()[:16]
     return {} if mark == asked.get("seen") else {"html": body, "mark": mark}
 
@@ -51,7 +53,7 @@ def _row_values(run: Run) -> dict[str, Any]:
     status = status_of(run, summary)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.settings()["created"]))
     has_teacher = config.teacher != NO_TEACHER
-    student, given_name = short_name(config.student), run.name()
+    student, given_name = short_name(config.student), "Example" if run == EXAMPLE else run.name()
     source = f"from {short_name(config.teacher)}" if has_teacher else "from the labels alone"
     accuracy = summary.accuracy
     if report:
@@ -66,7 +68,7 @@ def _row_values(run: Run) -> dict[str, Any]:
         "Accuracy": () if accuracy is None else (f"{accuracy:.1%}", "test" if report else "validation"),
         "Agreement": "" if agreement is None else f"{agreement:.1%}",
         "Speed-up": times(report["speedup"]) if report and has_teacher else "",
-        "Actions": actions(status, has_teacher),
+        "Actions": ["open"] if run == EXAMPLE else actions(status, has_teacher),
     }
     label = f"{given_name or student}, started {created}"
     return {"id": run.id, "given_name": given_name, "label": label, "status": status, "cells": cells}
@@ -94,7 +96,7 @@ def curves(asked: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(ids, list) or len(ids) > MOST_CURVES:
         return {"problem": f"Choose {MOST_CURVES} runs at most."}
     try:
-        chosen = [own(id, asked.get("owner", "")) for id in ids]
+        chosen = [shown(id, asked.get("owner", "")) for id in ids]
         return {name: figure.to_plotly_json() for name, figure in figures.overlay_figures(chosen).items()}
     except UserError as problem:
         return {"problem": str(problem)}

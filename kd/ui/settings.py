@@ -1,6 +1,7 @@
 """The widgets of a run's settings, made from the types, help and rules of ``DistillConfig``'s fields."""
 
 import dataclasses
+import json
 import re
 from typing import Any, get_args
 
@@ -8,6 +9,7 @@ import gradio as gr
 from gradio.components import Component
 
 from kd.config import METHODS, PRESETS, RECIPES, SAMPLE, DistillConfig, public_name
+from kd.ui.rendering import render
 
 # Settings that are chosen from a list of suggestions, or typed
 OFFERED = ("teacher", "dataset", "student")
@@ -35,7 +37,8 @@ HELP = {
     "label_map": "class=teacher class, …; else guessed by name",
     "student": "a name, a Hub id or a folder",
     "temperature": "higher is softer",
-    "lambda": "the teacher's weight",
+    "lambda": "the teacher's share",
+    "labels": "of how many pictures",
     "weight": "inside its share lambda",
     "heal": "BatchNorm momentum, dropout and random weights as PyTorch means them",
     "dkd_alpha": "the label's weight",
@@ -46,11 +49,18 @@ HELP = {
     "baseline": "one seed makes no claim: take 3 trials",
     "trials": "seeds",
     "ema": "decay; the average is what is kept. 0 for none",
-    "minutes": "sets the epochs: 2, 10, 30, …",
+    "epochs": "over the pictures",
+    "minutes": "instead of epochs",
 }
 
-# Setting -> the step of its slider, where that is less than 0.05
-FINE_STEPS = {"ema": 0.001}
+# Setting -> the step of its slider, where that is not 0.05
+STEPS = {"ema": 0.001, "temperature": 0.5}
+
+# The ends of the slider of a setting that has no highest value, or no lowest
+ENDS = {"temperature": (0.5, 20)}
+
+# Where the slider of the labels can stand; the last is all. How many there are is not known before the pictures are read.
+LABELS_KEPT = (50, 100, 200, 500, 1_000, 2_000, 5_000, None)
 
 # Method -> its name, and what it is and how it did in the studies (``assets/studies``)
 METHOD_WORDS = {
@@ -169,12 +179,31 @@ def widget(name: str, method: str = "kd") -> Component:
         return gr.Dropdown(list(rules["choices"]), **common)
     if name in OFFERED:
         return gr.Dropdown(suggestions(name), allow_custom_value=True, **common)
-    if kind is float and "low" in rules and "high" in rules:
-        return gr.Slider(rules["low"], rules["high"], step=FINE_STEPS.get(name, 0.05), **common)
+    if name == "labels":
+        return labels_slider(common)
+    ends = ENDS.get(name, (rules.get("low"), rules.get("high")))
+    if kind is float and None not in ends:
+        return gr.Slider(*ends, step=STEPS.get(name, 0.05), buttons=[], **common)
     if kind in (int, float) and not none:
         return gr.Number(min_width=90 if name in (*OWN, "trials") else 120, **common)
     # A number that may be left out is text too: an empty gr.Number turns into 0 when "More" is opened.
     return gr.Textbox(placeholder="automatic" if none else None, max_lines=1, min_width=120, **common)
+
+
+def labels_slider(common: dict[str, Any]) -> gr.HTML:
+    """Return the slider of the labels, whose value is a number of pictures, or ``None`` for all.
+
+    It is no ``gr.Slider``: that has equal steps and a box with a number, and "all" is none.
+    """
+    stops = [{"value": stop, "words": "all" if stop is None else f"{stop:,}"} for stop in LABELS_KEPT]
+    return gr.HTML(
+        value=common["value"],
+        html_template=render("labels", label=common["label"], info=common["info"], last=len(stops) - 1),
+        js_on_load=f"distillery.labels({{ element, props, trigger, watch, stops: {json.dumps(stops)} }})",
+        apply_default_css=False,
+        elem_id=common["elem_id"],
+        elem_classes="block kd-slider",
+    )
 
 
 def suggestions(name: str) -> list[str]:

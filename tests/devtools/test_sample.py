@@ -13,6 +13,7 @@ from kd.data.splits import load_splits
 from kd.devtools import sample
 from kd.evaluation.scoring import quality, score
 from kd.models.teacher import load_teacher
+from kd.runs.run import Run
 from kd.system.files import ASSETS
 
 
@@ -79,3 +80,25 @@ def test_the_sample_is_remade_to_the_byte_and_the_teacher_never_saw_its_test_pic
     for name in ("train", "validation", "test"):
         assert getattr(ours, name)["label"] == getattr(again, name)["label"]
         assert [r["image"]["bytes"] for r in getattr(ours, name)] == [r["image"]["bytes"] for r in getattr(again, name)]
+
+
+def test_of_a_run_the_example_keeps_what_the_page_reads_and_real_points(run, tmp_path):
+    (run.path / "gallery").mkdir()
+    (run.path / "gallery" / "0.webp").write_bytes(b"picture")
+    for name in sample.OF_EXAMPLE[1:]:
+        (run.path / name).write_text("{}")
+    for arm in ("distilled", "baseline"):
+        run.append("training", arm=arm, seed=0)
+    for nth in range(500):
+        run.append("progress", phase="targets", done=nth, of=500)
+        for arm in ("distilled", "baseline"):
+            run.append("step", step=nth, arm=arm, seed=0)
+    run.append("done")
+    sample.keep_example(run, tmp_path / "example")
+    kept = Run(tmp_path / "example")
+    assert {path.name for path in kept.path.iterdir()} == {*sample.OF_EXAMPLE, "events.jsonl", "gallery"}
+    assert kept.config() == run.config() and (kept.path / "gallery" / "0.webp").exists()
+    for arm in ("distilled", "baseline"):
+        steps = [event for event in kept.events() if event["event"] == "step" and event["arm"] == arm]
+        assert 0 < len(steps) <= sample.MOST_STEPS and all(step in run.events() for step in steps)
+    assert not [event for event in kept.events() if event["event"] == "progress"] and kept.status() == "done"

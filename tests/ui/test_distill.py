@@ -6,7 +6,7 @@ import gradio as gr
 
 from kd.config import DistillConfig
 from kd.ui import settings
-from kd.ui.distill import on_make, on_method, on_preset, on_recipe, on_student
+from kd.ui.distill import on_make, on_method, on_models, on_preset, on_recipe, on_student
 
 
 def test_a_method_shows_its_own_settings_and_fills_in_what_its_paper_sets():
@@ -43,3 +43,11 @@ def test_a_teacher_is_made_from_the_pictures_that_the_page_shows_and_as_it_treat
     chosen |= {"duplicates": "keep", "test_fraction": 0.3, "teacher": "owner/base", "dataset": "owner/pictures"}
     on_make(None, None, *chosen.values())
     assert (made[0].duplicates, made[0].test_fraction, made[0].dataset) == ("keep", 0.3, "owner/pictures")
+
+
+def test_one_line_says_who_learns_what_from_whom_and_calls_a_brought_dataset_by_its_name(monkeypatch):
+    pets = SimpleNamespace(info=lambda: {"name": "Pets"})
+    monkeypatch.setattr("kd.ui.distill.own_upload", lambda id, token: pets)
+    said = on_models({"owner": ""}, "google/vit-base-patch16-224", "upload:2026-1", "resnet_8")["label"]
+    assert said == "google/vit-base-patch16-224 → resnet_8 on Pets"
+    assert on_models(None, None, "sample", "/runs/my-student/")["label"] == "? → my-student on sample"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd.evaluation.disagreement import analyse
-from kd.ui.figures import MOST_CLASSES, analysis_figures, labels, training_figures
+from kd.ui.figures import MOST_CLASSES, analysis_figures, labels, new_points, training_figures
 
 CLASSES = ["blue sky", "green leaf", "<a href='x'>red & brick</a>"]
 
@@ -76,8 +76,37 @@ def test_the_curves_of_both_arms_are_side_by_side():
 
     events = [*training("distilled"), *training("baseline")]
     live, closed = (training_figures(events, epochs)["accuracy"] for epochs in (2, None))
-    assert [trace.name for trace in live.data] == ["student, no teacher", "agreement, no teacher", "student"]
-    assert [trace.name for trace in closed.data] == ["student", "agreement", "no teacher"]
+    for figure in (live, closed):
+        assert [trace.name for trace in figure.data] == ["student", "agreement", "no teacher"]
+
+
+def test_two_trainings_that_go_on_at_once_grow_in_one_figure_each_in_its_own_traces():
+    begun = [{"event": "training", "arm": arm, "seed": 3, "step": 0} for arm in ("baseline", "distilled")]
+    figure = training_figures(begun, 4)["losses"]
+    assert [trace.name for trace in figure.data] == ["total", "soft", "hard", "hard, no teacher"]
+    later = [
+        {
+            "event": "step",
+            "arm": arm,
+            "seed": 3,
+            "step": nth,
+            "epoch": float(nth),
+            "total": 1.0,
+            "soft": 2.0,
+            "hard": hard,
+        }
+        for nth in (1, 2)
+        for arm, hard in (("distilled", 3.0), ("baseline", 4.0))
+    ]
+    trials = new_points(later, {})
+    grown = {trace.name: trials[trace.meta["trial"]]["losses"][trace.meta["field"]] for trace in figure.data}
+    assert grown == {"total": [1, 1], "soft": [2, 2], "hard": [3, 3], "hard, no teacher": [4, 4]}
+    assert all("accuracy" not in figures and figures["losses"]["x"] == [1, 2] for figures in trials.values())
+
+
+def test_points_that_do_not_say_their_trial_are_of_the_training_that_began_last():
+    step = {"event": "step", "epoch": 1.0, "total": 1.0, "soft": 2.0, "hard": 3.0}
+    assert list(new_points([step], {"arm": "baseline", "seed": 7})) == ["7 baseline"]
 
 
 def test_the_students_curve_is_that_of_the_seed_that_was_kept():

@@ -29,8 +29,13 @@ def test_with_one_s_own_pictures_the_teacher_is_still_to_be_chosen(monkeypatch, 
     folder = tmp_path / ".datasets" / new_id(0)
     folder.mkdir(parents=True)
     (folder / "dataset.json").write_text(json.dumps({"name": "Mushrooms", "owner": "", "pictures": {}}))
-    _, preset, *updates, _ = to_dataset(None, SimpleNamespace(dataset=folder.name))
+    _, preset, *updates, _, models = to_dataset(None, SimpleNamespace(dataset=folder.name))
     chosen = {name: update["value"] for name, update in zip(settings.FIELDS, updates, strict=True)}
-    assert preset == "custom" and chosen["dataset"] == f"upload:{folder.name}" and chosen["teacher"] is None
+    assert (
+        models.open
+        and preset == "custom"
+        and chosen["dataset"] == f"upload:{folder.name}"
+        and chosen["teacher"] is None
+    )
     with pytest.raises(ValueError, match="Choose a teacher that knows these classes"):
         settings.from_widgets(tuple(chosen.values()))

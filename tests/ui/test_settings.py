@@ -3,7 +3,7 @@
 import gradio as gr
 import pytest
 
-from kd.config import METHODS, DistillConfig
+from kd.config import METHODS, PRESETS, RECIPES, DistillConfig
 from kd.errors import UserError
 from kd.ui import access, settings
 
@@ -16,8 +16,25 @@ def test_every_method_has_words_and_every_setting_a_widget_that_gives_it_back():
 
 def test_the_baseline_is_a_switch():
     values = {name: settings.widget(name).value for name in settings.FIELDS}
-    assert values["baseline"] is False
-    assert settings.from_widgets(tuple((values | {"baseline": True}).values())).baseline == "yes"
+    assert values["baseline"] is (settings.preset_values("sample")["baseline"] == "yes")
+    for on, word in ((True, "yes"), (False, "no")):
+        assert settings.from_widgets(tuple((values | {"baseline": on}).values())).baseline == word
+
+
+@pytest.mark.parametrize("kept", settings.LABELS_KEPT)
+def test_the_labels_slider_delivers_a_number_of_pictures_or_none_for_all(kept):
+    values = {name: settings.widget(name).value for name in settings.FIELDS} | {"labels": kept}
+    assert settings.from_widgets(tuple(values.values())).labels == kept
+
+
+def test_the_temperature_s_slider_has_room_for_what_every_method_and_preset_sets():
+    low, high = settings.ENDS["temperature"]
+    set_by = [
+        values["temperature"]
+        for values in (*METHODS.values(), *RECIPES.values(), *PRESETS.values())
+        if "temperature" in values
+    ]
+    assert set_by and all(low <= one <= high and one % settings.STEPS["temperature"] == 0 for one in set_by)
 
 
 def test_what_is_said_of_flags_and_commands_is_said_of_the_page():

@@ -208,12 +208,12 @@ def test_the_plan_is_said_before_the_click_and_bad_lists_are_told(monkeypatch):
         "17 points, each for 1 epoch, then the best 9 for 2, then the best 5 for 4; last the winner with 3 fresh seeds, "
         "with the teacher and without."
     )
-    assert "sample teaches mobilenet_v2_0.35 on sample" in found["rest"]
+    assert f"sample teaches {SAMPLE.student} on sample" in found["rest"]
     assert "20 minutes set the epochs" in preview("1", "0.5", ["kd"], "20", 1)["plan"]
     assert "temperatures is '1,x'" in preview("1,x", "0", ["kd"], "", 1)["problem"]
     assert "methods is ''" in preview("1", "0.5", [], "", 1)["problem"]
     assert "trials is 0" in preview("1", "0.5", ["kd"], "", 0)["problem"]
-    assert "The teacher is none" in preview("1", "0.5", ["kd"], "", 1, teacher="none")["problem"]
+    assert "The teacher is none" in preview("1", "0.5", ["kd"], "", 1, teacher="none", baseline="no")["problem"]
     assert "problem" in sweep.preview({"values": 1}) and "problem" in sweep.preview({})
     monkeypatch.setenv("KD_SHARED", "1")
     path = values_of(DistillConfig.from_dict({**SAMPLE.to_dict(), "dataset": "/etc"}))
@@ -221,7 +221,7 @@ def test_the_plan_is_said_before_the_click_and_bad_lists_are_told(monkeypatch):
 
 
 def test_the_plan_has_its_minutes_once_a_run_with_these_settings_is_measured(folder, monkeypatch):
-    config = DistillConfig.from_dict({**SAMPLE.to_dict(), "epochs": 4})
+    config = DistillConfig.from_dict({**SAMPLE.to_dict(), "epochs": 4, "baseline": "no"})
     found = {
         "seconds": 70.0,
         "epochs": 4,
@@ -418,6 +418,7 @@ def test_a_teacher_that_is_not_there_is_told_before_the_click(page, small):
         page.locator(f"#set-{name.replace('_', '-')} input").fill(value)
         page.keyboard.press("Enter")
 
+    page.locator("#models > button").click()
     choose("teacher", "no/such-teacher")
     expect(line(page)).to_have_text("")  # what it said is of other settings
     expect(line(page)).to_contain_text("The teacher 'no/such-teacher' is not on this machine")

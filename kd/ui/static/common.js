@@ -45,9 +45,17 @@ window.distillery = (() => {
     chart.setAttribute("aria-label", `Chart: ${figure.layout.title.text}`);
     resizer.observe(chart);
   }
-  async function append(chart, { x, y }) {
-    const Plotly = await plotly();
-    if (x.length) await Plotly.extendTraces(chart, { x: y.map(() => x), y }, y.map((_, trace) => trace));
+  // Append new points, { trial: { figure: { x, field: y, ... } } }, to the traces of a chart that have them.
+  async function append(chart, trials) {
+    const Plotly = await plotly(), x = [], y = [], grows = [];
+    chart.data.forEach(({ meta }, trace) => {
+      const values = trials[meta?.trial]?.[chart.dataset.figure];
+      if (!values) return;
+      grows.push(trace);
+      x.push(values.x);
+      y.push(values[meta.field]);
+    });
+    if (grows.length) await Plotly.extendTraces(chart, { x, y }, grows);
   }
   new MutationObserver(() => {
     for (const chart of document.querySelectorAll(".kd-chart")) if (chart.data) window.Plotly.relayout(chart, colours());

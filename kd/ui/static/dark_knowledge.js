@@ -1,34 +1,42 @@
-// The panel Dark knowledge: a teacher's answer to one picture, softened here as the slider moves.
-window.distillery.darkKnowledge = (() => {
+// What the sliders do: the teacher's answer to one picture, softened here as they move; and the slider of the labels.
+(() => {
   const { answer } = window.distillery;
   const TIMEOUT = 180000; // the teacher may have to be downloaded first
+  const MOST_BARS = 6; // the other classes share one bar
 
-  function darkKnowledge({ element, props, server, watch, upload, stops, use }) {
-    const MOST_BARS = 10; // the other classes share one bar
+  const softened = (logits, T) => {
+    const most = Math.max(...logits), powers = logits.map((logit) => Math.exp((logit - most) / T));
+    const sum = powers.reduce((a, b) => a + b, 0);
+    return powers.map((power) => power / sum);
+  };
+  const percent = (p) => (p > 0 && p < 0.0005 ? "< 0.1%" : `${(100 * p).toFixed(1)}%`);
+
+  function darkKnowledge({ element, props, server, watch }) {
     const $ = (selector) => element.querySelector(selector);
     const text = (selector, words) => { if ($(selector).textContent !== words) $(selector).textContent = words; };
-    const slider = () => $("input[type=range]");
-    let picture = null, prediction = null;
+    let prediction = null;
     let asked = ""; // what the teacher was last asked
     let asks = 0; // how often it was asked: an earlier answer is dropped
-    let followed = null; // the temperature of the settings that the slider has followed
 
-    const softened = (logits, T) => {
-      const most = Math.max(...logits), powers = logits.map((logit) => Math.exp((logit - most) / T));
-      const sum = powers.reduce((a, b) => a + b, 0);
-      return powers.map((power) => power / sum);
-    };
-    const percent = (p) => (p > 0 && p < 0.0005 ? "< 0.1%" : `${(100 * p).toFixed(1)}%`);
-
-    async function ask() {
-      const { teacher, method } = props.value, key = JSON.stringify([teacher, method, picture?.asked]);
-      if (!picture || key === asked) return;
-      asked = key;
+    // What cannot be asked, in words. The examples are the sample's: no other teacher has been made for them.
+    const refusal = ({ teacher, dataset, picture }) => (
+      teacher === "none" ? "There is no teacher: the student learns from the labels alone."
+        : !teacher ? "Choose a teacher, and its answer to a picture is shown here."
+          : "example" in picture && dataset !== "sample" ? "Upload a picture like those of your dataset under “Another picture”, and the teacher's answer to it is shown here."
+            : "");
+    async function follow() {
+      const { teacher, method, picture } = props.value, words = refusal(props.value);
+      const key = JSON.stringify([words, teacher, method, picture.example ?? picture.path]);
+      if (key === asked) return show();
       const nth = ++asks;
-      text(".kd-asking", "Asking the teacher");
+      asked = key;
+      prediction = null;
       $(".kd-answer").hidden = true;
-      const update = await answer(server.teacher_says({ teacher, method, ...picture.asked }), TIMEOUT)
-        .catch(() => ({ problem: "The server gave no answer. Try again." }));
+      text(".kd-asking", words || "Asking the teacher");
+      if (words) return;
+      const { example, path } = picture;
+      const update = await answer(server.teacher_says({ teacher, method, example, path }), TIMEOUT)
+        .catch(() => ({ problem: "The server gave no answer. Choose the picture again." }));
       if (nth !== asks) return;
       text(".kd-asking", update.problem ?? "");
       if (update.problem) asked = "";
@@ -36,85 +44,92 @@ window.distillery.darkKnowledge = (() => {
     }
     function fill(update) {
       prediction = update;
-      const order = update.logits.map((_, index) => index).sort((a, b) => update.logits[b] - update.logits[a]);
-      const shown = order.length > MOST_BARS + 1 ? order.slice(0, MOST_BARS) : order;
+      const { logits, label } = update;
+      const order = logits.map((_, index) => index).sort((a, b) => logits[b] - logits[a]);
+      const few = order.length > MOST_BARS + 1, shown = few ? order.slice(0, MOST_BARS) : order;
+      if (!shown.includes(label)) shown[MOST_BARS - 1] = label;
       prediction.groups = shown.map((index) => [index]);
-      if (shown.length < order.length) prediction.groups.push(order.slice(MOST_BARS));
+      if (few) prediction.groups.push(order.filter((index) => !shown.includes(index)));
       $(".kd-bars").replaceChildren(...prediction.groups.map((group) => {
-        const item = document.createElement("li"), name = document.createElement("span");
-        name.textContent = group.length > 1 ? `${group.length} other classes` : update.names[group[0]];
-        item.append(name, document.createElement("span"), document.createElement("i"));
+        const item = document.createElement("li"), [name, bar, figure] = ["span", "span", "span"].map((tag) => document.createElement(tag));
+        name.textContent = name.title = group.length > 1 ? `${group.length} others` : update.names[group[0]];
+        bar.append(document.createElement("i"), Object.assign(document.createElement("i"), { className: "kd-of-label" }));
+        item.append(name, bar, figure);
         return item;
       }));
-      Object.assign($(".kd-answer img"), { src: picture.source, alt: picture.name });
-      const label = update.names[update.label];
-      text(".kd-label", update.labelled ? `Its label: ${label}` : `It has no label here; the teacher's first choice, ${label}, stands for it`);
+      const { source, name } = props.value.picture;
+      Object.assign($(".kd-answer img"), { src: source, alt: name });
+      text(".kd-label", update.labelled ? `Its label: ${update.names[label]}` : `It has no label; the teacher's first choice, ${update.names[label]}, stands for it`);
       $(".kd-answer").hidden = false;
-      showAtTemperature();
+      show();
     }
-    function showAtTemperature() {
-      const nth = Number(slider().value), T = stops[nth];
-      text("output", `T = ${T}`);
-      slider().setAttribute("aria-valuetext", `T = ${T}`);
-      text(".kd-use", `Use T = ${T} for the run`);
+    // Of what the student is taught, the teacher's answer has the share lambda, the label the rest.
+    function show() {
       if (!prediction) return;
+      const T = Number(props.value.temperature), lambda = Number(props.value.lambda), { labels } = props.value;
+      if (!(T > 0)) return;
       const p = softened(prediction.logits, T);
       [...$(".kd-bars").children].forEach((item, place) => {
-        const share = prediction.groups[place].reduce((sum, index) => sum + p[index], 0);
-        item.children[1].textContent = percent(share);
-        item.children[2].style.width = `${100 * share}%`;
+        const group = prediction.groups[place], share = group.reduce((sum, index) => sum + p[index], 0);
+        const [, bar, figure] = item.children, ofLabel = group.includes(prediction.label) ? 1 - lambda : 0;
+        bar.children[0].style.width = `${100 * lambda * share}%`;
+        bar.children[1].style.width = `${100 * ofLabel}%`;
+        figure.textContent = percent(lambda * share + ofLabel);
       });
-      text(".kd-explanation", prediction.sentences[nth]);
+      $(".kd-key").hidden = lambda === 1;
+      const kept = labels ? `Only ${Number(labels).toLocaleString("en")} training pictures keep their label; the others learn from the teacher alone.` : "";
+      text(".kd-explanation", kept || (prediction.sentences[T] ?? ""));
     }
-    // The settings: which teacher, whether the examples fit, and where the slider begins.
-    function follow() {
-      const { dataset, temperature } = props.value;
-      $(".kd-offered").hidden = dataset !== "sample";
-      if (temperature !== followed && temperature > 0) {
-        followed = temperature;
-        slider().value = stops.reduce((best, stop, nth) => (Math.abs(stop - temperature) < Math.abs(stops[best] - temperature) ? nth : best), 0);
-        showAtTemperature();
-      }
-      if (!element.offsetParent) return;
-      if (!picture && dataset === "sample") example($("[data-nth]"));
-      else if (!picture) text(".kd-asking", "Upload a picture like those of your dataset.");
-      ask();
-    }
-    function example(button) {
-      const source = button.querySelector("img").src, name = button.getAttribute("aria-label").replace("Ask about ", "");
-      choose({ asked: { example: Number(button.dataset.nth) }, source, name: `The example ${name}` });
-    }
-    function choose(one) {
-      picture = one;
-      for (const button of element.querySelectorAll("[data-nth]")) {
-        button.setAttribute("aria-pressed", String(Number(button.dataset.nth) === one.asked.example));
-      }
-      ask();
-    }
-    async function uploadFrom(input) {
-      const [file] = input.files;
-      if (!file) return;
-      text(".kd-asking", "Uploading");
-      try {
-        const { path, url } = await upload(file);
-        choose({ asked: { path }, source: url, name: file.name });
-      } catch {
-        text(".kd-asking", "The picture could not be uploaded: it is too large, or the server is away.");
-      }
-      input.value = "";
-    }
-    slider().max = stops.length - 1;
-    element.addEventListener("input", (event) => { if (event.target === slider()) showAtTemperature(); });
-    element.addEventListener("change", (event) => { if (event.target.type === "file") uploadFrom(event.target); });
-    element.addEventListener("click", (event) => {
-      const button = event.target.closest("button");
-      if (button?.dataset.nth) example(button);
-      else if (button) use(stops[Number(slider().value)]);
-    });
-    new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting)) follow(); }).observe(element);
     watch("value", follow);
     follow();
   }
 
-  return darkKnowledge;
+  function choosePicture({ element, props, upload, trigger }) {
+    const say = (words) => { element.querySelector(".kd-asking").textContent = words; };
+    function choose(picture) {
+      say("");
+      props.value = picture;
+      for (const button of element.querySelectorAll("[data-nth]")) button.setAttribute("aria-pressed", Number(button.dataset.nth) === picture.example);
+      trigger("change");
+    }
+    element.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-nth]");
+      if (button) choose({ example: Number(button.dataset.nth), source: button.querySelector("img").src, name: button.getAttribute("aria-label").replace("Ask about", "The example") });
+    });
+    element.addEventListener("change", async (event) => {
+      const [file] = event.target.files ?? [];
+      if (!file) return;
+      say("Uploading");
+      try {
+        const { path, url } = await upload(file);
+        choose({ path, source: url, name: file.name });
+      } catch {
+        say("The picture could not be uploaded: it is too large, or the server is away.");
+      }
+      event.target.value = "";
+    });
+  }
+
+  function labels({ element, props, trigger, watch, stops }) {
+    const slider = element.querySelector("input"), output = element.querySelector("output");
+    const show = () => {
+      const { words } = stops[slider.value];
+      output.textContent = words;
+      slider.setAttribute("aria-valuetext", words);
+      slider.style.setProperty("--range_progress", `${100 * slider.value / slider.max}%`);
+    };
+    const follow = () => {
+      slider.value = stops.findIndex(({ value }) => value === (props.value || null));
+      show();
+    };
+    slider.addEventListener("input", () => {
+      show();
+      props.value = stops[slider.value].value;
+      trigger("change");
+    });
+    watch("value", follow);
+    follow();
+  }
+
+  Object.assign(window.distillery, { darkKnowledge, choosePicture, labels });
 })();

@@ -15,7 +15,7 @@ window.distillery.datasets = ({ element, props, server, upload, use }) => {
 
   function addClass() {
     const item = document.createElement("li"), nth = $(".kd-classes").children.length + 1;
-    item.innerHTML = `<input type="text" maxlength="120"> <input type="file" accept="image/*,.heic,.heif,.avif" multiple>
+    item.innerHTML = `<input type="text" maxlength="120"> <label class="kd-drop kd-low"><b>Drop pictures here</b> <span>or click to choose them</span><input type="file" accept="image/*,.heic,.heif,.avif" multiple></label>
       <span class="kd-count"></span> <button type="button" class="kd-button" data-do="webcam">Webcam</button>
       <button type="button" class="kd-button kd-danger" data-do="remove">Remove</button>
       <div class="kd-webcam" hidden><video muted playsinline></video>
@@ -62,6 +62,27 @@ window.distillery.datasets = ({ element, props, server, upload, use }) => {
       item.files.push(new File([blob], `webcam-${item.files.length + 1}.png`, { type: "image/png" }));
       showCount(item);
     });
+  }
+
+  // --- Files that are dropped
+
+  // Beside a field too: the browser would leave the page and show the file.
+  for (const type of ["dragover", "dragleave", "drop"]) {
+    element.addEventListener(type, (event) => {
+      const field = event.target.closest(".kd-drop");
+      if (type !== "dragleave") event.preventDefault();
+      field?.classList.toggle("kd-over", type === "dragover");
+      if (type !== "drop" || !field) return;
+      const input = field.querySelector("input"), taken = new DataTransfer();
+      for (const file of [...event.dataTransfer.files].slice(0, input.multiple ? undefined : 1)) taken.items.add(file);
+      input.files = taken.files;
+      input.dispatchEvent(new Event("change", { bubbles: true }));
+    });
+  }
+  function showChosen(input) {
+    const files = [...input.files], megabytes = files.reduce((sum, file) => sum + file.size, 0) / 1e6;
+    const what = files.length === 1 ? files[0].name : `${files.length} pictures`;
+    input.closest("[data-way]").querySelector(".kd-dropped").textContent = files.length ? `${what}, ${megabytes.toFixed(1)} MB` : "";
   }
 
   // --- Import
@@ -161,6 +182,7 @@ window.distillery.datasets = ({ element, props, server, upload, use }) => {
     does[what]?.();
   });
   element.addEventListener("change", (event) => {
+    if (event.target.dataset.file) showChosen(event.target);
     if (event.target.name !== "kd-way") return;
     for (const part of element.querySelectorAll("[data-way]")) part.hidden = part.dataset.way !== way();
     if (way() === "classes" && !$(".kd-classes").children.length) { addClass(); addClass(); }

@@ -4,7 +4,9 @@ window.distillery.distill = (() => {
   const POLL = 500, POLL_HIDDEN = 3000, POLL_AWAY = 1500;
   const RESUME_TIME = 25000; // a run that was asked to go on may look closed for this long
 
-  function distill({ element, props, server, watch, compare, useAsTeacher }) {
+  const EXAMPLE = "example"; // the run that is shown as long as there is none of the visitor's
+
+  function distill({ element, props, server, watch, compare, prove, useAsTeacher }) {
     let shows = 0; // how many runs have been shown: an answer about an earlier one is dropped
     const $ = (selector) => element.querySelector(selector);
     const text = (selector, words) => { if ($(selector).textContent !== words) $(selector).textContent = words; };
@@ -24,7 +26,7 @@ window.distillery.distill = (() => {
       $(".kd-stop").hidden = !mine || closed;
       $(".kd-resume").hidden = !mine || !closed || update.status === "done";
       const hasTeacher = $(".kd-run").dataset.hasTeacher === "yes";
-      $(".kd-compare").hidden = update.status !== "done" || !hasTeacher;
+      $(".kd-compare").hidden = update.status !== "done" || !hasTeacher || "example" in $(".kd-run").dataset;
       $(".kd-as-teacher").hidden = update.status !== "done" || hasTeacher || !mine;
       $(".kd-share").hidden = !mine;
       if (update.result && !$(".kd-result").firstChild) $(".kd-result").innerHTML = update.result;
@@ -43,13 +45,16 @@ window.distillery.distill = (() => {
     }, { rootMargin: "200px" });
     async function analyse(nth) {
       const section = $(".kd-analysis");
-      const update = await answer(server.analysis({ ...props.value })).catch(() => ({ problem: "The server gave no answer. Reload the page to see where teacher and student differ." }));
+      const update = await answer(server.analysis({ ...props.value, run: shownRun() })).catch(() => ({ problem: "The server gave no answer. Reload the page to see where teacher and student differ." }));
       if (nth !== shows) return;
       section.innerHTML = update.html ?? '<p class="kd-note"></p>';
       if (update.problem) section.firstChild.textContent = update.problem;
       for (const div of section.querySelectorAll(".kd-chart")) await draw(div, update.figures[div.dataset.figure]);
     }
     function describe(update) {
+      $(".kd-run").toggleAttribute("data-example", Boolean(update.example));
+      $(".kd-example").hidden = !update.example;
+      text(".kd-example span", update.example ?? "");
       text(".kd-title", update.title[0]);
       text(".kd-detail", update.title[1]);
       $(".kd-run").dataset.mine = update.mine ? "yes" : "no";
@@ -74,7 +79,7 @@ window.distillery.distill = (() => {
     async function drawCurves(update) {
       for (const div of element.querySelectorAll(".kd-curves .kd-chart")) {
         if (update.figures) await draw(div, update.figures[div.dataset.figure]);
-        else if (update.append) await append(div, update.append[div.dataset.figure]);
+        else if (update.append) await append(div, update.append);
       }
     }
     async function act(action) {
@@ -82,9 +87,12 @@ window.distillery.distill = (() => {
       if (problem) text("[role=status]", problem);
       else if (action === "resume_it") follow({ ...props.value, new: true });
     }
+    const shownRun = () => props.value.run || ("owner" in props.value ? EXAMPLE : ""); // there is an owner once the page has arrived
     function reset(value) {
-      $(".kd-empty").hidden = Boolean(value.run) || !("owner" in value);
       $(".kd-run").hidden = !value.run;
+      $(".kd-run").removeAttribute("data-example");
+      $(".kd-example").hidden = true;
+      for (const chart of element.querySelectorAll(".kd-curves .kd-chart")) if (chart.data) window.Plotly.purge(chart);
       $(".kd-result").innerHTML = $(".kd-warnings").innerHTML = "";
       $(".kd-analysis").innerHTML = "";
       $(".kd-warnings").hidden = $(".kd-analysis").hidden = true;
@@ -97,14 +105,15 @@ window.distillery.distill = (() => {
       $(".kd-compare").onclick = () => compare(value.run);
       $(".kd-as-teacher").onclick = () => {
         useAsTeacher(value.run);
-        document.querySelector("#set-teacher")?.scrollIntoView({ behavior: "smooth", block: "center" });
+        document.querySelector("#models")?.scrollIntoView({ behavior: "smooth", block: "center" });
       };
       if (value.new) {
         history.replaceState(history.state, "", address({ run: value.run }));
         if (element.getBoundingClientRect().top > window.innerHeight / 2) element.scrollIntoView({ behavior: "smooth" });
       }
     }
-    async function follow(value) {
+    async function follow(asked) {
+      const value = { ...asked, run: shownRun() };
       const nth = ++shows, resumesUntil = value.new ? Date.now() + RESUME_TIME : 0;
       let cursor = 0, drawing = Promise.resolve(); // drawing waits for Plotly on a slow line; the words do not
       reset(value);
@@ -132,6 +141,12 @@ window.distillery.distill = (() => {
         await sleep(document.hidden ? POLL_HIDDEN : POLL);
       }
     }
+    element.addEventListener("click", ({ target }) => {
+      if (target.dataset.do !== "prove") return;
+      target.disabled = true; // one click starts one run; after a refusal it can be tried again
+      setTimeout(() => { target.disabled = false; }, 3000);
+      prove(shownRun());
+    });
     watch("value", () => follow(props.value));
     follow(props.value);
   }

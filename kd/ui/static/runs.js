@@ -18,8 +18,8 @@ window.distillery.runs = (() => {
         time.textContent = new Date(time.dateTime).toLocaleString([], { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
       }
       if (focus) element.querySelector(`[aria-label="${CSS.escape(focus)}"]`)?.focus();
-      $(".kd-empty").hidden = body !== "";
-      $(".kd-list").hidden = body === "";
+      $(".kd-empty").hidden = element.querySelectorAll("tbody tr").length > 1; // the example is always there
+      $(".kd-list").hidden = false;
     }
     async function overlay() {
       const ids = chosen(), charts = [...element.querySelectorAll(".kd-chart")];
