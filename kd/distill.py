@@ -55,33 +55,32 @@ def recipe(run: Run) -> None:
     """Do all that a run does between its events ``started`` and ``done``."""
     import_libraries()
     job = setup.start_job(run)
-    with setup.run_threads(job):
-        with listening(lambda text: job.tell("hub", message=text), run.stop_asked):
-            # --- Data: three splits; no image of validation or test is in train as well
-            splits = setup.load_job_splits(job)
-            # --- Teacher and student: whatever can be refused is refused here, before anything is computed
-            teacher = setup.load_job_teacher(job.config, splits)
-            splits = setup.with_classes(splits, teacher, job.config)
-            student = setup.build_student(job.config, splits, job.config.seed, teacher)
-            # --- Plan: each training of the run, the epochs that fit its minutes, views, precision
-            plan = setup.make_plan(job, splits, teacher, student)
-            # --- Pixels: training and validation images, decoded once
-            pixels = setup.decode(job, plan, splits)
-            setup.tell_models(job, plan, teacher, student)
-            # --- Targets: the teacher's logits for every view, asked for once
-            targets = setup.teacher_targets(job, plan, splits, teacher, pixels)
-            pixels = setup.label_pixels(job, plan, splits, pixels, targets)
-        # --- Each seed, with the teacher and without: the loss is in kd/training/losses.py
-        test, results = TestSplit(job, splits, targets), []
-        for trial in plan.trials:
-            if trial.is_done(run):  # what a resumed run has behind it
-                results.append(load_result(run, trial))
-                continue
-            fresh_student = partial(setup.build_student, job.config, splits, trial.seed, teacher)
-            trained = train(job, Lesson(plan, trial, fresh_student(), pixels, targets), fresh_student)
-            results.append(evaluate_on_test(job, trained, test, results))
-        # --- Verdict, latency, report
-        write_report(job, plan, test, results)
+    with listening(lambda text: job.tell("hub", message=text), run.stop_asked):
+        # --- Data: three splits; no image of validation or test is in train as well
+        splits = setup.load_job_splits(job)
+        # --- Teacher and student: whatever can be refused is refused here, before anything is computed
+        teacher = setup.load_job_teacher(job.config, splits)
+        splits = setup.with_classes(splits, teacher, job.config)
+        student = setup.build_student(job.config, splits, job.config.seed, teacher)
+        # --- Plan: each training of the run, the epochs that fit its minutes, views, precision
+        plan = setup.make_plan(job, splits, teacher, student)
+        # --- Pixels: training and validation images, decoded once
+        pixels = setup.decode(job, plan, splits)
+        setup.tell_models(job, plan, teacher, student)
+        # --- Targets: the teacher's logits for every view, asked for once
+        targets = setup.teacher_targets(job, plan, splits, teacher, pixels)
+        pixels = setup.label_pixels(job, plan, splits, pixels, targets)
+    # --- Each seed, with the teacher and without: the loss is in kd/training/losses.py
+    test, results = TestSplit(job, splits, targets), []
+    for trial in plan.trials:
+        if trial.is_done(run):  # what a resumed run has behind it
+            results.append(load_result(run, trial))
+            continue
+        fresh_student = partial(setup.build_student, job.config, splits, trial.seed, teacher)
+        trained = train(job, Lesson(plan, trial, fresh_student(), pixels, targets), fresh_student)
+        results.append(evaluate_on_test(job, trained, test, results))
+    # --- Verdict, latency, report
+    write_report(job, plan, test, results)
 
 
 def execute(run: Run, resume: bool = False) -> None:

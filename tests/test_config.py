@@ -79,3 +79,11 @@ def test_the_guide_s_recipe_is_the_guide_s_and_weights_that_know_something_are_m
     ours, theirs = DistillConfig.preset("custom"), DistillConfig.preset("custom", student="owner/model")
     assert (ours.recipe, theirs.recipe) == ("scratch", "pretrained") and theirs.learning_rate < ours.learning_rate
     assert DistillConfig.preset("custom", student="owner/model", recipe="scratch").learning_rate == ours.learning_rate
+
+
+@pytest.mark.parametrize("changes", [{"teacher": "none"}, {"dataset": "photos"}, {"teacher": "run:last"}])
+def test_the_sample_s_baseline_is_not_forced_on_other_teachers_and_pictures(changes):
+    assert DistillConfig.preset("sample").baseline == "yes"
+    assert DistillConfig.preset("sample", **changes).baseline == "no"
+    if changes != {"teacher": "none"}:
+        assert DistillConfig.preset("sample", **changes, baseline="yes").baseline == "yes"

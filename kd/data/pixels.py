@@ -194,15 +194,18 @@ def decoding_processes() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
 
 
-def in_batches(items: Any, size: int) -> Iterator[list]:
-    """Yield lists of ``size`` items of a sequence, in order, made by several processes."""
+def in_batches(items: Any, size: int) -> Iterator[Any]:
+    """Yield lists of ``size`` items of a sequence, in order, made by several processes.
+
+    A sequence with ``__getitems__``, which takes a list of indices, makes each batch as one, of whatever type it likes.
+    """
     from torch.utils.data import DataLoader
 
     workers = decoding_processes()
     yield from DataLoader(
         items,
         batch_size=size,
-        collate_fn=list,
+        collate_fn=(lambda batch: batch) if hasattr(items, "__getitems__") else list,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
     )

@@ -14,7 +14,7 @@ from kd.system.files import write_whole
 from kd.training.checkpoints import move_student, student_folder
 from kd.training.loop import Trained, forget_checkpoints
 from kd.training.plan import Plan, Trial
-from kd.training.setup import Job, rounded
+from kd.training.setup import Job, rounded, run_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -250,7 +250,8 @@ def measure_models(
         timed = {"teacher": (teacher, teacher.processor), **timed}
         costs["teacher"] = model_cost(teacher.model, teacher.normalization.size)
     image = next(image for _, image in open_images(splits.test) if not isinstance(image, BadPicture))
-    latency = measure_latency(timed, image, job.device)
+    with run_threads(job):
+        latency = measure_latency(timed, image, job.device)
     sides: dict[str, Any] = {"teacher": None} | {
         name: {
             "name": getattr(plan.config, name),

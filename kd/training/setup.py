@@ -278,7 +278,7 @@ def online_seconds(config: DistillConfig, teacher: "Teacher | None", compute: "C
 
 @contextmanager
 def run_threads(job: Job) -> Iterator[None]:
-    """Use the number of CPU threads that the run asks for, if it does, for all that it computes."""
+    """Use the number of CPU threads that the run asks for, if it does."""
     import torch
 
     before = torch.get_num_threads()

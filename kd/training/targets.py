@@ -134,7 +134,7 @@ def _compute_whole(cache: TargetCache, originals: Any, path: Path, progress: Pro
     rest = Processed(originals.select(range(done, len(originals))), teacher.processor)
     with npy_writer(part, shape, np.float32, done) as write:
         for inputs in in_batches(rest, size):
-            values = torch.stack(inputs).to(cache.compute.device).contiguous(memory_format=torch.channels_last)
+            values = inputs.to(cache.compute.device).contiguous(memory_format=torch.channels_last)
             with cache.compute.autocast():
                 write(teacher(values).logits.float().cpu().numpy())
             done += len(inputs)
@@ -144,7 +144,7 @@ def _compute_whole(cache: TargetCache, originals: Any, path: Path, progress: Pro
 
 @dataclass(frozen=True)
 class Processed:
-    """A dataset's images as a model's processor makes inputs of them, float32 ``[3, H, W]``."""
+    """A dataset's images as a model's processor makes inputs of them, float32 ``[B, 3, H, W]`` for a batch."""
 
     dataset: Any
     processor: Any
@@ -152,8 +152,8 @@ class Processed:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return run_processor(self.processor, [open_row(self.dataset[index])])[0]
+    def __getitems__(self, indices: list[int]) -> torch.Tensor:
+        return run_processor(self.processor, [open_row(self.dataset[index]) for index in indices])
 
 
 @torch.inference_mode()
