@@ -11,6 +11,7 @@ from kd.runs.store import list_runs
 from kd.system.files import ASSETS, folder_size
 from kd.ui import compare, dark_knowledge, disagreement, distill, example, runs, theme
 from kd.ui.access import own
+from kd.ui.result import percent
 
 ASKED = {"run": "example", "owner": ""}
 
@@ -31,7 +32,10 @@ def test_the_example_is_a_finished_run_of_the_sample_as_it_is_now_with_its_machi
     names = [trace["name"] for trace in update["figures"]["accuracy"]["data"]]
     assert names == ["student", "agreement", "no teacher", "teacher"]
     report = example.EXAMPLE.report()
-    assert f"The student has {report['student']['accuracy']:.1%}" in update["result"] and "Prove it" in update["result"]
+    assert (
+        f"The student has {percent(report['student']['accuracy'])}" in update["result"]
+        and "Prove it" in update["result"]
+    )
 
 
 def test_the_example_has_its_gallery_with_every_picture():

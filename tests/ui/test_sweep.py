@@ -449,8 +449,8 @@ def test_a_cell_opens_its_run_by_the_keyboard(page):
     one = list_sweeps(site().folder)[0]
     page.locator("#sweep button.kd-cell").first.focus()
     page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: f"run={one.points()[0]['run']}" in url and "sweep=" not in url)
     expect(page.locator("#live [role=status]")).to_have_text("Done")
-    assert f"run={one.points()[0]['run']}" in page.url and "sweep=" not in page.url
 
 
 def test_a_reload_and_the_list_of_sweeps_find_it_again(page, done):
