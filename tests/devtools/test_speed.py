@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 FEW = {"student": "mobilenet_v2_0.35", "image_size": 32, "batch_size": 8, "images": 32, "validation": 32, "epochs": 2,
        "rounds": 1}  # fmt: skip
 
-SIDE_BY_SIDE = ("guide", "loop", "cached", "ceiling", "student only", "cached 1x")
+SIDE_BY_SIDE = ("guide", "loop", "cached", "ceiling", "student only")
 
 
 @pytest.fixture(scope="module")
