@@ -56,9 +56,14 @@ def measure_latency(
 def cost_ratios(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:
     """Return how many times faster (by median latency) and smaller (in megabytes) the student is than the teacher."""
     return {
-        "speedup": round(teacher["latency_ms"]["p50"] / student["latency_ms"]["p50"], 2),
-        "size_ratio": round(teacher["megabytes"] / student["megabytes"], 2),
+        "speedup": _rounded(teacher["latency_ms"]["p50"] / student["latency_ms"]["p50"]),
+        "size_ratio": _rounded(teacher["megabytes"] / student["megabytes"]),
     }
+
+
+def _rounded(ratio: float) -> float:
+    """Round a ratio to two digits after the point, a small one to two digits that are not 0: it may be divided by."""
+    return round(ratio, 2) if ratio >= 0.1 else float(f"{ratio:.2g}")
 
 
 def count_parameters(model: nn.Module) -> int:

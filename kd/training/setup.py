@@ -91,7 +91,19 @@ def load_job_splits(job: Job) -> "Splits":
     from kd.data.duplicates import without_duplicates
     from kd.data.splits import load_splits
 
-    return without_duplicates(load_splits(job.config), job.config, job.cache, job.progress)
+    splits = load_splits(job.config)
+    check_labels(job.config, len(splits.classes))
+    return without_duplicates(splits, job.config, job.cache, job.progress)
+
+
+def check_labels(config: DistillConfig, classes: int) -> None:
+    """Raise ``UserError`` where fewer labels are to be kept than there are classes."""
+    if config.labels and config.labels < classes:
+        raise UserError(
+            f"labels is {config.labels}, and there are {classes} classes: every class needs at least one training picture that "
+            f"keeps its label. Choose {classes} or more.",
+            setting="labels",
+        )
 
 
 def load_job_teacher(config: DistillConfig, splits: "Splits") -> "Teacher | None":
@@ -334,19 +346,13 @@ def kept_labels(labels: "np.ndarray", classes: int, config: DistillConfig) -> "n
     """Return the labels ``[N]`` of training images after all but ``config.labels`` of them have become -1.
 
     Each class keeps its share, at least one. Which images keep theirs depends on the seed of the splits alone, and those
-    of a smaller number are among those of a larger one. Raises ``UserError`` for fewer labels than classes.
+    of a smaller number are among those of a larger one.
     """
     import numpy as np
 
     wanted = config.labels
     if wanted is None or wanted >= (labels >= 0).sum():
         return labels
-    if wanted < classes:
-        raise UserError(
-            f"labels is {wanted}, and there are {classes} classes: every class needs at least one training picture that keeps "
-            f"its label. Choose {classes} or more.",
-            setting="labels",
-        )
     order = np.random.default_rng(config.split_seed).permutation(len(labels))
     place = np.empty(len(labels))  # of an image in its class's order, as a share of that class
     for index in range(classes):

@@ -81,9 +81,9 @@ class ImageDistilTrainer(Trainer):
             self.add_callback(self.average)
         # `_divisor` averages over the images of the whole accumulated batch, so `Trainer` must not divide once more.
         self.model_accepts_loss_kwargs = True
-        # Sums over the images since `take_means` was last called (total, soft, hard, count). They stay on the device, so that
-        # no training step waits for it.
-        self.sums = torch.zeros(4, device=self.args.device)
+        # Sums over the images since `take_means` was last called (total, soft, hard, count, count with a label). They stay on
+        # the device, so that no training step waits for it.
+        self.sums = torch.zeros(5, device=self.args.device)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -100,8 +100,9 @@ class ImageDistilTrainer(Trainer):
             other = self._summed_loss(outputs.logits, other_teacher, labels.flip(0))
             loss = DistillationLoss(*(share * a + (1 - share) * b for a, b in zip(loss, other, strict=True)))
         if model.training:
-            count = self.sums.new_tensor(len(labels))
-            self.sums += torch.stack([*(part.detach().float() for part in loss), count])
+            count, labelled = self.sums.new_tensor(len(labels)), (labels >= 0).sum().float()
+            total, soft, hard = (part.detach().float() for part in loss)
+            self.sums += torch.stack([total, soft, hard * labelled / count, count, labelled])
         total = loss.total / self._divisor(num_items_in_batch, len(labels))
         return (total, {"logits": outputs.logits}) if return_outputs else total
 
@@ -204,9 +205,9 @@ class ImageDistilTrainer(Trainer):
 
     def take_means(self) -> tuple[DistillationLoss, int]:
         """Return the mean losses over the images since the last call and the number of images; this waits for the device."""
-        *sums, count = self.sums.tolist()
+        total, soft, hard, count, labelled = self.sums.tolist()
         self.sums.zero_()
-        return DistillationLoss(*(value / max(count, 1) for value in sums)), int(count)
+        return DistillationLoss(total / max(count, 1), soft / max(count, 1), hard / max(labelled, 1)), int(count)
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -224,12 +224,16 @@ def card(upload: Upload) -> str:
     except (UserError, OSError):
         return ""
     count = sum(sum(split.values()) for split in info["pictures"].values())
+    without = sum(split.get("", 0) for split in info["pictures"].values())
     classes = f"{len(info['classes'])} classes" if info["classes"] else "no labels"
+    if info["classes"] and without:
+        classes += f", {without:,} without a label"
     return render(
         "datasets_card",
         id=upload.id,
         info=info,
         figures=f"{count:,} pictures, {classes}, {size / 1e6:,.1f} MB",
+        classes=info["classes"] + [""] * bool(without),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(info["created"])),
         splits=[split for split in SPLIT_NAMES if split in info["pictures"]],
         **_skipped_values(info["examples"], info["skipped"]),

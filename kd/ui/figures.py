@@ -181,9 +181,11 @@ def name_of(run: Run) -> str:
     """Return the name of a run's curve: "mobilenet_v2_0.35 T 5 λ 0.5 (3f9a)"."""
     config: DistillConfig = run.config()
     student = plain(config.student.rstrip("/").rsplit("/", 1)[-1])
+    labels = f", {config.labels:,} labels" if config.labels else ""
+    called = run.name() or (run.id[-4:] if "-" in run.id else run.id)
     if config.teacher == NO_TEACHER:
-        return f"{student}, labels alone ({run.id[-4:]})"
-    return f"{student} T {config.temperature:g} λ {run.lambda_():g} ({run.id[-4:]})"
+        return f"{student}, labels alone{labels} ({called})"
+    return f"{student} T {config.temperature:g} λ {run.lambda_():g}{labels} ({called})"
 
 
 def thin(x: list[float], y: list[float]) -> dict[str, list[float]]:

@@ -10,6 +10,9 @@ from kd.ui.rendering import render
 # A verdict has a sign beside its colour, for those who cannot tell the colours apart.
 MARKS = {"helps": "▲", "hurts": "▼", "no difference shown": "=", "one seed": "?"}
 
+# Older reports have a smaller ratio as 0.
+LEAST_RATIO = 0.005
+
 # With so many seeds, each with the teacher and without, a difference of the size that a teacher makes can be told from luck.
 PROOF_SEEDS = 3
 
@@ -73,7 +76,9 @@ def sentence(report: dict[str, Any]) -> str:
         return (
             f"The student says what its teacher says of {percent(report['agreement'])} of the test pictures: {costs}."
         )
-    without = f"; without the teacher it has {percent(alone)}" if alone is not None else ""
+    kept = report["config"].get("labels")
+    labels = f", learning from {kept:,} labels," if kept else ""
+    without = f"; without the teacher{labels} it has {percent(alone)}" if alone is not None else ""
     return f"{on_average} student has {percent(ours)}, its teacher {percent(report['teacher']['accuracy'])}: {costs}{without}."
 
 
@@ -90,7 +95,7 @@ def percent(share: float) -> str:
 
 def compared(ratio: float, more: str, less: str, same: str) -> str:
     """Return a ratio as one says it: "five times faster", "1.4 times slower", "as fast"."""
-    factor, word = (ratio, more) if ratio >= 1 else (1 / ratio, less)
+    factor, word = (ratio, more) if ratio >= 1 else (1 / (ratio or LEAST_RATIO), less)
     if factor < 1.05:
         return same
     rounded = round(factor) if factor >= 2.95 else round(factor, 1)
@@ -214,7 +219,7 @@ def times(ratio: float) -> str:
 
 def against(ratio: float, less: str, more: str) -> str:
     """Return how the student compares with the teacher: "26× fewer", or "1.2× more" where it has more."""
-    return f"{times(ratio)} {less}" if ratio >= 1 else f"{times(1 / ratio)} {more}"
+    return f"{times(ratio)} {less}" if ratio >= 1 else f"{times(1 / (ratio or LEAST_RATIO))} {more}"
 
 
 def latency_note(latency: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from kd.ui.distill import stop
 from kd.ui.example import EXAMPLE
 from kd.ui.progress import queue_place
 from kd.ui.rendering import render
-from kd.ui.result import is_labelled, times
+from kd.ui.result import is_labelled, percent, times
 
 MOST_ROWS = 200
 
@@ -65,8 +65,8 @@ def _row_values(run: Run) -> dict[str, Any]:
         "Student and teacher": (given_name or student, f"{student} {source}" if given_name else source),
         "T": f"{config.temperature:g}" if has_teacher else "",
         "Lambda": f"{1 if summary.labels == 'teacher' else config.lambda_:g}" if has_teacher else "",
-        "Accuracy": () if accuracy is None else (f"{accuracy:.1%}", "test" if report else "validation"),
-        "Agreement": "" if agreement is None else f"{agreement:.1%}",
+        "Accuracy": () if accuracy is None else (percent(accuracy), "test" if report else "validation"),
+        "Agreement": "" if agreement is None else percent(agreement),
         "Speed-up": times(report["speedup"]) if report and has_teacher else "",
         "Actions": ["open"] if run == EXAMPLE else actions(status, has_teacher),
     }

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import gradio as gr
 from gradio.components import Component
 
-from kd.config import METHODS, PRESETS, RECIPES, SAMPLE, DistillConfig, public_name
+from kd.config import METHODS, NO_TEACHER, PRESETS, RECIPES, SAMPLE, DistillConfig, public_name
 from kd.ui.rendering import render
 
 # Settings that are chosen from a list of suggestions, or typed
@@ -151,6 +151,8 @@ def from_widgets(values: tuple) -> DistillConfig:
             "Choose a teacher that knows these classes: a Hub id, a folder or one of your runs. There is none? Choose a "
             "pretrained model to begin from, and Make a teacher."
         )
+    if named["teacher"] == NO_TEACHER:  # what a baseline is compared with, the presets' own included
+        named["baseline"] = False
     return DistillConfig.from_dict(
         {name: switched.get(value, value) if is_switch(name) else value for name, value in named.items()}
     )

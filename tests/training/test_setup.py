@@ -12,7 +12,7 @@ from kd.distill import distill
 from kd.errors import UserError
 from kd.training.batches import ViewBatches
 from kd.training.plan import trials_of
-from kd.training.setup import build_student, kept_labels, load_job_splits, pretrained_advice, start_job
+from kd.training.setup import build_student, check_labels, kept_labels, load_job_splits, pretrained_advice, start_job
 from tests.support import toys
 from tests.support.runs import make_run
 
@@ -41,7 +41,7 @@ def test_labels_that_are_kept_are_stratified_nested_and_seeded_like_the_splits()
     assert set(np.flatnonzero(kept(20) >= 0)) < set(np.flatnonzero(kept(40) >= 0))
     assert (kept(20) == kept(20)).all() and (kept(20) != kept(20, seed=1)).any()
     with pytest.raises(UserError, match="labels is 2, and there are 3 classes") as refused:
-        kept(2)
+        check_labels(DistillConfig(labels=2), 3)
     assert refused.value.setting == "labels"
 
 

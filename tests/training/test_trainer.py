@@ -119,6 +119,20 @@ def test_8x1_and_2x4_accumulate_the_same_gradient(tmp_path, name):
         torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-5 * gradients[0].abs().max().item() + 1e-7)
 
 
+def test_the_hard_loss_that_is_shown_is_the_mean_over_the_images_that_have_a_label(tmp_path):
+    data = toys.Items(torch.randn(16, 3, generator=torch.Generator().manual_seed(3)))
+    data.labels = torch.where(torch.arange(16) % 8 == 0, data.labels, -1)  # two of sixteen: most batches have none
+    one = trainer(tmp_path, toys.tiny_resnet(toys.CLASSES).apply(still), None, data, max_steps=4, learning_rate=0.0)
+    one.train()
+    means, count = one.take_means()
+    rows = data.labels >= 0
+    with torch.no_grad():
+        answers = one.model.train()(pixel_values=data.values).logits
+    assert count == 16 and means.hard > 0
+    expected = torch.nn.functional.cross_entropy(answers[rows], data.labels[rows]).item()
+    assert means.hard == pytest.approx(expected, rel=0.35)  # BatchNorm sees other batches
+
+
 def test_a_last_batch_that_is_smaller_weighs_each_picture_the_same(tmp_path):
     # 7 pictures as 4 + 3 accumulated: the mean over 7, not the mean of two means
     logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(3))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kd.ui.result import compared, proof_words, result, sentence
+from kd.evaluation.latency import cost_ratios
+from kd.ui.result import against, compared, proof_words, result, sentence
 from tests.support.toys import EVIL
 
 
@@ -17,7 +18,7 @@ def report(seeds: int = 1, baseline: bool = True) -> dict:
     return {
         "teacher": side, "student": side, "agreement": 0.9, "size_ratio": 1.0, "speedup": 1.0, "trials": trials,
         "baseline": {"accuracy": 0.75, "f1": 0.7, "agreement": 0.7} if baseline else None,
-        "verdict": answer if baseline else None, "data": {"labels": "dataset"},
+        "verdict": answer if baseline else None, "config": {}, "data": {"labels": "dataset"},
     }  # fmt: skip
 
 
@@ -54,6 +55,15 @@ def test_a_ratio_is_said_in_words(ratio, words):
     assert compared(ratio, "faster", "slower", "as fast") == words
 
 
+def test_a_student_hundreds_of_times_larger_than_its_teacher_is_shown_as_that():
+    sides = [{"megabytes": m, "latency_ms": {"p50": p}} for m, p in ((0.025, 0.3), (9.05, 5.0))]
+    ratios = cost_ratios(*sides)
+    assert ratios == {"speedup": 0.06, "size_ratio": 0.0028}
+    assert against(ratios["size_ratio"], "smaller", "larger").startswith("357")
+    assert against(0.0, "smaller", "larger").endswith("larger")  # as older reports have it
+    assert compared(0.0, "smaller", "larger", "as large") == "200 times larger"
+
+
 def test_a_proof_is_offered_until_there_are_enough_seeds_and_takes_as_long_as_its_trainings_would():
     def timed(seeds: int, baseline: bool = True, seconds: float = 60) -> tuple[dict, list[dict]]:
         one = report(seeds, baseline)
@@ -88,3 +98,8 @@ def test_several_seeds_are_a_table_with_their_differences_and_mean():
     alone = result(report(seeds=3, baseline=False))
     assert "Difference" not in alone and "81.00%" in alone
     assert "Mean" not in result(report(seeds=1))
+
+
+def test_a_student_that_learned_with_few_labels_is_compared_in_those_words():
+    one = report(1) | {"config": {"labels": 500}}
+    assert "; without the teacher, learning from 500 labels, it has" in sentence(one)

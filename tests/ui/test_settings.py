@@ -21,6 +21,12 @@ def test_the_baseline_is_a_switch():
         assert settings.from_widgets(tuple((values | {"baseline": on}).values())).baseline == word
 
 
+def test_without_a_teacher_there_is_no_baseline_whatever_the_preset_has_ticked():
+    values = {name: settings.widget(name).value for name in settings.FIELDS} | {"teacher": "none", "baseline": True}
+    made = settings.from_widgets(tuple(values.values()))
+    assert made.teacher == "none" and made.baseline == "no"
+
+
 @pytest.mark.parametrize("kept", settings.LABELS_KEPT)
 def test_the_labels_slider_delivers_a_number_of_pictures_or_none_for_all(kept):
     values = {name: settings.widget(name).value for name in settings.FIELDS} | {"labels": kept}

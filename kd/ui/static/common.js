@@ -35,7 +35,7 @@ window.distillery = (() => {
   const resizer = new ResizeObserver((entries) => {
     for (const { target } of entries) if (target.data && target.offsetParent) window.Plotly.Plots.resize(target);
   });
-  const CONFIG = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const CONFIG = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"] };
 
   async function draw(chart, figure) {
     const Plotly = await plotly();
