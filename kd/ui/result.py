@@ -76,7 +76,7 @@ def sentence(report: dict[str, Any]) -> str:
         return (
             f"The student says what its teacher says of {percent(report['agreement'])} of the test pictures: {costs}."
         )
-    kept = report["config"].get("labels")
+    kept = report.get("config", {}).get("labels")  # reports of before have no such setting
     labels = f", learning from {kept:,} labels," if kept else ""
     without = f"; without the teacher{labels} it has {percent(alone)}" if alone is not None else ""
     return f"{on_average} student has {percent(ours)}, its teacher {percent(report['teacher']['accuracy'])}: {costs}{without}."
