@@ -77,13 +77,13 @@
         figure.textContent = percent(lambda * share + ofLabel);
       });
       $(".kd-key").hidden = lambda === 1;
-      text(".kd-explanation", [prediction.sentences[T], labels && ofLabels(Number(labels).toLocaleString("en"), lambda)].filter(Boolean).join(" "));
+      text(".kd-explanation", [prediction.sentences[T], labels && ofLabels(lambda)].filter(Boolean).join(" "));
     }
     // What becomes of pictures that lose their label. Methods of the DKD family use labels at any lambda.
-    function ofLabels(count, lambda) {
-      if (lambda === 0) return `At most ${count} training pictures keep their label; nothing is learned from the others.`;
-      if (lambda === 1 && !props.value.method?.startsWith("dkd")) return `The student needs no label at lambda 1; without the teacher it learns from ${count} pictures at most.`;
-      return `At most ${count} training pictures keep their label; the others are learned from the teacher alone.`;
+    function ofLabels(lambda) {
+      if (lambda === 0) return "Nothing is learned from pictures without a label.";
+      if (lambda === 1 && !props.value.method?.startsWith("dkd")) return "Labels matter only without the teacher.";
+      return "Pictures without a label are learned from the teacher alone.";
     }
     watch("value", follow);
     follow();
