@@ -74,7 +74,9 @@ def test_the_bars_move_with_the_sliders_and_the_server_is_not_asked(page):
     page.locator("#set-labels input").focus()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#set-labels output")).to_have_text("5,000")
-    expect(page.locator("#dark .kd-explanation")).to_contain_text("Pictures without a label are learned from the teacher alone")
+    expect(page.locator("#dark .kd-explanation")).to_contain_text(
+        "Pictures without a label are learned from the teacher alone"
+    )
     assert not [body for body in asked if "teacher_says" in body or "fn_index" in body]
 
 
