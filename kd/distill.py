@@ -17,8 +17,10 @@ from kd.system import lazy_imports
 from kd.system.files import default_runs_folder
 from kd.system.hub import listening
 from kd.training import setup
-from kd.training.loop import Lesson, train
+from kd.training.loop import Lesson, Trained, train
+from kd.training.plan import Trial
 from kd.training.report import TestSplit, evaluate_on_test, load_result, write_report
+from kd.training.side_by_side import side_by_side
 
 # The modules that import the libraries of a run (torch, transformers, datasets).
 LIBRARIES = (
@@ -72,13 +74,16 @@ def recipe(run: Run) -> None:
         pixels = setup.label_pixels(job, plan, splits, pixels, targets)
     # --- Each seed, with the teacher and without: the loss is in kd/training/losses.py
     test, results = TestSplit(job, splits, targets), []
-    for trial in plan.trials:
-        if trial.is_done(run):  # what a resumed run has behind it
-            results.append(load_result(run, trial))
-            continue
+
+    def learn(trial: Trial) -> Trained:
         fresh_student = partial(setup.build_student, job.config, splits, trial.seed, teacher)
-        trained = train(job, Lesson(plan, trial, fresh_student(), pixels, targets), fresh_student)
-        results.append(evaluate_on_test(job, trained, test, results))
+        return train(job, Lesson(plan, trial, fresh_student(), pixels, targets), fresh_student)
+
+    missing = [trial for trial in plan.trials if not trial.is_done(run)]  # a resumed run has others behind it
+    with side_by_side(run, learn, missing, plan.at_once) as trained:
+        for trial in plan.trials:
+            done = evaluate_on_test(job, trained(trial), test, results) if trial in missing else load_result(run, trial)
+            results.append(done)
     # --- Verdict, latency, report
     write_report(job, plan, test, results)
 

@@ -98,19 +98,24 @@ class Screen:
             )
 
     def show_training(self, e: dict) -> None:
-        if e.get("of", 1) > 1:
-            teacher = ", with the teacher" if e["arm"] == "distilled" else ", without the teacher"
-            if self.run.config().teacher == NO_TEACHER:
-                teacher = ""
-            self.line(f"training {e['nth']} of {e['of']}: seed {e['seed']}{teacher}")
+        if e["of"] > 1:
+            self.line(f"training {e['nth']} of {e['of']}: {self.whose(e)}")
+
+    def whose(self, e: dict) -> str:
+        """Say whose event it is: "seed 0, without the teacher"."""
+        teacher = ", with the teacher" if e["arm"] == "distilled" else ", without the teacher"
+        return f"seed {e['seed']}" + ("" if self.run.config().teacher == NO_TEACHER else teacher)
 
     def show_arm(self, e: dict) -> None:
         score = f"{e['accuracy']:.2%} on the test split"
         if self.summary.labels == "teacher":
             score = f"agrees with the teacher on {e['accuracy']:.2%} of the test split"
-        self.line(f"  {score}, {e['seconds']:.0f} s of training")
+        whose = f"{self.whose(e)}: " if self.summary.at_once > 1 else "  "
+        self.line(f"{whose}{score}, {e['seconds']:.0f} s of training")
 
     def show_step(self, e: dict) -> None:
+        if (e["arm"], e["seed"]) != (self.summary.arm, self.summary.seed):
+            return
         steps = self.summary.steps
         left = (steps - e["step"]) * e["seconds"] / e["step"]
         self.progress(
@@ -122,7 +127,8 @@ class Screen:
         if "agreement" in e:
             split = "" if scores else " of validation"
             scores.append(f"agrees with the teacher on {e['agreement']:.1%}{split}")
-        self.line(f"epoch {e['epoch']:g}: {', '.join(scores)} ({e['seconds']:.0f} s)")
+        whose = f"{self.whose(e)}: " if self.summary.at_once > 1 else ""
+        self.line(f"{whose}epoch {e['epoch']:g}: {', '.join(scores)} ({e['seconds']:.0f} s)")
 
     def show_stopped(self, e: dict) -> None:
         self.line(e["message"])

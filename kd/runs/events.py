@@ -149,10 +149,11 @@ class Training(Event):
     seed: int
     nth: int
     of: int
+    at_once: NotRequired[int]  # trainings that go on at the same time, where it is more than one
 
 
 class Step(Event):
-    """Mean losses over the images since the last such event."""
+    """Mean losses over the images since the last such event. ``arm`` and ``seed`` are those of its training."""
 
     step: int
     epoch: float
@@ -161,10 +162,12 @@ class Step(Event):
     hard: float
     images_per_second: float
     seconds: float
+    arm: Literal["distilled", "baseline"]
+    seed: int
 
 
 class Eval(Event):
-    """The student on the validation images, after an epoch."""
+    """The student on the validation images, after an epoch. ``arm`` and ``seed`` are those of its training."""
 
     step: int
     epoch: float
@@ -173,6 +176,8 @@ class Eval(Event):
     agreement: NotRequired[float]
     loss: float | None
     seconds: float
+    arm: Literal["distilled", "baseline"]
+    seed: int
 
 
 class Exported(Event):

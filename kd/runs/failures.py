@@ -41,12 +41,12 @@ def failure_message(error: BaseException, run: Run) -> str:
             f"The disk is full, or was when a file in {run.path} was written, or a limit on the size of files is set "
             f"(`ulimit -f`). Mend it{again}"
         )
-    if isinstance(error, UserError) or (isinstance(error, ValueError) and _is_raised_here(error)):
+    if isinstance(error, UserError) or (isinstance(error, ValueError) and is_raised_here(error)):
         return str(error)
     return f"{type(error).__name__}: {error}. This is our mistake, not yours; the traceback is in stderr.txt."
 
 
-def _is_raised_here(error: BaseException) -> bool:
+def is_raised_here(error: BaseException) -> bool:
     """Tell whether an error was raised by a line of this package, in words for a user, and not by one of a library."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(kd.__file__).parent in Path(frames[-1].filename).parents

@@ -318,19 +318,20 @@ _held: dict[Path, int] = {}
 
 
 def events_by_trial(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
-    """Return the ``step`` and ``eval`` events of each trial, by (seed, arm), in the order in which the trials were begun.
+    """Return the ``step`` and ``eval`` events of each trial, by (seed, arm), in the order of their ``nth``.
 
     A resumed trial goes on from a checkpoint, the ``step`` of ``training``: later events of before are left out.
     """
     arms: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    key = None
+    place: dict[tuple[int, str], int] = {}
     for event in events:
         if event["event"] == "training":
-            key = event.get("seed", 0), event.get("arm", "distilled")
-            arms[key] = [e for e in arms.pop(key, []) if e["step"] <= event["step"]]
-        elif event["event"] in ("step", "eval") and key:
-            arms[key].append(event)
-    return arms
+            key = event["seed"], event["arm"]
+            arms[key] = [e for e in arms.get(key, []) if e["step"] <= event["step"]]
+            place[key] = event["nth"]
+        elif event["event"] in ("step", "eval"):
+            arms[event["seed"], event["arm"]].append(event)
+    return dict(sorted(arms.items(), key=lambda item: place[item[0]]))
 
 
 @functools.lru_cache(maxsize=4096)

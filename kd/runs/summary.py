@@ -18,6 +18,8 @@ MOST_KEPT = 1000
 class Summary:
     """What the events so far say of a run.
 
+    Of trainings that go on at the same time, ``at_once``, it follows the first until that has ended.
+
     ``lifecycle`` is the name of its last lifecycle event, ``stage`` as in ``STAGE_OF``; ``phase`` is what is done at the
     moment, ``done`` of ``of``. ``place`` in the queue, ``ready`` the Unix time at which its turn is expected. Training
     number ``nth`` of ``trials`` is at ``epoch`` of ``epochs`` and ``step`` of ``steps``, after ``seconds``. ``accuracy``
@@ -40,7 +42,10 @@ class Summary:
     step: int = 0
     seconds: float = 0.0
     arm: str = "distilled"
+    seed: int = 0
     nth: int = 1
+    at_once: int = 1
+    first_seed: int | None = None
     trials: int = 1
     images_per_second: float | None = None
     accuracy: float | None = None
@@ -66,13 +71,17 @@ class Summary:
             changes = {"phase": event["message"], "done": 0, "of": 0}
         if name in ("queued", "models"):
             changes["device"] = event["device"]
-        if name == "training":
-            changes = {key: event[key] for key in ("epochs", "steps", "step", "arm", "nth")}
-            changes |= {"trials": event["of"], "stage": TRAINING, "phase": None}
+        if name in ("started", "resumed"):
+            changes |= {"steps": 0, "step": 0}
+        if name == "training" and event["nth"] == 1:
+            changes["first_seed"] = event["seed"]
+        if name == "training" and (self.step >= self.steps or event["nth"] <= self.nth):
+            changes |= {key: event[key] for key in ("epochs", "steps", "step", "arm", "seed", "nth")}
+            changes |= {"trials": event["of"], "at_once": event.get("at_once", 1), "stage": TRAINING, "phase": None}
             changes["epoch"] = event["step"] * event["epochs"] / max(event["steps"], 1)
-        if name == "step":
+        if name == "step" and (event["arm"], event["seed"]) == (self.arm, self.seed):
             changes = {key: event[key] for key in ("epoch", "step", "seconds", "images_per_second")}
-        if name == "eval" and self.nth == 1:  # of the first student
+        if name == "eval" and (event["arm"], event["seed"]) == ("distilled", self.first_seed):
             changes = {"agreement": event.get("agreement")}
             changes |= {"accuracy": event["accuracy"]} if self.labels == "dataset" else {}
         if name == "arm" and event["kept"] and self.labels == "dataset":  # a later student that is better

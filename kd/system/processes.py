@@ -274,8 +274,7 @@ class Worker:
 
 def _serve(pipe: Connection, prepare: Callable[[], None], seconds: float) -> None:
     """Answer calls in the worker's process until its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     prepare()
     with suppress(EOFError, OSError):
         while True:
@@ -294,6 +293,12 @@ def _serve(pipe: Connection, prepare: Callable[[], None], seconds: float) -> Non
                 message = {"failure": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
             signal.setitimer(signal.ITIMER_REAL, 0)
             pipe.send_bytes(json.dumps(message).encode())
+
+
+def follow_parent() -> None:
+    """Leave Ctrl-C to the parent of this child process, and end when it has ended, whatever ended it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

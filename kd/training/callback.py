@@ -21,6 +21,7 @@ class RunCallback(TrainerCallback):
         """Note what to write about; ``seconds_before`` are those that the trial was trained before the run was resumed."""
         self.run, self.batches, self.plan, self.trial = run, batches, plan, trial
         self.seconds_before = seconds_before
+        self.whose = {"arm": trial.name, "seed": trial.seed}  # other trainings may write events at the same time
         self.trainer: ImageDistilTrainer | None = None
 
     @property
@@ -33,7 +34,7 @@ class RunCallback(TrainerCallback):
         trial = self.trial
         self.run.append(
             "training", epochs=int(args.num_train_epochs), steps=state.max_steps, step=state.global_step, arm=trial.name,
-            seed=trial.seed, nth=trial.nth, of=trial.of,
+            seed=trial.seed, nth=trial.nth, of=trial.of, **({"at_once": self.plan.at_once} if self.plan.at_once > 1 else {}),
         )  # fmt: skip
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
@@ -71,6 +72,7 @@ class RunCallback(TrainerCallback):
             hard=round(means.hard, 5),
             images_per_second=round(count / seconds, 1),
             seconds=round(self.seconds, 2),
+            **self.whose,
         )
 
     def on_evaluate(self, args, state, control, metrics: dict[str, float], **kwargs) -> None:
@@ -84,5 +86,6 @@ class RunCallback(TrainerCallback):
             **agreed,
             loss=round(metrics["eval_loss"], 5) if math.isfinite(metrics["eval_loss"]) else None,
             seconds=round(self.seconds, 2),
+            **self.whose,
         )
         self.told = time.perf_counter()

@@ -1,6 +1,7 @@
 """Estimate how long a run will take here, by timing a few batches of both models and decoding a few images."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,15 @@ from kd.evaluation.scoring import SCORING_BATCH, score, scores_file
 from kd.models.device import Compute, batch_seconds, pick_device, pick_precision
 from kd.models.processor import read_normalization
 from kd.training.plan import fitting_epochs, mean_area, pixel_size, trials_of, views_of
-from kd.training.setup import build_student, frame_of, load_job_teacher, online_seconds, training_threads, with_classes
+from kd.training.setup import (
+    build_student,
+    frame_of,
+    load_job_teacher,
+    online_seconds,
+    training_threads,
+    trainings_at_once,
+    with_classes,
+)
 from kd.training.targets import TargetCache
 from kd.training.throughput import EpochCost, measure_throughput
 
@@ -78,7 +87,7 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         "pictures": sum(_decoding(part, frame, cache) for part in (splits.train, splits.validation)),
         "teacher": sum(map(len, unasked)) * scoring["teacher"],
         "targets": 0.0 if teacher is None else _targets(config, teacher, splits.train, frame, (device, cache)),
-        "training": _training(config, cost, area),
+        "training": _training(config, cost, area, trainings_at_once(device, config)),
         "test": len(splits.test) * trainings * scoring["student"] + LATENCY_TRIALS * max(scoring.values()),
     }
     return {
@@ -89,10 +98,13 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     }
 
 
-def _training(config: DistillConfig, cost: EpochCost, area: float) -> float:
-    """Return the seconds of all trainings of a run; of these only those with the teacher have to ask it."""
+def _training(config: DistillConfig, cost: EpochCost, area: float, at_once: int) -> float:
+    """Return the seconds of all trainings of a run, ``at_once`` of them at a time; of these only those with the teacher have
+    to ask it."""
     alone = dataclasses.replace(cost, teacher=0.0).seconds(area)
-    return config.epochs * (len(trials_of(config)) * alone + config.trials * cost.images * cost.teacher)
+    rounds = math.ceil(len(trials_of(config)) / at_once)
+    asking = math.ceil(config.trials / at_once)
+    return config.epochs * (rounds * alone + asking * cost.images * cost.teacher)
 
 
 def steady(work: Callable[[], object]) -> float:

@@ -54,6 +54,7 @@ class Plan:
     ``config`` is the effective configuration: its epochs fit the minutes, its lambda is 1 where images have no labels.
     ``precision`` is the arithmetic of the student, ``teacher_precision`` that of the teacher wherever it gives targets.
     ``input_size`` is the student's (height, width) in pixels, ``frame`` the part of each image that is kept decoded. ``warnings`` are what the user should know beforehand.
+    ``at_once`` is how many trainings go on at the same time.
     """
 
     config: DistillConfig
@@ -64,6 +65,7 @@ class Plan:
     precision: str
     teacher_precision: str
     warnings: list[str]
+    at_once: int = 1
 
     @property
     def views(self) -> int:

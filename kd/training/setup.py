@@ -5,6 +5,7 @@ torch is imported only once the run has its device, so that queued runs use litt
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -194,9 +195,11 @@ def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "S
     theirs = "fp32"
     if teacher:
         theirs = pick_precision(config.precision, job.device, teacher.model, teacher.normalization.size, job.cache)
+    at_once = trainings_at_once(job.device, config)
     with training_threads(job.device, size, config.threads):
         precision = pick_precision(config.precision, job.device, student.model, size, job.cache)
-        plan = Plan(config, tuple(trials_of(config)), splits.classes, size, frame, precision, theirs, warnings)
+        trials = tuple(trials_of(config))
+        plan = Plan(config, trials, splits.classes, size, frame, precision, theirs, warnings, at_once)
         config = with_epochs(job, plan, splits, teacher, student)
     if config.start_size:
         check_input_size(config.student, student, sizes_of(config, size)(0))
@@ -299,6 +302,16 @@ def run_threads(job: Job) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def trainings_at_once(device: "torch.device", config: DistillConfig) -> int:
+    """Return how many of a run's trainings go on at the same time: where each is given one thread of a CPU, as many as there
+    are threads. It is one on a GPU, on systems that cannot fork, and with more threads, which no forked process can begin."""
+    import torch
+
+    if config.threads != 1 or device.type != "cpu" or not sys.platform.startswith("linux"):
+        return 1
+    return min(torch.get_num_threads(), len(trials_of(config)))
 
 
 @contextmanager

@@ -127,8 +127,7 @@ def _progress_since(run: Run, since: int, token: str) -> dict[str, Any]:
         curves = training_figures(run.events(), None if closed else summary.epochs)
         update["figures"] = {name: figure.to_plotly_json() for name, figure in curves.items()}
     elif any(event["event"] in ("step", "eval") for event in events):
-        says = all("arm" in event for event in events if event["event"] in ("step", "eval"))
-        update["append"] = new_points(events, {} if says else run.last("training") or {})
+        update["append"] = new_points(events)
     warnings = [settings.on_page(text) for event in events for text in event.get("warnings", [])]
     if warnings:
         update["warnings"] = warnings

@@ -56,14 +56,12 @@ def points(events: list[dict[str, Any]]) -> dict[str, dict[str, list]]:
     }
 
 
-def new_points(events: list[dict[str, Any]], training: dict[str, Any]) -> dict[str, dict[str, dict[str, list]]]:
-    """Return the ``points`` of new events by the name of their trial (``trial_name``), those of trainings that go on at the
-    same time apart. An event that does not say its trial is of the last ``training`` event."""
+def new_points(events: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, list]]]:
+    """Return the ``points`` of new events by the name of their trial (``trial_name``)."""
     trials: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         if event["event"] in ("step", "eval"):
-            one = event if "arm" in event else training
-            trials.setdefault(trial_name((one.get("seed", 0), one.get("arm", "distilled"))), []).append(event)
+            trials.setdefault(trial_name((event["seed"], event["arm"])), []).append(event)
     return {
         name: {figure: values for figure, values in points(some).items() if values["x"]}
         for name, some in trials.items()

@@ -1,5 +1,6 @@
 """Say in words where a run is."""
 
+import math
 import time
 
 from kd.runs.run import CLOSED
@@ -67,9 +68,15 @@ def _closing(summary: Summary, status: str) -> str:
 
 
 def _training(summary: Summary) -> str:
-    """Say which of several trainings it is: "Training 2 of 6, without the teacher"."""
-    which = f" {summary.nth} of {summary.trials}" if summary.trials > 1 else ""
-    return f"Training{which}" + (", without the teacher" if summary.arm == "baseline" else "")
+    """Say which of several trainings it is: "Training 2 of 6, without the teacher", "Training 3 and 4 of 6"."""
+    if summary.trials == 1:
+        return "Training"
+    last = min(summary.nth + summary.at_once - 1, summary.trials)
+    if (summary.nth, last) == (1, summary.trials):
+        return "Training with and without the teacher" if last == 2 else f"Training all {last} side by side"
+    if last > summary.nth:
+        return f"Training {summary.nth} {'and' if last == summary.nth + 1 else 'to'} {last} of {summary.trials}"
+    return f"Training {last} of {summary.trials}" + (", without the teacher" if summary.arm == "baseline" else "")
 
 
 def _epoch(summary: Summary) -> int:
@@ -79,7 +86,8 @@ def _epoch(summary: Summary) -> int:
 def _throughput(summary: Summary) -> str:
     if not summary.images_per_second or not summary.step:
         return ""
-    left = (summary.steps * (summary.trials - summary.nth + 1) - summary.step) * summary.seconds / summary.step
+    rounds = math.ceil((summary.trials - summary.nth + 1) / summary.at_once)
+    left = (summary.steps * rounds - summary.step) * summary.seconds / summary.step
     return f"{summary.images_per_second:,.0f} images/s on the {_device(summary)}, {duration(left)} left"
 
 

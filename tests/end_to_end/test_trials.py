@@ -1,9 +1,14 @@
 """Runs that train more than one student: a baseline without the teacher, further seeds, the verdict."""
 
 import json
+import multiprocessing
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
+import torch
 
 from kd.cli.screen import result_table
 from kd.distill import execute
@@ -120,6 +125,96 @@ def test_a_run_that_is_stopped_in_its_baseline_goes_on_there(settings, folder, m
     begun = [e["arm"] for e in run.events() if e["event"] == "training"]
     assert begun == ["distilled", "baseline", "baseline"]
     assert run.report()["verdict"]["p"] is not None  # one pair: McNemar's test
+
+
+@pytest.fixture
+def two_threads():
+    """As on a machine of two cores: two trainings that are given one thread each go on at the same time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_trainings_side_by_side_come_to_the_same_as_one_after_the_other(judged, settings, folder, two_threads):
+    run = make_run(settings, folder, baseline="yes", trials=2, seed=3, threads=1)
+    execute(run)
+    trainings = [e for e in run.events() if e["event"] == "training"]
+    assert {e["nth"] for e in trainings[:2]} == {1, 2} and all(e["at_once"] == 2 for e in trainings)
+    assert "at_once" not in judged.last("training")
+
+    def curves(one):
+        return {
+            key: [{**e, "time": 0, "seconds": 0, "images_per_second": 0} for e in events if e["event"] == "eval"]
+            for key, events in events_by_trial(one.events()).items()
+        }
+
+    assert curves(run) == curves(judged) and list(curves(run)) == [
+        (3, "distilled"),
+        (3, "baseline"),
+        (4, "distilled"),
+        (4, "baseline"),
+    ]
+
+    def scores(one):
+        return [{**row, "seconds": 0, "images_per_second": 0} for row in one.report()["trials"]]
+
+    assert scores(run) == scores(judged) and run.report()["verdict"] == judged.report()["verdict"]
+
+
+def test_side_by_side_both_are_stopped_with_what_they_have_learned_and_both_go_on(
+    settings, folder, monkeypatch, two_threads
+):
+    ours = RunCallback.on_step_end
+
+    def stop_later(self, args, state, control, **kwargs):
+        if state.global_step == 8 and not self.run.last("stopped"):
+            self.run.ask_to_stop()
+        ours(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(RunCallback, "on_step_end", stop_later)
+    run = make_run(settings, folder, baseline="yes", epochs=4, threads=1)
+    execute(run)
+    assert run.status() == "stopped" and not multiprocessing.active_children()
+    students = [run.path / "student", run.path / "arms" / "baseline-0" / "student"]
+    assert all((student / "model.safetensors").exists() for student in students)
+    execute(run, resume=True)
+    assert run.status() == "done"
+    again = [e for e in run.events() if e["event"] == "training"][2:]
+    assert {e["arm"] for e in again} == {"distilled", "baseline"} and all(e["step"] > 0 for e in again)
+
+
+def test_an_error_of_one_ends_the_other_and_is_told_as_ever(settings, folder, monkeypatch, two_threads):
+    ours = RunCallback.on_step_end
+
+    def fail_in_the_student(self, args, state, control, **kwargs):
+        if self.trial.is_distilled:
+            raise UserError("No more of this.", kind="diverged", setting="learning_rate")
+        time.sleep(0.2)
+        ours(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(RunCallback, "on_step_end", fail_in_the_student)
+    run = make_run(settings, folder, baseline="yes", epochs=100, threads=1)
+    with pytest.raises(UserError, match="No more of this") as told:
+        execute(run)
+    assert (told.value.kind, told.value.setting) == ("diverged", "learning_rate")
+    assert run.last("failed")["message"] == "No more of this." and run.last("failed")["kind"] == "diverged"
+    assert not multiprocessing.active_children()
+    assert all(e["epoch"] < 90 for e in run.events() if e["event"] == "step")
+
+
+def test_a_training_whose_process_is_killed_is_told_in_words_and_can_go_on(settings, folder, monkeypatch, two_threads):
+    def die(self, args, state, control, **kwargs):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    run = make_run(settings, folder, baseline="yes", threads=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunCallback, "on_step_begin", die)
+        with pytest.raises(UserError, match=r"A training's process is gone\. It was killed"):
+            execute(run)
+    assert run.status() == "failed" and run.resume_command in run.last("failed")["message"]
+    execute(run, resume=True)
+    assert run.status() == "done"
 
 
 def test_minutes_become_epochs_and_a_resumed_run_keeps_to_them(settings, folder, monkeypatch):

@@ -69,9 +69,9 @@ def test_the_curves_of_both_arms_are_side_by_side():
     def training(arm: str) -> list[dict]:
         step = {"epoch": 1.0, "step": 10, "total": 1.0, "soft": 2.0, "hard": 3.0}
         return [
-            {"event": "training", "arm": arm, "seed": 0, "step": 0},
-            {"event": "step", **step},
-            {"event": "eval", "epoch": 1.0, "step": 10, "accuracy": 0.8, "agreement": 0.9},
+            {"event": "training", "arm": arm, "seed": 0, "step": 0, "nth": 1 + (arm == "baseline")},
+            {"event": "step", "arm": arm, "seed": 0, **step},
+            {"event": "eval", "arm": arm, "seed": 0, "epoch": 1.0, "step": 10, "accuracy": 0.8, "agreement": 0.9},
         ]
 
     events = [*training("distilled"), *training("baseline")]
@@ -81,7 +81,10 @@ def test_the_curves_of_both_arms_are_side_by_side():
 
 
 def test_two_trainings_that_go_on_at_once_grow_in_one_figure_each_in_its_own_traces():
-    begun = [{"event": "training", "arm": arm, "seed": 3, "step": 0} for arm in ("baseline", "distilled")]
+    begun = [
+        {"event": "training", "arm": arm, "seed": 3, "step": 0, "nth": nth}
+        for nth, arm in ((2, "baseline"), (1, "distilled"))
+    ]
     figure = training_figures(begun, 4)["losses"]
     assert [trace.name for trace in figure.data] == ["total", "soft", "hard", "hard, no teacher"]
     later = [
@@ -98,23 +101,19 @@ def test_two_trainings_that_go_on_at_once_grow_in_one_figure_each_in_its_own_tra
         for nth in (1, 2)
         for arm, hard in (("distilled", 3.0), ("baseline", 4.0))
     ]
-    trials = new_points(later, {})
+    trials = new_points(later)
     grown = {trace.name: trials[trace.meta["trial"]]["losses"][trace.meta["field"]] for trace in figure.data}
     assert grown == {"total": [1, 1], "soft": [2, 2], "hard": [3, 3], "hard, no teacher": [4, 4]}
     assert all("accuracy" not in figures and figures["losses"]["x"] == [1, 2] for figures in trials.values())
 
 
-def test_points_that_do_not_say_their_trial_are_of_the_training_that_began_last():
-    step = {"event": "step", "epoch": 1.0, "total": 1.0, "soft": 2.0, "hard": 3.0}
-    assert list(new_points([step], {"arm": "baseline", "seed": 7})) == ["7 baseline"]
-
-
 def test_the_students_curve_is_that_of_the_seed_that_was_kept():
     def training(seed: int, kept: bool) -> list[dict]:
+        whose = {"arm": "distilled", "seed": seed}
         return [
-            {"event": "training", "arm": "distilled", "seed": seed, "step": 0},
-            {"event": "eval", "epoch": 1.0, "step": 10, "accuracy": 0.7 + seed / 100, "agreement": 0.9},
-            {"event": "arm", "arm": "distilled", "seed": seed, "kept": kept},
+            {"event": "training", **whose, "step": 0, "nth": seed + 1},
+            {"event": "eval", **whose, "epoch": 1.0, "step": 10, "accuracy": 0.7 + seed / 100, "agreement": 0.9},
+            {"event": "arm", **whose, "kept": kept},
         ]
 
     for kept, first in ((True, 0.71), (False, 0.7)):

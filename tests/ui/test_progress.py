@@ -12,10 +12,19 @@ def test_a_run_of_several_trainings_says_which_and_keeps_its_own_students_accura
 
     events = [
         training(1, "distilled"),
-        {"event": "eval", "accuracy": 0.8, "agreement": 0.9},
+        {
+            "event": "step",
+            "arm": "distilled",
+            "seed": 0,
+            "step": 10,
+            "epoch": 2.0,
+            "seconds": 1.0,
+            "images_per_second": 9,
+        },
+        {"event": "eval", "arm": "distilled", "seed": 0, "accuracy": 0.8, "agreement": 0.9},
         {"event": "progress", "phase": "test: student", "done": 100, "of": 2000},
         training(2, "baseline"),
-        {"event": "eval", "accuracy": 0.1, "agreement": 0.1},
+        {"event": "eval", "arm": "baseline", "seed": 0, "accuracy": 0.1, "agreement": 0.1},
     ]
     found = Summary(lifecycle="started")
     for event in events:
@@ -26,6 +35,31 @@ def test_a_run_of_several_trainings_says_which_and_keeps_its_own_students_accura
     assert found.accuracy == 0.8
     found = found.after({"event": "arm", "arm": "distilled", "seed": 1, "validation": 0.9, "kept": True})
     assert found.accuracy == 0.9
+
+
+def test_of_trainings_side_by_side_the_first_is_followed_until_it_has_ended():
+    def training(nth: int, arm: str, seed: int, of: int = 4) -> dict:
+        whose = {"arm": arm, "seed": seed, "nth": nth, "of": of, "at_once": 2}
+        return {"event": "training", "epochs": 2, "steps": 10, "step": 0, **whose}
+
+    def step(arm: str, seed: int, step: int) -> dict:
+        at = {"step": step, "epoch": step / 5, "seconds": float(step), "images_per_second": 9.0}
+        return {"event": "step", "arm": arm, "seed": seed, **at}
+
+    def line(*events: dict) -> tuple[str, str]:
+        found = Summary(lifecycle="started")
+        for event in events:
+            found = found.after(event)
+        return progress_line(found, "running")
+
+    both = [training(2, "baseline", 3, 2), training(1, "distilled", 3, 2), step("distilled", 3, 4)]
+    assert line(*both, step("baseline", 3, 9)) == (
+        "Training with and without the teacher, epoch 1 of 2", "9 images/s on the CPU, 6 s left"
+    )  # fmt: skip
+    first = [training(1, "distilled", 3), training(2, "baseline", 3), step("distilled", 3, 4)]
+    assert line(*first) == ("Training 1 and 2 of 4, epoch 1 of 2", "9 images/s on the CPU, 16 s left")
+    later = [*first, step("distilled", 3, 10), training(3, "distilled", 4), step("baseline", 3, 7)]
+    assert line(*later)[0] == "Training 3 and 4 of 4, epoch 1 of 2"
 
 
 def test_a_run_that_waits_says_its_place_and_how_long_where_that_is_known():
