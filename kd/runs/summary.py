@@ -61,7 +61,7 @@ class Summary:
             changes["ready"] = event["time"] + event["wait"] if "wait" in event else None
         if name in ("started", "resumed"):
             changes["oom_kills"] = event.get("oom_kills")
-        if name in STAGE_OF:
+        if name in STAGE_OF and not (name == "exported" and self.step < self.steps):  # stopped, or another still trains
             changes |= {"stage": STAGE_OF[name], "phase": None}
         if name == "progress":
             changes = {key: event[key] for key in ("phase", "done", "of")}

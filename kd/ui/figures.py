@@ -319,7 +319,7 @@ def _figure(title: str, end: float | None = None, percent: bool = False) -> go.F
         layout={
             **_layout(title, 300),
             "xaxis": {"title": {"text": "epoch", "standoff": 8}, **({"range": [0, end]} if end else {"rangemode": "tozero"})},
-            "yaxis": {"tickformat": ".0%", "autorangeoptions": {"clipmin": 0, "clipmax": 1.02}} if percent else {"tickformat": "~g"},
+            "yaxis": {"minallowed": 0, **({"tickformat": ".0%", "maxallowed": 1.02} if percent else {"tickformat": "~g"})},
             "hovermode": "x unified",
             "uirevision": "kept",
         }

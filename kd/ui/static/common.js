@@ -5,7 +5,7 @@ window.distillery = (() => {
   // The value of a call of the server. gradio resolves a failed one to nothing, or to a description of the error.
   const answer = async (call, timeout = GIVE_UP) => {
     const value = await Promise.race([call, sleep(timeout)]);
-    if (!value || value.error || value.detail) throw new Error("no answer");
+    if (!value || value.error || value.detail) throw Object.assign(new Error("no answer"), { answered: Boolean(value) });
     return value;
   };
   const plotly = async () => { while (!window.Plotly) await sleep(50); return window.Plotly; };

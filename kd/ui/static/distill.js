@@ -121,9 +121,11 @@ window.distillery.distill = (() => {
         let update;
         try {
           update = await answer(server.poll({ run: value.run, owner: value.owner, view: value.view, cursor }));
-        } catch {
+        } catch (problem) {
           if (nth !== shows) return;
-          text("[role=status]", "Reconnecting: the run goes on meanwhile.");
+          text("[role=status]", problem.answered
+            ? "The server met an error of its own with this run. Its log says which; the run itself is not touched by it."
+            : "Reconnecting: the run goes on meanwhile.");
           text(".kd-figures", "");
           await sleep(POLL_AWAY);
           continue;
