@@ -162,7 +162,8 @@ def seconds_left(events: list[dict[str, Any]], now: float) -> float | None:
     last = {event["event"]: event for event in events}
     training, step = last.get("training"), last.get("step")
     if training and step and step["step"] and step["time"] >= training["time"]:
-        steps = training["steps"] * (training.get("of", 1) - training.get("nth", 1) + 1) - step["step"]
+        rounds = math.ceil((training["of"] - training["nth"] + 1) / training.get("at_once", 1))
+        steps = training["steps"] * rounds - step["step"]
         return max(0.0, steps * step["seconds"] / step["step"] - (now - step["time"]))
     expected = last["created"].get("expected") if "created" in last else None
     if expected is None or training or "resumed" in last:

@@ -86,6 +86,8 @@ def test_how_long_a_run_keeps_the_device_is_said_from_its_progress_or_not_at_all
     left = seconds_left
     assert left([created], 500.0) == 60.0 and left([created, started], 130.0) == 40.0
     assert left([created, started, training, step], 135.0) == 25.0  # 150 steps of 0.2 s, 5 s of which are over
+    both = {**training, "nth": 2, "at_once": 2}  # with and without the teacher at the same time
+    assert left([created, started, training, both, step], 135.0) == 5.0
     assert left([created, started], 500.0) == 0.0
     assert left([{"event": "created", "time": 1.0}, started, training], 130.0) is None
     assert left([created, started, training], 130.0) is None
