@@ -5,7 +5,7 @@ on the server: it is asked about one frame of the camera at a time.
 """
 
 import base64
-import json
+import os
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,15 +15,15 @@ import gradio as gr
 
 from kd.errors import UserError
 from kd.evaluation import worker
+from kd.export.bundle import FILES, FOLDER, find_export
 from kd.runs.run import Run
 from kd.runs.store import check_teacher_exists
 from kd.system.browser_runtime import HOW_TO_GET_IT, SCRIPT, WASM, browser_runtime
-from kd.system.files import text_of
 from kd.ui.access import own, readable, served, uploaded
 from kd.ui.rendering import render
 
-# Weights -> the file of a run's folder, and what they are called.
-FILES = {"fp32": ("student.onnx", "fp32"), "int8": ("student_int8.onnx", "int8")}
+# The files of an export that take pictures as they are.
+NAMES = tuple(name for _, name in FILES.values())
 
 # A file is sent in parts of so many bytes, so that its progress can be shown and none is held in memory whole.
 PART_BYTES = 3_000_000
@@ -48,7 +48,7 @@ def serve_runtime() -> None:
 
 @served
 def offered(asked: dict[str, Any]) -> dict[str, Any]:
-    """Say what of the ``run`` can be opened: ``files`` (each ``weights, words, bytes``), ``classes`` and the ``engine``'s
+    """Say what of the ``run`` can be opened: ``files`` (each ``name, words, bytes``), ``classes`` and the ``engine``'s
     addresses (``script``, ``wasm``); or a ``problem``."""
     try:
         run = _own_student(asked)
@@ -57,33 +57,30 @@ def offered(asked: dict[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"ONNX Runtime Web, which runs a student in a browser, is not on this server. {HOW_TO_GET_IT}"
             )
-        files = [
-            {"weights": weights, "words": words, "bytes": (run.path / "export" / name).stat().st_size}
-            for weights, (name, words) in FILES.items()
-            if (run.path / "export" / name).is_file()
-        ]
+        results = find_export(run)
+        files = [_file(run, name, one) for name, one in results["files"].items() if name in NAMES] if results else []
         if not files:
             raise UserError(
                 f"This run has no file that a browser can run yet. `python -m kd export {run.id}` makes it; then open this again."
             )
         addresses = {"script": file_address(folder / SCRIPT), "wasm": file_address(folder / WASM)}
-        return {"files": files, "classes": _classes(run), "engine": addresses}
+        return {"files": files, "classes": results["classes"], "engine": addresses}
     except (UserError, OSError, ValueError) as problem:
         return {"problem": str(problem)}
 
 
 @served
 def part(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return a part of the file with these ``weights`` of the visitor's ``run``, from the byte ``start`` on.
+    """Return a part of the exported file ``name`` of the visitor's ``run``, from the byte ``start`` on.
 
     ``data`` is in base64; ``bytes`` is the size of the whole and ``mark`` changes with the file. Or there is a ``problem``.
     """
     try:
         run, start = _own_student(asked), asked.get("start")
-        if asked.get("weights") not in FILES or not isinstance(start, int) or start < 0:
+        if asked.get("name") not in NAMES or not isinstance(start, int) or start < 0:
             raise UserError("There is no such part of a student.")
-        with (run.path / "export" / FILES[asked["weights"]][0]).open("rb") as file:
-            now = Path(file.name).stat()
+        with (run.path / FOLDER / asked["name"]).open("rb") as file:
+            now = os.fstat(file.fileno())
             file.seek(min(start, now.st_size))
             data = base64.b64encode(file.read(PART_BYTES)).decode()
         return {"data": data, "bytes": now.st_size, "mark": f"{now.st_mtime_ns}"}
@@ -122,6 +119,14 @@ def _teacher_says(run: Run, frame: str) -> dict[str, Any]:
     return {"teacher": found["pictures"][0]["teacher"], "ms": found["teacher"]["latency_ms"]["p50"]}
 
 
+def _file(run: Run, name: str, measured: dict[str, Any]) -> dict[str, Any]:
+    """Describe an exported file for the list of the weights; one that answers too differently is marked."""
+    words = measured["kind"]
+    if not measured["success"]:
+        words += f" (agrees on {measured['agreement']:.1%} only)"
+    return {"name": name, "words": words, "bytes": (run.path / FOLDER / name).stat().st_size}
+
+
 def _own_student(asked: dict[str, Any]) -> Run:
     """Return the run whose student may go to the visitor: one of their own. Raises ``UserError`` for any other."""
     id, token = asked.get("run", ""), asked.get("owner", "")
@@ -137,12 +142,6 @@ def _own_student(asked: dict[str, Any]) -> Run:
     if not (run.path / "student" / "config.json").is_file():
         raise UserError(f"Run {run.id} ({run.status()}) has no student yet.")
     return run
-
-
-def _classes(run: Run) -> list[str]:
-    """Return the names of a student's classes, in the order of its outputs."""
-    names = json.loads(text_of(run.path / "student" / "config.json"))["id2label"]
-    return [names[str(index)] for index in range(len(names))]
 
 
 # --- The panel

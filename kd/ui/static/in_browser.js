@@ -30,21 +30,21 @@
 
     // --- Opening
 
-    async function openColumn(weights) {
+    async function openColumn(name) {
       const nth = ++opens, value = asked(), started = performance.now();
       close();
       button("open").hidden = true;
       say("Asking what there is of this run…");
       try {
         const offer = await ask(server.offered(value));
-        const file = offer.files.find((one) => one.weights === weights) ?? offer.files[0];
+        const file = offer.files.find((one) => one.name === name) ?? offer.files[0];
         const bytes = await fetchStudent(value, file, (done) => nth === opens && say(`Loading the student: ${(done / 1e6).toFixed(1)} of ${(file.bytes / 1e6).toFixed(1)} MB…`));
         if (nth !== opens) return;
         say("Loading the engine…");
         const opened = await open(offer.engine, bytes, offer.classes);
         if (nth !== opens) { opened.close(); return; }
         [student, run] = [opened, value.run];
-        choices(offer.files, file.weights);
+        choices(offer.files, file.name);
         const seconds = ((performance.now() - started) / 1000).toFixed(1);
         say(`${student.engine}, WebAssembly, one thread; ${(bytes.length / 1e6).toFixed(2)} MB of ${file.words} weights; loaded in ${seconds} s.`);
         button("camera").hidden = false;
@@ -60,7 +60,7 @@
       let mark = null;
       for (let start = 0; start < bytes.length;) {
         progress(start);
-        const news = await ask(server.part({ ...value, weights: file.weights, start }));
+        const news = await ask(server.part({ ...value, name: file.name, start }));
         mark ??= news.mark;
         if (news.mark !== mark || news.bytes !== bytes.length) throw new Problem("The student was exported anew meanwhile. Open this again.");
         const data = Uint8Array.from(atob(news.data), (letter) => letter.charCodeAt(0));
@@ -71,7 +71,7 @@
     }
     function choices(files, chosen) {
       const select = $("select");
-      select.replaceChildren(...files.map(({ weights, words }) => new Option(words, weights, weights === chosen, weights === chosen)));
+      select.replaceChildren(...files.map(({ name, words }) => new Option(words, name, name === chosen, name === chosen)));
       $(".kd-weights").hidden = files.length < 2;
     }
     function close() {
