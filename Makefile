@@ -6,15 +6,18 @@ BIN := $(VENV)/bin
 
 AXE := $(VENV)/axe.min.js
 CHROMIUM := /usr/bin/chromium
+# The engine that runs a student in a visitor's browser. kd/system/browser_runtime.py looks for this version, there.
+ORT_WEB := onnxruntime-web@1.30.0
+RUNTIME := $(VENV)/$(subst @,-,$(ORT_WEB))/ort-wasm-simd-threaded.wasm
 # The tests that `make test` runs.
 MARKED := not slow
 
 .PHONY: app test test-all lint clean
 
-app: $(VENV)/ready
+app: $(VENV)/ready $(RUNTIME)
 	$(BIN)/python app.py
 
-test: $(VENV)/ready $(CHROMIUM) $(AXE)
+test: $(VENV)/ready $(CHROMIUM) $(AXE) $(RUNTIME)
 	$(BIN)/ruff check kd tests app.py
 	$(BIN)/ruff format --check kd tests app.py
 	$(BIN)/python -m pytest -m "$(MARKED)"
@@ -54,6 +57,13 @@ $(CHROMIUM):
 
 $(AXE): $(VENV)/ready
 	-cd $(VENV) && npm pack --silent axe-core@4 && tar -xzf axe-core-*.tgz --strip-components=1 package/axe.min.js && rm axe-core-*.tgz
+	-touch -c $@
+
+# Without npm the page says that it cannot run students in the browser, and what to do about it.
+$(RUNTIME): $(VENV)/ready
+	-mkdir -p $(@D) && cd $(@D) && npm pack --silent $(ORT_WEB) \
+		&& tar -xzf onnxruntime-web-*.tgz --strip-components=2 package/dist/ort.wasm.bundle.min.mjs package/dist/$(@F) \
+		&& rm onnxruntime-web-*.tgz
 	-touch -c $@
 
 clean:

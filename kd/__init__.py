@@ -13,11 +13,20 @@ if TYPE_CHECKING:
     from kd.distill import distill
     from kd.errors import UserError
     from kd.evaluation.compare import compare
+    from kd.export.bundle import export_student
     from kd.training.losses import distillation_loss
     from kd.training.trainer import ImageDistilTrainer
 
 __version__ = "0.1.0"
-__all__ = ["DistillConfig", "ImageDistilTrainer", "UserError", "compare", "distill", "distillation_loss"]
+__all__ = [
+    "DistillConfig",
+    "ImageDistilTrainer",
+    "UserError",
+    "compare",
+    "distill",
+    "distillation_loss",
+    "export_student",
+]
 
 _HOMES = {
     "DistillConfig": "kd.config",
@@ -26,6 +35,7 @@ _HOMES = {
     "compare": "kd.evaluation.compare",
     "distill": "kd.distill",
     "distillation_loss": "kd.training.losses",
+    "export_student": "kd.export.bundle",
 }
 
 

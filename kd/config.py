@@ -192,6 +192,11 @@ class DistillConfig:
         "yes: BatchNorm momentum and dropout as PyTorch means them, and random weights of Kaiming's size; no: as transformers has them",
         choices=("yes", "no"),
     )
+    export: str = setting(
+        "onnx",
+        "onnx: at its end the run exports its student to ONNX, and scores and times it there beside the teacher; no: it does not",
+        choices=("onnx", "no"),
+    )
     seed: int = setting(0, "seed of the student's weights and of the order of pictures", low=0, high=2**32 - 1)
     device: str = setting(
         "auto",

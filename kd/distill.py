@@ -9,6 +9,8 @@ from typing import Any
 
 from kd.config import DistillConfig
 from kd.errors import UserError
+from kd.export.after_run import export_after_run
+from kd.export.bundle import Material
 from kd.runs.process import closed_by_an_event
 from kd.runs.queue import device_name, device_slot
 from kd.runs.run import LIFECYCLE, Run
@@ -19,7 +21,7 @@ from kd.system.hub import listening
 from kd.training import setup
 from kd.training.loop import Lesson, Trained, train
 from kd.training.plan import Trial
-from kd.training.report import TestSplit, evaluate_on_test, load_result, write_report
+from kd.training.report import TestSplit, evaluate_on_test, kept_result, load_result, write_report
 from kd.training.side_by_side import side_by_side
 
 # The modules that import the libraries of a run (torch, transformers, datasets).
@@ -84,8 +86,11 @@ def recipe(run: Run) -> None:
         for trial in plan.trials:
             done = evaluate_on_test(job, trained(trial), test, results) if trial in missing else load_result(run, trial)
             results.append(done)
+    # --- Export: the student in ONNX, scored and timed there beside its teacher
+    answers = kept_result(results).answers
+    onnx = export_after_run(Material(run, splits.train, splits.test, teacher, answers), job.progress("export"))
     # --- Verdict, latency, report
-    write_report(job, plan, test, results)
+    write_report(job, plan, test, results, onnx)
 
 
 def execute(run: Run, resume: bool = False) -> None:

@@ -16,9 +16,10 @@ MAY_IMPORT = {
     "runs": BASE | {"data.library.store"},
     "evaluation": BASE | {"data", "models", "runs"},
     "training": BASE | {"data", "models", "runs", "evaluation"},
-    "distill": BASE | {"data", "models", "runs", "evaluation", "training"},
+    "export": BASE | {"data", "models", "runs", "evaluation"},
+    "distill": BASE | {"data", "models", "runs", "evaluation", "training", "export"},
     "experiments": BASE | {"runs", "data", "evaluation"},
-    "ui": BASE | {"data", "models", "runs", "evaluation", "training", "distill", "experiments"},
+    "ui": BASE | {"data", "models", "runs", "evaluation", "training", "export", "distill", "experiments"},
 }
 ANYTHING = {"devtools", "cli", "__main__", "__init__"}
 

@@ -1,4 +1,4 @@
-"""Commands for runs: ``distill teacher estimate run resume watch stop rename runs compare``."""
+"""Commands for runs: ``distill teacher estimate run resume watch stop rename runs compare export``."""
 
 import argparse
 import dataclasses
@@ -22,11 +22,12 @@ from kd.cli.options import (
     quiet,
     with_folders,
 )
-from kd.cli.screen import Screen, result_table, table
+from kd.cli.screen import Screen, export_table, result_table, table
 from kd.config import NO_TEACHER, OF_PICTURES, RUN_TEACHER, DistillConfig, public_name
 from kd.data.library.store import short_name
 from kd.errors import UserError
 from kd.experiments.sweep import Sweep
+from kd.export.bundle import FORMATS, check_formats, check_has_student, check_out, check_packages, export_student
 from kd.runs.process import follow_run, start_run
 from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import create_run, list_runs, local_owner
@@ -45,6 +46,7 @@ NOT_OF_FINETUNING = (
     "weight",
     "baseline",
     "targets",
+    "export",
     *(public_name(field) for field in dataclasses.fields(DistillConfig) if "only" in field.metadata),
 )
 
@@ -101,6 +103,13 @@ def add(command: Command) -> None:
     one = command("compare", compare, "compare the answers of a run's teacher and student to your pictures")
     one.add_argument("run", **RUN)
     one.add_argument("images", nargs="+", metavar="IMAGE")
+    add_json(one)
+
+    one = command("export", export, "export a run's student to ONNX and int8, scored on its whole test split")
+    one.add_argument("run", **RUN)
+    one.add_argument("--to", default=",".join(FORMATS), metavar="FORMATS",
+                     help=f"{' and '.join(FORMATS)}, with a comma; onnx is always made (default: both)")  # fmt: skip
+    one.add_argument("--out", metavar="FOLDER_OR_ZIP", help="a copy, into a new folder, or a file that ends in .zip")
     add_json(one)
 
 
@@ -230,6 +239,30 @@ def compare(options: argparse.Namespace) -> int:
     if found["note"]:
         print(found["note"])
     return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Export a run's student and print what was measured of each file."""
+    run, screen = own_run(options), Screen()
+    check_formats(options.to)
+    check_out(options.out)
+    check_packages()
+    check_has_student(run)
+    screen.line(f"exporting the student of run {run.id}")
+    quiet()
+
+    def progress(done: int, of: int) -> None:
+        screen.progress(f"test pictures {done:,} of {of:,}", done / max(of, 1))
+
+    try:
+        found = export_student(run, options.to, options.out, progress)
+    finally:
+        screen.clear()
+    print(export_table(found))
+    print(f"{options.out or found['folder']}")
+    if options.json:
+        print(json.dumps(found))
+    return 0 if all(one["success"] for one in found["files"].values()) else 1
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def result_table(report: dict[str, Any], agreement: float | None) -> str:
     """
     labelled = report.get("data", {}).get("labels", "dataset") == "dataset"
     scored = labelled and "accuracy" in report["student"]
-    rows = []
+    rows, onnx = [], report.get("onnx")
     for name in [name for name in ("teacher", "student") if report[name]]:
         side = report[name]
         latency = side["latency_ms"]
@@ -158,6 +158,7 @@ def result_table(report: dict[str, Any], agreement: float | None) -> str:
             f"{side['parameters'] / 1e6:.2f} M",
             f"{side['megabytes']:.2f}",
             millions(side["flops"], "M"),
+            *([milliseconds(onnx[name]["latency_ms"]["p50"]) if onnx[name] else ""] if onnx else []),
             f"{latency['p50']:.2f}",
             f"{latency['p95']:.2f}",
         ])  # fmt: skip
@@ -170,13 +171,56 @@ def result_table(report: dict[str, Any], agreement: float | None) -> str:
     comparison = ""
     if report["teacher"]:
         scope = "" if labelled else " of the test pictures; they have no labels, so who is right is not known"
-        ratios = f"{speed_words(report['speedup'])} and {size_words(report['size_ratio'])}"
+        speed = speed_words(report["speedup"])
+        if onnx and onnx["speedup"]:
+            speed = f"{speed_words(onnx['speedup'])} in ONNX Runtime, as deployed ({speed} in PyTorch),"
+        ratios = f"{speed} and {size_words(report['size_ratio'])}"
         comparison = f"\nThe student is {ratios}; it agrees with the teacher on {agreement:.1%}{scope}."
+    deployed = ["ms in ONNX Runtime"] if onnx else []
+    of = "PyTorch " if onnx else ""
     return (
-        table(["", *quality, "parameters", "MB", "FLOPs", "ms p50", "ms p95"], rows)
+        table(["", *quality, "parameters", "MB", "FLOPs", *deployed, f"{of}ms p50", f"{of}ms p95"], rows)
         + f"{seed_means(report) if scored else ''}{comparison}\nLatency: one picture, {latency['dtype']}, "
         f"{latency['device']}, {threads}, {latency['n']} trials, without preprocessing."
+        + (deployed_note(onnx) if onnx else "")
     )
+
+
+def deployed_note(onnx: dict[str, Any]) -> str:
+    """Return a line about the student in ONNX Runtime: how it was timed, and whether it is still the same model."""
+    return (
+        f"\nIn {onnx['student']['latency_ms']['runtime']}: one thread, p50; the student's file of "
+        f"{onnx['student']['megabytes']:.2f} MB gives PyTorch's answer on {onnx['agreement']:.2%} of the test pictures"
+        + ("." if onnx["success"] else ", which is too few: do not use it before you know why.")
+    )
+
+
+def export_table(found: dict[str, Any]) -> str:
+    """Return the table of an export's files, and what is said below it. ``found`` is its ``results.json``."""
+    rows = []
+    for name, one in [*found["files"].items(), *([("teacher", found["teacher"])] if found["teacher"] else [])]:
+        single, every = one["latency_ms"]["one_thread"], one["latency_ms"]["all_threads"]
+        scores = ["", "", ""]
+        if "accuracy" in one:
+            scores = [f"{one['accuracy']:.2%}", f"{one['agreement']:.2%}", f"{one['difference']:.1g}"]
+        rows.append([
+            name, *scores, f"{one['megabytes']:.2f}", *(milliseconds(v) for v in (single["p50"], single["p95"])),
+            milliseconds(every["p50"]), f"{one['images_per_second']:,.0f}" if "batch" in one else "",
+            "" if one.get("success", True) else "too few the same",
+        ])  # fmt: skip
+    head = ["", "accuracy", "same", "off", "MB", "ms p50", "ms p95", "all threads", "images/s", ""]
+    said = (
+        f"On all {found['test_pictures']:,} test pictures; PyTorch: {found['pytorch']['accuracy']:.2%}. Same: how often a file "
+        "gives PyTorch's answer; off: the greatest difference of a logit (student files: of a probability)."
+    )
+    if found["speedup"]:
+        said += f"\nIn ONNX Runtime, one thread, the student is {speed_words(found['speedup'])} than its teacher."
+    return "\n".join([table(head, rows), said, *found["notes"]])
+
+
+def milliseconds(value: float) -> str:
+    """Return a time in milliseconds with digits enough for a small model."""
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}"
 
 
 def seed_means(report: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ and the fingerprint of its test split: those of other settings or another split 
 """
 
 import base64
+import dataclasses
 import json
 import os
 import statistics
@@ -27,8 +28,9 @@ from kd.text import count_of
 
 # What the JSON file of a study can have.
 KEYS = ("preset", "settings", "vary", "seeds", "against")
-# Settings that are not among the settings of a result: the seed is a field of its own, the device is the machine's.
-NOT_COMPARED = ("seed", "device")
+# Settings that are not among the settings of a result: the seed is a field of its own, the device is the machine's, and an
+# export comes after everything that a result is made of.
+NOT_COMPARED = ("seed", "device", "export")
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,13 @@ class Study:
         return DistillConfig.preset(self.preset, **{**self.settings, **implied, **own, "seed": seed})
 
     def config(self, label: str, seed: int) -> DistillConfig:
-        """Return ``asked`` with environment variables replaced. Raises ``UserError`` for one that is not set."""
+        """Return ``asked`` as a study trains it: with environment variables replaced, and without an export.
+
+        Raises ``UserError`` for a variable that is not set.
+        """
         asked = self.asked(label, seed).to_dict()
-        return DistillConfig.from_dict({name: _expanded(name, value) for name, value in asked.items()})
+        expanded = {name: _expanded(name, value) for name, value in asked.items()}
+        return DistillConfig.from_dict({**expanded, "export": "no"})
 
 
 def load_study(path: Path) -> Study:
@@ -236,7 +242,7 @@ def train_to_the_end(config: DistillConfig, folder: Path, tell: Callable[[str], 
 
 def _has_config(run: Run, config: DistillConfig) -> bool:
     try:
-        return run.config() == config
+        return dataclasses.replace(run.config(), export=config.export) == config
     except UserError:  # damaged, or of another version
         return False
 

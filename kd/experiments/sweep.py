@@ -100,8 +100,8 @@ class Sweep(Run):
         return found[-1] if found else None
 
     def make_run(self, changes: dict[str, Any]) -> Run:
-        """Make a run with these changes of the settings, of the owner of the sweep, which it names."""
-        config = DistillConfig.from_dict({**self.config().to_dict(), **changes})
+        """Make a run with these changes of the settings and without an export, of the owner of the sweep, which it names."""
+        config = DistillConfig.from_dict({**self.config().to_dict(), **changes, "export": "no"})
         run = create_run(config, self.runs_folder, secrets.token_hex(16))
         settings = {**run.settings(), "owner": self.settings()["owner"], "sweep": self.id}
         write_whole(run.path / "config.json", json.dumps(settings, indent=2))

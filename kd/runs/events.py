@@ -210,6 +210,7 @@ class Result(Event):
     size_ratio: float | None
     train: dict[str, Any]
     verdict: dict[str, Any] | None
+    onnx: NotRequired[dict[str, Any] | None]  # the student in ONNX Runtime, where the run exported it
 
 
 # --- What a sweep does

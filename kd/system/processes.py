@@ -255,6 +255,10 @@ class Worker:
             raise failure
         return message["answer"]
 
+    def is_busy(self) -> bool:
+        """Tell whether a call is being answered: another one would wait."""
+        return self._lock.locked()
+
     def _begin(self) -> None:
         self.end()
         context = multiprocessing.get_context(self.method)

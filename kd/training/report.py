@@ -131,8 +131,19 @@ def score_student(job: Job, trial: Trial, test: TestSplit) -> tuple[dict[str, fl
     return rounded({**quality(found.logits, labels), **agreed}), answers
 
 
-def write_report(job: Job, plan: Plan, test: TestSplit, results: list[TrialResult]) -> None:
-    """Compare both models and time them, compute the verdict, write the report, close the run."""
+def kept_result(results: list[TrialResult]) -> TrialResult:
+    """Return the result of the training whose student is the run's own."""
+    seed = kept_seed([result.scores for result in results])
+    return next(result for result in results if result.trial.is_distilled and result.trial.seed == seed)
+
+
+def write_report(
+    job: Job, plan: Plan, test: TestSplit, results: list[TrialResult], onnx: dict[str, Any] | None = None
+) -> None:
+    """Compare both models and time them, compute the verdict, write the report, close the run.
+
+    ``onnx`` is what the export has measured, with its ``warnings``; ``None`` where nothing was exported.
+    """
     from kd.evaluation.latency import cost_ratios
 
     run, targets = job.run, test.targets
@@ -143,6 +154,8 @@ def write_report(job: Job, plan: Plan, test: TestSplit, results: list[TrialResul
     own, baseline = kept["distilled"].scores, kept["baseline"].scores if "baseline" in kept else None
     sides, notes = measure_models(job, plan, test, kept["distilled"])
     sides["student"]["seed"] = seed
+    deployed = {name: value for name, value in (onnx or {}).items() if name != "warnings"}
+    notes += (onnx or {}).get("warnings", [])
     report = {
         "run": run.id,
         "config": plan.config.to_dict(),
@@ -154,6 +167,7 @@ def write_report(job: Job, plan: Plan, test: TestSplit, results: list[TrialResul
         "verdict": verdict_of(test, results),
         "notes": notes,
         "agreement": own.get("agreement"),
+        "onnx": deployed or None,
         **(cost_ratios(sides["teacher"], sides["student"]) if test.teacher else {"speedup": None, "size_ratio": None}),
         "train": {name: own[name] for name in ("seconds", "images_per_second", "epochs", "best_epoch")},
         "targets": {"seconds": round(targets.seconds, 2) if targets.logits else 0, "cache": targets.cache},
@@ -161,7 +175,7 @@ def write_report(job: Job, plan: Plan, test: TestSplit, results: list[TrialResul
     if test.teacher:
         write_disagreement(run, plan, test, kept["distilled"])
     write_whole(run.path / "report.json", json.dumps(report, indent=2))
-    shown = ("teacher", "student", "agreement", "speedup", "size_ratio", "train", "verdict")
+    shown = ("teacher", "student", "agreement", "speedup", "size_ratio", "train", "verdict", "onnx")
     run.append("result", **{name: report[name] for name in shown}, warnings=notes)
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)  # before the end, after which nobody comes to do it
     run.close("done")

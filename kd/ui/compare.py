@@ -20,7 +20,7 @@ from kd.evaluation import worker
 from kd.runs.run import Run
 from kd.runs.store import check_teacher_exists
 from kd.runs.summary import status_of, summarize
-from kd.ui import theme
+from kd.ui import in_browser, theme
 from kd.ui.access import kind_errors, own_runs, readable, token_of
 from kd.ui.rendering import render
 from kd.ui.result import costs_table, latency_note, times
@@ -38,7 +38,7 @@ EXAMPLES = [str(path) for path in theme.EXAMPLES]
 def side_by_side(run: Run, pictures: Sequence[str], thumbnails: bool = False) -> dict[str, Any]:
     """Compare teacher and student of a run (``kd.evaluation.compare``) on up to 64 files.
 
-    Each row has a ``disagreement`` and, if asked for, a ``thumbnail``. Images with different first choices come first, then
+    Each row has a ``disagreement`` and, if asked for, a ``thumbnail`` and the ``source``, where the page finds the file. Images with different first choices come first, then
     those with the larger disagreement. Raises ``UserError`` for no images, too many, or none that can be read.
     """
     if not pictures:
@@ -48,6 +48,8 @@ def side_by_side(run: Run, pictures: Sequence[str], thumbnails: bool = False) ->
     check_teacher_exists(run)
     found = worker.ask(worker.side_by_side, run.path, list(pictures), thumbnails)
     for row in found["pictures"]:
+        if thumbnails:
+            row["source"] = in_browser.file_address(row["name"])
         row |= {"name": Path(row["name"]).name, "disagreement": disagreement(row)}
     found["pictures"].sort(key=lambda row: (row.get("agree", True), -row["disagreement"]))
     return found
@@ -66,10 +68,14 @@ def disagreement(row: dict[str, Any]) -> float:
 
 
 def render_comparison(found: dict[str, Any]) -> str:
-    """Render a comparison with thumbnails: the main figures, then a card for each image, or a table of many."""
+    """Render a comparison with thumbnails: the main figures, then a card for each image, or a table of many.
+
+    What the student says in the visitor's browser has its place beside both, filled by the script once it is asked for.
+    """
     rows = [{"error": "", **row, "image": row["thumbnail"]} for row in found["pictures"]]
     return render(
         "compare",
+        run=found["run"],
         tiles=tiles(found),
         note=found["note"],
         rows=rows,
@@ -156,6 +162,7 @@ def build(live: gr.HTML) -> CompareTab:
             )  # fmt: skip
             button = gr.Button("Compare", variant="primary", size="lg", elem_id="compare")
         with gr.Column(scale=7, min_width=320):
+            in_browser.build(live, run)
             result = gr.HTML(render("compare_empty"), js_on_load=None, apply_default_css=False, elem_id="comparison")
     examples.take(take, pictures, pictures, queue=False, **PRIVATE)
     button.click(

@@ -21,6 +21,7 @@ PHASES = {
     "targets": "Asking the teacher, once for each view",
     "test: teacher": "Measuring the teacher on the test split",
     "test: student": "Measuring the student on the test split",
+    "export": "Exporting the student, and measuring it in ONNX Runtime",
 }
 # What is being done at a stage as long as no phase of it is known.
 AT_STAGE = (

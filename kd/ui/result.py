@@ -45,7 +45,7 @@ def result(report: dict[str, Any], proof: str = "") -> str:
         verdict, models, notes = None, single_model_table(report["student"]), [latency_note(latency)]
     else:
         verdict, models = report["verdict"], both_models_table(report)
-        notes = [*([] if is_labelled(report) else [NO_LABELS]), latency_note(latency)]
+        notes = [*([] if is_labelled(report) else [NO_LABELS]), *deployed_notes(report), latency_note(latency)]
     return render(
         "result", sentence=sentence(report), verdict=verdict, marks=MARKS, proof=proof, models=models, notes=notes,
         seeds=seeds_table(report),
@@ -68,8 +68,10 @@ def sentence(report: dict[str, Any]) -> str:
     on_average = f"On average over {seeds} seeds, the" if seeds > 1 else "The"
     if not report["teacher"]:
         return f"{on_average} model has {percent(ours)} on the test pictures."
+    deployed = report.get("onnx") or {}  # reports of before have none
+    speedup = deployed.get("speedup") or report["speedup"]
     costs = (
-        f"{compared(report['speedup'], 'faster', 'slower', 'as fast')}, "
+        f"{compared(speedup, 'faster', 'slower', 'as fast')}, "
         f"{compared(report['size_ratio'], 'smaller', 'larger', 'as large')}"
     )
     if not is_labelled(report):
@@ -134,17 +136,31 @@ def costs_table(sides: dict[str, Any], caption: str, rows_before: list[list[str]
     latency, after other rows of the same columns."""
     t, s = sides["teacher"], sides["student"]
     t_ms, s_ms = t["latency_ms"], s["latency_ms"]
+    onnx = sides.get("onnx")
+    of = " in PyTorch" if onnx else ""
     few, small = ("fewer", "more"), ("smaller", "larger")
     fewer_flops = against(t["flops"] / s["flops"], *few) if t["flops"] and s["flops"] else ""
     rows = [
         ["Parameters", count(t["parameters"]), count(s["parameters"]), against(t["parameters"] / s["parameters"], *few)],
         ["Size", f"{t['megabytes']:.2f} MB", f"{s['megabytes']:.2f} MB", against(sides["size_ratio"], *small)],
         ["FLOPs", count(t["flops"]), count(s["flops"]), fewer_flops],
-        ["Latency p50", f"{t_ms['p50']:.2f} ms", f"{s_ms['p50']:.2f} ms", against(sides["speedup"], "faster", "slower")],
-        ["Latency p95", f"{t_ms['p95']:.2f} ms", f"{s_ms['p95']:.2f} ms", ""],
+        *([deployed_row(onnx)] if onnx else []),
+        [f"Latency p50{of}", f"{t_ms['p50']:.2f} ms", f"{s_ms['p50']:.2f} ms", against(sides["speedup"], "faster", "slower")],
+        [f"Latency p95{of}", f"{t_ms['p95']:.2f} ms", f"{s_ms['p95']:.2f} ms", ""],
     ]  # fmt: skip
     head = ["Measure", "Teacher", "Student", "Student against teacher"]
     return Table(head, [*(rows_before or []), *rows], caption, "kd-versus")
+
+
+def deployed_row(onnx: dict[str, Any]) -> list[str]:
+    """Return the row of the latency of both models in ONNX Runtime, in which a student is deployed."""
+    ours, theirs = onnx["student"]["latency_ms"]["p50"], onnx["teacher"]
+    return [
+        "Latency in ONNX Runtime, as deployed",
+        f"{theirs['latency_ms']['p50']:.3f} ms" if theirs else "not timed",
+        f"{ours:.3f} ms",
+        against(onnx["speedup"], "faster", "slower") if onnx["speedup"] else "",
+    ]
 
 
 def single_model_table(side: dict[str, Any]) -> Table:
@@ -220,6 +236,19 @@ def times(ratio: float) -> str:
 def against(ratio: float, less: str, more: str) -> str:
     """Return how the student compares with the teacher: "26× fewer", or "1.2× more" where it has more."""
     return f"{times(ratio)} {less}" if ratio >= 1 else f"{times(1 / (ratio or LEAST_RATIO))} {more}"
+
+
+def deployed_notes(report: dict[str, Any]) -> list[str]:
+    """Say how the student was timed in ONNX Runtime, and whether it is the same model there; nothing of a run that did not
+    export it."""
+    if not (onnx := report.get("onnx")):
+        return []
+    latency = onnx["student"]["latency_ms"]
+    return [
+        f"{latency['runtime']}: one picture, one thread, {latency['n']:,} trials, without preprocessing. The exported student "
+        f"gives PyTorch's answer on {onnx['agreement']:.2%} of the test pictures"
+        + ("." if onnx["success"] else ", which is too few: do not use it before you know why.")
+    ]
 
 
 def latency_note(latency: dict[str, Any]) -> str:

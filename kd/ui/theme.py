@@ -8,8 +8,9 @@ from gradio.themes import Base, Color
 from markupsafe import Markup
 
 from kd.evaluation import dataset_report
+from kd.export.demo import STUDENT_SCRIPT
 from kd.system.files import ASSETS
-from kd.ui import login
+from kd.ui import in_browser, login
 from kd.ui.rendering import render
 
 FILES = Path(__file__).parent / "static"
@@ -88,9 +89,11 @@ def css() -> str:
 def head() -> str:
     """Return what the page's head loads: our scripts, and Plotly's from this server. Nothing comes from elsewhere."""
     gr.set_static_paths([PLOTLY, *EXAMPLES])
-    tabs = ("distill", "time_estimate", "check", "dark_knowledge", "datasets", "sweep", "compare", "runs")
+    in_browser.serve_runtime()
+    tabs = ("distill", "time_estimate", "check", "dark_knowledge", "datasets", "sweep", "compare", "in_browser", "runs")
     names = ("common", *tabs, *(["login"] if login.is_offered() else []))
-    scripts = Markup("").join(Markup((FILES / f"{name}.js").read_text()) for name in names)
+    paths = (STUDENT_SCRIPT, *(FILES / f"{name}.js" for name in names))
+    scripts = Markup("").join(Markup(path.read_text()) for path in paths)
     return render("head", plotly=PLOTLY, scripts=scripts)
 
 
