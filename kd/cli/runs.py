@@ -28,6 +28,7 @@ from kd.data.library.store import short_name
 from kd.errors import UserError
 from kd.experiments.sweep import Sweep
 from kd.export.bundle import FORMATS, check_formats, check_has_student, check_out, check_packages, export_student
+from kd.export.job import work_on_export
 from kd.runs.process import follow_run, start_run
 from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import create_run, list_runs, local_owner
@@ -109,6 +110,7 @@ def add(command: Command) -> None:
     one.add_argument("run", **RUN)
     one.add_argument("--to", default=",".join(FORMATS), metavar="FORMATS",
                      help=f"{' and '.join(FORMATS)}, with a comma; onnx is always made (default: both)")  # fmt: skip
+    one.add_argument("--job", action="store_true", help=argparse.SUPPRESS)  # how the page starts it
     one.add_argument("--out", metavar="FOLDER_OR_ZIP", help="a copy, into a new folder, or a file that ends in .zip")
     add_json(one)
 
@@ -243,6 +245,10 @@ def compare(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Export a run's student and print what was measured of each file."""
+    if options.job:  # of a visitor of this server, who was checked
+        quiet()
+        work_on_export(Run(Path(options.run).resolve()))
+        return 0
     run, screen = own_run(options), Screen()
     check_formats(options.to)
     check_out(options.out)

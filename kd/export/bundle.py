@@ -25,7 +25,7 @@ from kd.config import NO_TEACHER
 from kd.errors import UserError
 from kd.runs.run import Run
 from kd.runs.store import existing_teacher, lost_teacher
-from kd.system.files import folder_size, try_acquire
+from kd.system.files import try_acquire
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # The folder in a run's own; what is being written begins as PART does, beside it.
 FOLDER, PART = "export", ".export-"
+# Its zip, as long as somebody has asked for it since.
+ZIP = "export.zip"
 # What a student can be exported to.
 FORMATS = ("onnx", "int8")
 # Format -> the file that transformers.js loads, and the one that needs nothing else.
@@ -254,6 +256,7 @@ def clear_parts(run: Run) -> None:
     """Remove what exports that were killed have left. Only who has the run, or its export, to himself may."""
     for left in run.path.glob(f"{PART}*"):
         shutil.rmtree(left, ignore_errors=True)
+        left.unlink(missing_ok=True)  # of a zip
 
 
 def _put(part: Path, place: Path) -> None:
@@ -262,6 +265,7 @@ def _put(part: Path, place: Path) -> None:
     if place.exists():
         os.replace(place, old)
     os.replace(part, place)
+    place.with_name(ZIP).unlink(missing_ok=True)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -423,14 +427,34 @@ def copy_export(run: Run, out: Path) -> None:
 
 
 def write_zip(run: Run, path: Path) -> None:
-    """Write a run's export as a zip, all in one folder that is called as the run is."""
+    """Write a run's export as a zip, all in one folder that is called as the run is. Weights hardly shrink, so nothing is
+    compressed: then its size is known beforehand."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for file, name in _files_of(run):
+            archive.write(file, name)
+
+
+def zip_size(run: Run) -> int:
+    """Return the bytes that the zip of a run's export has, or will have."""
+    entry, end = 30 + 46, 22  # a file has a header before it and one in the directory, each with its name
+    return end + sum(entry + 2 * len(name.encode()) + file.stat().st_size for file, name in _files_of(run))
+
+
+def zipped(run: Run) -> Path:
+    """Return the zip of a run's export, ``export.zip`` in its folder, which is written where it is not there yet."""
+    path = run.path / ZIP
+    if not path.exists():
+        part = run.path / f"{PART}{secrets.token_hex(4)}.zip"
+        try:
+            write_zip(run, part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    return path
+
+
+def _files_of(run: Run) -> list[tuple[Path, str]]:
+    """Return the files of a run's export with their names in its zip."""
     source = run.path / FOLDER
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(source.rglob("*")):
-            if file.is_file():
-                archive.write(file, f"student-{run.id}/{file.relative_to(source)}")
-
-
-def export_size(run: Run) -> int:
-    """Return the bytes of a run's export."""
-    return folder_size(run.path / FOLDER)
+    files = sorted(file for file in source.rglob("*") if file.is_file())
+    return [(file, f"student-{run.id}/{file.relative_to(source).as_posix()}") for file in files]

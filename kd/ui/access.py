@@ -28,6 +28,7 @@ from kd.config import SAMPLE, DistillConfig
 from kd.data.library.store import UPLOAD_PREFIX, Upload, list_uploads
 from kd.errors import UserError
 from kd.experiments.sweep import Sweep, find_sweep, list_sweeps
+from kd.export.job import is_exporting
 from kd.runs import visitors
 from kd.runs.run import START_SECONDS, Run
 from kd.runs.store import find_run, list_runs, local_owner, resolve
@@ -213,6 +214,8 @@ def _count_active(some: list[Run]) -> int:
 
 def _is_active(one: Run) -> bool:
     try:
+        if is_exporting(one):
+            return True
         return one.id in _resumed or status_of(one, summarize(one)) in ("queued", "running")
     except UserError:  # deleted meanwhile
         return False

@@ -17,7 +17,7 @@ from kd.runs.run import CLOSED, Run
 from kd.runs.store import create_run
 from kd.runs.summary import status_of, summarize
 from kd.system.files import default_runs_folder
-from kd.ui import dark_knowledge, dataset_check, settings, time_estimate
+from kd.ui import dark_knowledge, dataset_check, settings, take_away, time_estimate
 from kd.ui.access import (
     admitted,
     check_names,
@@ -284,7 +284,7 @@ def _run_panel() -> gr.HTML:
             element, props, server, watch,
             compare: run => trigger('compare', {run}), prove: run => trigger('prove', {run}), useAsTeacher: run => trigger('use_as_teacher', {run}),
         })""",
-        server_functions=[poll, stop_it, resume_it, analysis],
+        server_functions=[poll, stop_it, resume_it, analysis, *take_away.SERVED],
         apply_default_css=False,
         elem_id="live",
     )

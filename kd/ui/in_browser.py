@@ -61,7 +61,8 @@ def offered(asked: dict[str, Any]) -> dict[str, Any]:
         files = [_file(run, name, one) for name, one in results["files"].items() if name in NAMES] if results else []
         if not files:
             raise UserError(
-                f"This run has no file that a browser can run yet. `python -m kd export {run.id}` makes it; then open this again."
+                "This run has no file that a browser can run yet. Open the run on the tab Distill, and Export under Take it away makes it; or "
+                f"`python -m kd export {run.id}` does. Then open this again."
             )
         addresses = {"script": file_address(folder / SCRIPT), "wasm": file_address(folder / WASM)}
         return {"files": files, "classes": results["classes"], "engine": addresses}

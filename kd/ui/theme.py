@@ -90,7 +90,18 @@ def head() -> str:
     """Return what the page's head loads: our scripts, and Plotly's from this server. Nothing comes from elsewhere."""
     gr.set_static_paths([PLOTLY, *EXAMPLES])
     in_browser.serve_runtime()
-    tabs = ("distill", "time_estimate", "check", "dark_knowledge", "datasets", "sweep", "compare", "in_browser", "runs")
+    tabs = (
+        "distill",
+        "time_estimate",
+        "take_away",
+        "check",
+        "dark_knowledge",
+        "datasets",
+        "sweep",
+        "compare",
+        "in_browser",
+        "runs",
+    )
     names = ("common", *tabs, *(["login"] if login.is_offered() else []))
     paths = (STUDENT_SCRIPT, *(FILES / f"{name}.js" for name in names))
     scripts = Markup("").join(Markup(path.read_text()) for path in paths)

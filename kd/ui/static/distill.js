@@ -9,6 +9,7 @@ window.distillery.distill = (() => {
   function distill({ element, props, server, watch, compare, prove, useAsTeacher }) {
     let shows = 0; // how many runs have been shown: an answer about an earlier one is dropped
     const $ = (selector) => element.querySelector(selector);
+    const takeAway = window.distillery.takeAway($(".kd-take-away"), server);
     const text = (selector, words) => { if ($(selector).textContent !== words) $(selector).textContent = words; };
 
     function show(update) {
@@ -97,6 +98,7 @@ window.distillery.distill = (() => {
       $(".kd-analysis").innerHTML = "";
       $(".kd-warnings").hidden = $(".kd-analysis").hidden = true;
       analysisNear.disconnect();
+      takeAway({});
       for (const button of element.querySelectorAll("button")) button.hidden = true;
       text(".kd-title", ""); text(".kd-detail", ""); text(".kd-figures", "");
       text("[role=status]", value.run ? "Looking for the run" : "");
@@ -137,6 +139,7 @@ window.distillery.distill = (() => {
           return;
         }
         const closed = show(update);
+        if (closed) takeAway({ run: value.run, owner: value.owner });
         drawing = drawing.then(() => nth === shows && drawCurves(update));
         cursor = update.cursor;
         if (closed && (update.status === "done" || Date.now() > resumesUntil)) return;

@@ -1,0 +1,120 @@
+"""An export in a process of its own, as the page starts it: it waits for the device, says where it is, can be cancelled.
+
+Its folder, ``exporting`` in that of the run, is like that of a run: ``config.json``, ``events.jsonl`` (``queued``, ``started``,
+``progress``; ``done``, ``failed`` or ``stopped``), ``lock``, ``STOP``, ``stderr.txt``. So a page that was closed finds it again.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from kd.errors import UserError
+from kd.export.bundle import check_has_student, check_packages, export_student
+from kd.runs.failures import failure_message
+from kd.runs.process import niceness, open_log, training_environment
+from kd.runs.queue import POLL_SECONDS, StopAsked, device_name, slot_path
+from kd.runs.run import CLOSED, Run, RunDeleted
+from kd.system.files import try_acquire
+from kd.system.processes import start_kd
+
+FOLDER = "exporting"
+# At most one ``progress`` event in this time.
+PROGRESS_SECONDS = 0.5
+
+
+def job_of(run: Run) -> Run | None:
+    """Return the last export of a run that was started by ``start_export``, at work or closed; ``None`` for none."""
+    job = Run(run.path / FOLDER)
+    return job if (job.path / "events.jsonl").exists() else None
+
+
+def is_exporting(run: Run) -> bool:
+    """Tell whether an export of the run waits or works."""
+    job = job_of(run)
+    return job is not None and job.status() not in CLOSED
+
+
+def start_export(run: Run) -> Run:
+    """Start exporting a run's student, to all formats, in a process that outlives this one; return the job.
+
+    One that is at work already is returned as it is. Raises ``UserError`` where there is no student, the run is at work, a
+    package is missing, or nothing can be written.
+    """
+    check_packages()
+    check_has_student(run)
+    if run.is_locked():
+        raise UserError(f"Run {run.id} is at work. Export its student once it is done or stopped.")
+    job = Run(run.path / FOLDER)
+    try:
+        with FileLock(run.path / "export.start.lock", timeout=5):  # two clicks at the same moment
+            if is_exporting(run):
+                return job
+            shutil.rmtree(job.path, ignore_errors=True)
+            job.path.mkdir()
+            settings = {**run.settings(), "created": time.time()}
+            (job.path / "config.json").write_text(json.dumps(settings))
+            (job.path / "events.jsonl").write_text(json.dumps({"event": "created", "time": time.time()}) + "\n")
+            with open_log(job) as log:
+                start_kd(
+                    "export", str(run.path), "--job",
+                    environment=training_environment(run.config().device), nice=niceness(run), stdout=log, stderr=log,
+                )  # fmt: skip
+    except OSError as error:
+        raise UserError(
+            f"The export of run {run.id} cannot be started: nothing can be written to {run.path} ({error.strerror})."
+        ) from error
+    return job
+
+
+def work_on_export(run: Run) -> None:
+    """Export a run's student as its job says, holding the job's lock and the device; every ending is an event.
+
+    Raises what went wrong, after the ``failed`` event has said it in words.
+    """
+    job = Run(run.path / FOLDER)
+    told = 0.0
+
+    def progress(done: int, of: int) -> None:
+        nonlocal told
+        if job.stop_asked():
+            raise StopAsked
+        if time.monotonic() - told > PROGRESS_SECONDS:
+            told = time.monotonic()
+            job.append("progress", phase="export", done=done, of=of)
+
+    with job.work():
+        try:
+            with _slot(job, slot_path(run.path.parent, device_name(run.config().device))):
+                job.begin(resume=False)
+                found = export_student(run, progress=progress)
+            marked = [name for name, one in found["files"].items() if not one["success"]]
+            job.close("done", seconds=found["seconds"], marked=marked)
+        except (StopAsked, KeyboardInterrupt):
+            job.close("stopped", message="Cancelled. Nothing of it was kept; an earlier export is still there.")
+        except RunDeleted:
+            raise
+        except BaseException as error:
+            if job.path.exists():  # else the run was deleted meanwhile
+                job.close("failed", message=failure_message(error, job), error=type(error).__name__)
+            raise
+
+
+@contextmanager
+def _slot(job: Run, path: Path) -> Iterator[None]:
+    """Hold the device once no run has it. Raises ``StopAsked`` where the job is cancelled before."""
+    lock = FileLock(path)
+    if not try_acquire(lock):
+        job.append("queued", place=1, device=job.config().device)
+        while not try_acquire(lock):
+            if job.stop_asked():
+                raise StopAsked
+            time.sleep(POLL_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
