@@ -119,5 +119,7 @@ def test_a_trace_that_answers_otherwise_than_the_model_is_not_taken(tmp_path):
 
 
 def test_a_model_that_no_exporter_takes_is_refused_with_what_they_say(tmp_path):
-    with pytest.raises(UserError, match="The model cannot be exported: PyTorch's two exporters to ONNX say: .*; and: "):
+    with pytest.raises(
+        UserError, match=r"The model cannot be exported: PyTorch's two exporters to ONNX say: .*; and: "
+    ):
         export_model(Impossible(), (8, 8), tmp_path / "model.onnx")
