@@ -89,6 +89,7 @@
     async function compared() {
       const root = comparison()?.querySelector("[data-run]"), mine = student;
       if (!root || !mine) return;
+      text(".kd-compared", "");
       if (root.dataset.run !== run) { text(".kd-compared", "The comparison below is of another run. Click Compare for this one."); return; }
       const cells = [...root.querySelectorAll(".kd-here[data-source]")];
       for (const cell of root.querySelectorAll("th.kd-here")) cell.hidden = false;
