@@ -1,5 +1,7 @@
 """The column "In this browser" in real Chromium: the student's answers are those of the server; the camera; what is refused."""
 
+import base64
+import json
 import re
 import shutil
 import time
@@ -283,6 +285,19 @@ def test_a_run_without_an_export_says_what_makes_one(page, run):
         (run.path / "away").rename(export)
 
 
+def test_a_file_that_answers_too_differently_is_marked(site, run):
+    path = run.path / "export" / "results.json"
+    whole = path.read_text()
+    results = json.loads(whole)
+    results["files"]["student_int8.onnx"] |= {"success": False, "agreement": 0.978}
+    path.write_text(json.dumps(results))
+    try:
+        found = site.call("in-browser", "offered", {"run": run.id})["files"]
+        assert [one["words"] for one in found] == ["fp32", "int8 (agrees on 97.8% only)"]
+    finally:
+        path.write_text(whole)
+
+
 def test_a_file_that_is_no_model_is_said_in_words(page, run):
     file = run.path / "export" / "student.onnx"
     whole = file.read_bytes()
@@ -333,7 +348,7 @@ def test_only_the_files_of_an_export_are_sent_and_in_parts(site, run):
     whole = (run.path / "export" / "student.onnx").read_bytes()
     asked = {"run": run.id, "name": "student.onnx"}
     found = site.call("in-browser", "part", {**asked, "start": len(whole) - 7})
-    assert found["bytes"] == len(whole) and in_browser.base64.b64decode(found["data"]) == whole[-7:]
+    assert found["bytes"] == len(whole) and base64.b64decode(found["data"]) == whole[-7:]
     for wrong in (
         {"name": "../config.json"},
         {"name": "config.json"},

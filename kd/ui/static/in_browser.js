@@ -48,6 +48,7 @@
         const seconds = ((performance.now() - started) / 1000).toFixed(1);
         say(`${student.engine}, WebAssembly, one thread; ${(bytes.length / 1e6).toFixed(2)} MB of ${file.words} weights; loaded in ${seconds} s.`);
         button("camera").hidden = false;
+        if (document.activeElement === document.body) button("camera").focus(); // the button that had the focus is gone
         await compared();
       } catch (error) {
         if (nth !== opens) return;
