@@ -25,6 +25,7 @@ LONGEST_FIRST = (
     "end_to_end/test_page.py",
     "end_to_end/test_distill.py",
     "ui/test_sweep.py",
+    "ui/test_in_browser.py",
     "system/test_hub.py",
     "experiments/test_sweep.py",
     "test_package.py",

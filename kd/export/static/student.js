@@ -205,7 +205,7 @@ window.studentInBrowser = (() => {
       const [name, figure, line] = list.children[place].children;
       if (name.textContent !== label) name.textContent = label;
       figure.textContent = percent(confidence);
-      line.style.width = `${(100 * confidence).toFixed(1)}%`;
+      line.style.width = `${(100 * confidence).toFixed(2)}%`;
     });
   }
 

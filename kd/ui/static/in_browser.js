@@ -48,6 +48,7 @@
         const seconds = ((performance.now() - started) / 1000).toFixed(1);
         say(`${student.engine}, WebAssembly, one thread; ${(bytes.length / 1e6).toFixed(2)} MB of ${file.words} weights; loaded in ${seconds} s.`);
         button("camera").hidden = false;
+        if (document.activeElement === document.body) button("camera").focus(); // the button that had the focus is gone
         await compared();
       } catch (error) {
         if (nth !== opens) return;
@@ -89,6 +90,7 @@
     async function compared() {
       const root = comparison()?.querySelector("[data-run]"), mine = student;
       if (!root || !mine) return;
+      text(".kd-compared", "");
       if (root.dataset.run !== run) { text(".kd-compared", "The comparison below is of another run. Click Compare for this one."); return; }
       const cells = [...root.querySelectorAll(".kd-here[data-source]")];
       for (const cell of root.querySelectorAll("th.kd-here")) cell.hidden = false;
