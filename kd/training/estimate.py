@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kd.config import DistillConfig
+from kd.config import NO_TEACHER, DistillConfig
 from kd.data.duplicates import without_duplicates
 from kd.data.images import typical_size
 from kd.data.pixels import Framed, decoding_processes, fingerprint, pixels_folder
@@ -38,6 +38,9 @@ LEAST, MOST, SECONDS = 3, 25, 0.4
 # Timing both models at the end of a run (``kd.evaluation.latency``) takes about as long as this many forward passes of
 # the slower one.
 LATENCY_TRIALS = 70
+# Exporting a student at the end of a run takes so many seconds, besides reading each test image once more and scoring it
+# with two files: two models are traced, and five blocks of calls are timed with one thread and with all.
+EXPORT_SECONDS = 2.5
 
 
 def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> dict[str, Any]:
@@ -88,7 +91,9 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         "teacher": sum(map(len, unasked)) * scoring["teacher"],
         "targets": 0.0 if teacher is None else _targets(config, teacher, splits.train, frame, (device, cache)),
         "training": _training(config, cost, area, trainings_at_once(device, config)),
-        "test": len(splits.test) * trainings * scoring["student"] + LATENCY_TRIALS * max(scoring.values()),
+        "test": len(splits.test) * trainings * scoring["student"]
+        + LATENCY_TRIALS * max(scoring.values())
+        + (EXPORT_SECONDS + len(splits.test) * scoring["student"] if exports(config) else 0.0),
     }
     return {
         "seconds": float(sum(stages.values())),
@@ -96,6 +101,11 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         "epochs": config.epochs,
         "images_per_second": round(cost.images_per_second(area), 1),
     }
+
+
+def exports(config: DistillConfig) -> bool:
+    """Return whether a run exports its student at its end, as ``kd.export.after_run`` decides."""
+    return config.export != "no" and config.teacher != NO_TEACHER
 
 
 def _training(config: DistillConfig, cost: EpochCost, area: float, at_once: int) -> float:
