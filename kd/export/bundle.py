@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from kd.config import NO_TEACHER
+from kd.data.library.store import short_name
 from kd.errors import UserError
 from kd.runs.run import Run
 from kd.runs.store import existing_teacher, lost_teacher
@@ -91,7 +92,7 @@ def export_student(
     if run.is_locked():
         raise UserError(f"Run {run.id} is at work. Export its student once it is done or stopped.")
     with _alone(run), _words_for_a_full_disk(run):
-        results = build(load_material(run, progress), formats, progress)
+        results = build(load_material(run, progress), formats, progress, demo=True)
         if out is not None:
             copy_export(run, Path(out))
     return {**results, "folder": str(run.path / FOLDER)}
@@ -234,18 +235,26 @@ def _teacher_of(run: Run) -> tuple["Teacher | None", tuple[str, ...]]:
 # --- The export
 
 
-def build(material: Material, formats: tuple[str, ...], progress: Progress) -> dict[str, Any]:
+def build(material: Material, formats: tuple[str, ...], progress: Progress, demo: bool = False) -> dict[str, Any]:
     """Make ``runs/<id>/export`` of these formats anew, in the place of an earlier one, and return ``results.json``.
+
+    With ``demo`` there is also a page that runs the student, with the engine's files, which are larger than most students.
 
     Raises ``UserError`` where the student cannot be exported, ``OSError`` where the disk is full; and what ``progress``
     raises. Then an earlier export stays as it is.
     """
+    from kd.export.card import write_card
+
     run = material.run
     clear_parts(run)
     part = run.path / f"{PART}{secrets.token_hex(4)}"
     try:
         part.mkdir()
         results = _fill(part, material, formats, progress)
+        if demo:
+            add_demo(part, run, results)
+        write_card(part / "README.md", run, results)
+        (part / "results.json").write_text(json.dumps(results, indent=2))
         _put(part, run.path / FOLDER)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -270,9 +279,8 @@ def _put(part: Path, place: Path) -> None:
 
 
 def _fill(part: Path, material: Material, formats: tuple[str, ...], progress: Progress) -> dict[str, Any]:
-    """Write all files of an export into ``part``; return what was measured."""
+    """Write the files of the student into ``part``; return what was measured of them."""
     from kd.evaluation.scoring import load_run_student
-    from kd.export.card import write_card
 
     began, run = time.perf_counter(), material.run
     total = len(material.answers["indices"])
@@ -294,10 +302,20 @@ def _fill(part: Path, material: Material, formats: tuple[str, ...], progress: Pr
         "versions": {name: version(name) for name in VERSIONS},
     }
     shutil.copyfile(Path(__file__).parent / "templates" / "predict.py", part / "predict.py")
-    write_card(part / "README.md", run, results)
     results["seconds"] = round(time.perf_counter() - began, 1)
-    (part / "results.json").write_text(json.dumps(results, indent=2))
     return results
+
+
+def add_demo(part: Path, run: Run, results: dict[str, Any]) -> None:
+    """Write ``demo.html`` into an export, or note why it is left out."""
+    from kd.export.demo import LEFT_OUT, write_demo
+    from kd.system.browser_runtime import browser_runtime
+
+    said = "is right on" if results["labels"] == "dataset" else "gives the teacher's answer on"
+    facts = f"It {said} {results['pytorch']['accuracy']:.1%} of {results['test_pictures']:,} test pictures."
+    title = f"Student {short_name(run.config().student)}"
+    if not write_demo(part, browser_runtime(), title, facts):
+        results["notes"] = [*results["notes"], LEFT_OUT]
 
 
 def _accuracy(answers: "dict[str, np.ndarray]") -> float:

@@ -15,11 +15,12 @@ MOST_CLASSES = 50
 
 def write_card(path: Path, run: Run, results: dict[str, Any]) -> None:
     """Write ``README.md`` from what an export has measured (``results.json``)."""
-    path.write_text(card(run.config(), results, run.report()), encoding="utf-8")
+    demo = (path.parent / "demo.html").exists()
+    path.write_text(card(run.config(), results, run.report(), demo), encoding="utf-8")
 
 
-def card(config: DistillConfig, results: dict[str, Any], report: dict[str, Any] | None) -> str:
-    """Return the model card in Markdown."""
+def card(config: DistillConfig, results: dict[str, Any], report: dict[str, Any] | None, demo: bool = False) -> str:
+    """Return the model card in Markdown; ``demo``: whether ``demo.html`` is among the files."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -32,6 +33,7 @@ def card(config: DistillConfig, results: dict[str, Any], report: dict[str, Any] 
         config=config,
         results=results,
         report=report,
+        demo=demo,
         teacher=None if config.teacher == NO_TEACHER else short_name(config.teacher),
         dataset=short_name(config.dataset),
         student=short_name(config.student),
