@@ -21,12 +21,15 @@ from kd.export import bundle, measure
 from kd.export.bundle import FOLDER, check_formats, export_student, find_export
 from kd.runs.run import Run
 from kd.runs.store import create_run
+from kd.system.browser_runtime import SCRIPT, WASM, browser_runtime
 from tests.support import toys
 
 WHOLE = {
     "README.md", "config.json", "model.safetensors", "onnx/model.onnx", "onnx/model_quantized.onnx", "predict.py",
     "preprocessor_config.json", "results.json", "student.onnx", "student_int8.onnx",
 }  # fmt: skip
+# The page that runs the student, where the engine for it was installed.
+WHOLE |= {"demo.html", *(f"runtime/{name}" for name in (SCRIPT, WASM, "LICENSE.txt"))} if browser_runtime() else set()
 
 
 @pytest.fixture(scope="module", autouse=True)
