@@ -63,7 +63,7 @@ def teacher(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small(colours, teacher) -> dict:
-    """The settings of a run of a few seconds."""
+    """The settings of a run of a few seconds; ``tests/export`` tries the export at its end."""
     return {
         "teacher": str(teacher),
         "dataset": str(colours),
@@ -73,6 +73,7 @@ def small(colours, teacher) -> dict:
         "batch_size": 16,
         "views": 2,
         "precision": "fp32",
+        "export": "no",
     }
 
 

@@ -193,7 +193,7 @@ def test_one_seed_gives_one_curve_and_online_is_cached_until_it_sees_new_crops(s
         assert shown[-3:] == views
         curves.append([(e["accuracy"], e["loss"]) for e in run.events() if e["event"] == "eval"])
     assert curves[0] == curves[1]
-    assert curves[2][0] == pytest.approx(curves[0][0], abs=1e-3)
+    assert curves[2][0] == pytest.approx(curves[0][0], rel=1e-3)  # the teacher's batches are others
 
 
 # --- Runs without labels, or without a teacher

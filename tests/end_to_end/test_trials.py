@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 def settings(colours, teacher) -> dict:
     return {
         "teacher": str(teacher), "dataset": str(colours), "student": "mobilenet_v2_0.35", "image_size": 32, "epochs": 2,
-        "batch_size": 16, "views": 2, "precision": "fp32",
+        "batch_size": 16, "views": 2, "precision": "fp32", "export": "no",
     }  # fmt: skip
 
 

@@ -88,7 +88,9 @@ def material(run: Run) -> Material:
     return Material(run, None, None, None, {})
 
 
-@pytest.mark.parametrize("changes", [{"export": "no"}, {"teacher": "none"}], ids=["--export no", "labels alone"])
+@pytest.mark.parametrize(
+    "changes", [{"export": "no"}, {"export": "onnx", "teacher": "none"}], ids=["--export no", "labels alone"]
+)
 def test_a_run_that_is_not_to_export_does_not(small, tmp_path, changes):
     run = make_run(small, tmp_path, **changes)
     assert export_after_run(material(run), lambda done, of: None) is None
@@ -144,7 +146,7 @@ def test_a_stop_and_a_deleted_run_are_no_failures_of_the_export(run, monkeypatch
 
 
 def test_a_stop_during_the_export_is_obeyed_and_the_run_goes_on_from_there(small, tmp_path, monkeypatch):
-    run = make_run(small, tmp_path, student="resnet_8", epochs=1)
+    run = make_run(small, tmp_path, student="resnet_8", epochs=1, export="onnx")
     fill = bundle._fill
 
     def stopped(part, one, formats, progress):
@@ -166,7 +168,7 @@ def test_a_run_whose_export_fails_is_done_all_the_same_and_warns(small, tmp_path
         raise UserError("The student cannot be exported: it is odd.")
 
     monkeypatch.setattr(after_run, "build", fails)
-    run = make_run(small, tmp_path, student="resnet_8", epochs=1)
+    run = make_run(small, tmp_path, student="resnet_8", epochs=1, export="onnx")
     execute(run)
     report = run.report()
     assert run.status() == "done" and report["onnx"] is None

@@ -90,7 +90,7 @@ def test_an_export_that_fails_says_why_in_words(done, page, monkeypatch):
 
 
 def test_a_run_without_a_student_and_one_at_work_are_refused(done, page, small):
-    empty = make_run({**small, "export": "no"}, done.path.parent)
+    empty = make_run(small, done.path.parent)
     with pytest.raises(UserError, match="has no student"):
         start_export(empty)
     assert take_away.export_state({"run": empty.id, "owner": ""}) == {}
