@@ -189,7 +189,7 @@ def result_table(report: dict[str, Any], agreement: float | None) -> str:
 def deployed_note(onnx: dict[str, Any]) -> str:
     """Return a line about the student in ONNX Runtime: how it was timed, and whether it is still the same model."""
     return (
-        f"\nIn {onnx['student']['latency_ms']['runtime']}: one thread, p50; the student's file of "
+        f"\nIn {onnx['student']['latency_ms']['runtime']}: one thread's own time, p50; the student's file of "
         f"{onnx['student']['megabytes']:.2f} MB gives PyTorch's answer on {onnx['agreement']:.2%} of the test pictures"
         + ("." if onnx["success"] else ", which is too few: do not use it before you know why.")
     )
@@ -208,7 +208,8 @@ def export_table(found: dict[str, Any]) -> str:
             milliseconds(every["p50"]), f"{one['images_per_second']:,.0f}" if "batch" in one else "",
             "" if one.get("success", True) else "too few the same",
         ])  # fmt: skip
-    head = ["", "accuracy", "same", "off", "MB", "ms p50", "ms p95", "all threads", "images/s", ""]
+    right = "accuracy" if found["labels"] == "dataset" else "like teacher"
+    head = ["", right, "same", "off", "MB", "ms p50", "ms p95", "all threads", "images/s", ""]
     said = (
         f"On all {found['test_pictures']:,} test pictures; PyTorch: {found['pytorch']['accuracy']:.2%}. Same: how often a file "
         "gives PyTorch's answer; off: the greatest difference of a logit (student files: of a probability)."
@@ -242,7 +243,10 @@ def speed_words(speedup: float) -> str:
     """Say a speed-up in words: "2 times faster", below one "1.3 times slower", near one "as fast"."""
     if 0.95 < speedup < 1.05:
         return "as fast"
-    return f"{speedup:g} times faster" if speedup >= 1 else f"{1 / max(speedup, MIN_RATIO):.2g} times slower"
+    if speedup >= 1:
+        return f"{speedup:g} times faster"
+    slower = 1 / max(speedup, MIN_RATIO)
+    return f"{slower:,.0f} times slower" if slower >= 10 else f"{slower:.2g} times slower"
 
 
 def size_words(ratio: float) -> str:

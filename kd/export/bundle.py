@@ -5,6 +5,7 @@ and onnxruntime are imported once there is something to export.
 """
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -43,7 +44,7 @@ FORMATS = ("onnx", "int8")
 FILES = {"onnx": ("onnx/model.onnx", "student.onnx"), "int8": ("onnx/model_quantized.onnx", "student_int8.onnx")}
 KINDS = {"onnx": "fp32", "int8": "int8"}
 # The packages that exporting needs, as requirements.txt names them.
-PACKAGES = ("onnx", "onnxruntime")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # The packages whose versions are named.
 VERSIONS = ("torch", "transformers", "onnx", "onnxruntime")
 
@@ -91,7 +92,7 @@ def export_student(
     check_has_student(run)
     if run.is_locked():
         raise UserError(f"Run {run.id} is at work. Export its student once it is done or stopped.")
-    with _alone(run), _words_for_a_full_disk(run):
+    with _words_for_a_full_disk(run):
         results = build(load_material(run, progress), formats, progress, demo=True)
         if out is not None:
             copy_export(run, Path(out))
@@ -101,13 +102,20 @@ def export_student(
 def find_export(run: Run) -> dict[str, Any] | None:
     """Return ``results.json`` of a run's export; ``None`` where there is none, or the student has changed since."""
     try:
-        path = run.path / FOLDER / "results.json"
-        made = path.stat().st_mtime
-        if (run.path / "student" / "model.safetensors").stat().st_mtime > made:
+        path, weights = run.path / FOLDER / "results.json", run.path / "student" / "model.safetensors"
+        results = json.loads(path.read_text())
+        if weights.stat().st_size != results["weights"]["bytes"]:
             return None
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        # A copied run has files of other times.
+        is_later = weights.stat().st_mtime > path.stat().st_mtime
+        return None if is_later and _hash_of(weights) != results["weights"]["sha256"] else results
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
         return None
+
+
+def _hash_of(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 # --- What is refused beforehand
@@ -146,9 +154,11 @@ def check_has_student(run: Run) -> None:
     """Raise ``UserError`` where a run has no student (yet)."""
     run.settings()
     if not (run.path / "student" / "config.json").exists():
+        status = run.status()
+        again = f" {run.goes_on}" if status in ("stopped", "failed", "died") else ""
         raise UserError(
-            f"Run {run.id} ({run.status()}) has no student, so there is nothing to export. A run saves one after its first "
-            "epoch, when it is stopped, and when it is done."
+            f"Run {run.id} ({status}) has no student, so there is nothing to export. A run saves one when a training ends or is "
+            f"stopped.{again}"
         )
 
 
@@ -156,7 +166,13 @@ def check_has_student(run: Run) -> None:
 def _alone(run: Run) -> Iterator[None]:
     """Hold the lock of a run's export. Raises ``UserError`` where another process exports it."""
     lock = FileLock(run.path / "export.lock")
-    if not try_acquire(lock):
+    try:
+        free = try_acquire(lock)
+    except OSError as error:
+        raise UserError(
+            f"Run {run.id} cannot be exported: nothing can be written to {run.path} ({error.strerror}). Make it writable."
+        ) from error
+    if not free:
         raise UserError(f"Run {run.id} is being exported by another process already. Wait until that is done.")
     try:
         yield
@@ -194,18 +210,20 @@ def load_material(run: Run, progress: Progress) -> Material:
             f"{config.dataset} has other test pictures now than run {run.id} was measured on, so nothing can be said of what "
             "is exported. Put the pictures back as they were."
         )
-    report = run.report()
+    report, (teacher, notes) = run.report(), _teacher_of(run)
     if report:
         with np.load(run.path / "arms" / f"distilled-{report['student']['seed']}" / "test.npz") as file:
             answers = dict(file)
     else:
-        answers = _answers_of_student(run, splits, progress)
-    teacher, notes = _teacher_of(run)
+        answers = _answers_of_student(run, splits, teacher, lambda done, of: progress(0, of))
     return Material(run, splits.train, splits.test, teacher, answers, notes)
 
 
-def _answers_of_student(run: Run, splits: Any, progress: Progress) -> "dict[str, np.ndarray]":
-    """Ask the student of a run that was stopped before it was measured."""
+def _answers_of_student(
+    run: Run, splits: Any, teacher: "Teacher | None", progress: Progress
+) -> "dict[str, np.ndarray]":
+    """Ask the student of a run that was stopped before it was measured; where the images have no labels, the teacher's
+    answers stand for them. Raises ``UserError`` where neither is there."""
     import numpy as np
     import torch
 
@@ -213,7 +231,15 @@ def _answers_of_student(run: Run, splits: Any, progress: Progress) -> "dict[str,
 
     model, processor, _ = load_run_student(run)
     found = score(model, processor, splits.test, torch.device("cpu"), progress)
-    labels = np.asarray(splits.test["label"])[found.indices] if splits.labelled else found.logits.argmax(-1)
+    if splits.labelled:
+        labels = np.asarray(splits.test["label"])[found.indices]
+    elif teacher is None:
+        raise UserError(
+            f"The pictures of run {run.id} have no labels and its teacher is gone, so nothing can be said of its student. "
+            "Put the teacher back, or resume the run."
+        )
+    else:
+        labels = score(teacher, teacher.processor, splits.test, torch.device("cpu"), progress).logits.argmax(-1)
     return {"logits": found.logits, "labels": labels, "indices": found.indices}
 
 
@@ -228,8 +254,8 @@ def _teacher_of(run: Run) -> tuple["Teacher | None", tuple[str, ...]]:
         return None, (f"The teacher is not timed: it was the student of run {lost}, which is gone.",)
     try:
         return load_teacher(existing_teacher(config.teacher), None), ()
-    except UserError as problem:
-        return None, (f"The teacher is not timed: {problem}",)
+    except UserError:  # whose words may name a folder of this machine; notes go out with the model card
+        return None, ("The teacher is not timed: it cannot be loaded any more.",)
 
 
 # --- The export
@@ -246,23 +272,27 @@ def build(material: Material, formats: tuple[str, ...], progress: Progress, demo
     from kd.export.card import write_card
 
     run = material.run
-    clear_parts(run)
-    part = run.path / f"{PART}{secrets.token_hex(4)}"
-    try:
-        part.mkdir()
-        results = _fill(part, material, formats, progress)
-        if demo:
-            add_demo(part, run, results)
-        write_card(part / "README.md", run, results)
-        (part / "results.json").write_text(json.dumps(results, indent=2))
-        _put(part, run.path / FOLDER)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with _alone(run), _words_for_a_full_disk(run):
+        clear_parts(run)
+        part = run.path / f"{PART}{secrets.token_hex(4)}"
+        try:
+            part.mkdir()
+            results = _fill(part, material, formats, progress)
+            if demo:
+                add_demo(part, run, results)
+            write_card(part / "README.md", run, results)
+            (part / "results.json").write_text(json.dumps(results, indent=2))
+            _put(part, run.path / FOLDER)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return results
 
 
 def clear_parts(run: Run) -> None:
     """Remove what exports that were killed have left. Only who has the run, or its export, to himself may."""
+    old = run.path / f"{PART}old"
+    if old.exists() and not (run.path / FOLDER).exists():  # killed between two renames
+        os.replace(old, run.path / FOLDER)
     for left in run.path.glob(f"{PART}*"):
         shutil.rmtree(left, ignore_errors=True)
         left.unlink(missing_ok=True)  # of a zip
@@ -287,12 +317,14 @@ def _fill(part: Path, material: Material, formats: tuple[str, ...], progress: Pr
     progress(0, total)
     model, processor, normalization = load_run_student(run)
     for file in (run.path / "student").iterdir():
-        shutil.copyfile(file, part / file.name)
-    _write_models(part, material, formats, (model, processor, normalization))
-    progress(0, total)
+        if file.is_file():
+            shutil.copyfile(file, part / file.name)
+    weights = part / "model.safetensors"
+    _write_models(part, material, formats, (model, processor, normalization), lambda: progress(0, total))
     results = {
         "run": run.id,
         "created": round(time.time(), 3),
+        "weights": {"bytes": weights.stat().st_size, "sha256": _hash_of(weights)},
         "classes": [model.config.id2label[index] for index in range(len(model.config.id2label))],
         "input": list(normalization.size),
         "test_pictures": total,
@@ -322,8 +354,14 @@ def _accuracy(answers: "dict[str, np.ndarray]") -> float:
     return (answers["logits"].argmax(-1) == answers["labels"]).mean()
 
 
-def _write_models(part: Path, material: Material, formats: tuple[str, ...], student: tuple[Any, Any, Any]) -> None:
-    """Write the ONNX files of the student."""
+def _write_models(
+    part: Path,
+    material: Material,
+    formats: tuple[str, ...],
+    student: tuple[Any, Any, Any],
+    check: Callable[[], None],
+) -> None:
+    """Write the ONNX files of the student. ``check`` is called between, and may raise."""
     import onnx
 
     from kd.data.images import BadPicture, open_images
@@ -336,6 +374,7 @@ def _write_models(part: Path, material: Material, formats: tuple[str, ...], stud
     classes = [model.config.id2label[index] for index in range(len(model.config.id2label))]
     (part / "onnx").mkdir()
     export_model(model, normalization.size, part / FILES["onnx"][0])
+    check()
     if "int8" in formats:
         from kd.export.quantize import CALIBRATION_IMAGES, quantize
 
@@ -343,11 +382,12 @@ def _write_models(part: Path, material: Material, formats: tuple[str, ...], stud
         rows = [index * len(train) // CALIBRATION_IMAGES for index in range(CALIBRATION_IMAGES)]
         few = train.select(sorted(set(rows)))
         images = (image for _, image in open_images(few) if not isinstance(image, BadPicture))
-        inputs = (run_processor(processor, [image]).numpy() for image in images)
+        inputs = (run_processor(processor, [image]).numpy() for image in images if check() is None)
         quantize(part / FILES["onnx"][0], part / FILES["int8"][0], inputs)
     for name in formats:
         bare, whole = (part / file for file in FILES[name])
         onnx.save(self_contained(onnx.load(bare), preprocessing, classes), whole)
+        check()
 
 
 def _measure(
@@ -462,12 +502,13 @@ def zipped(run: Run) -> Path:
     """Return the zip of a run's export, ``export.zip`` in its folder, which is written where it is not there yet."""
     path = run.path / ZIP
     if not path.exists():
-        part = run.path / f"{PART}{secrets.token_hex(4)}.zip"
-        try:
-            write_zip(run, part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with _alone(run), _words_for_a_full_disk(run):
+            part = run.path / f"{PART}{secrets.token_hex(4)}.zip"
+            try:
+                write_zip(run, part)
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
     return path
 
 

@@ -1,5 +1,6 @@
 """Write the model card of an export: what the student is, how it was made, what was measured, how to use it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,21 @@ MOST_CLASSES = 50
 
 def write_card(path: Path, run: Run, results: dict[str, Any]) -> None:
     """Write ``README.md`` from what an export has measured (``results.json``)."""
-    demo = (path.parent / "demo.html").exists()
-    path.write_text(card(run.config(), results, run.report(), demo), encoding="utf-8")
+    demo, report, training = (path.parent / "demo.html").exists(), run.report(), run.last("training")
+    step = run.last("step")
+    stopped = f"stopped in epoch {math.ceil(step['epoch'])} of {training['epochs']}" if step and not report else ""
+    path.write_text(card(run.config(), results, report, demo, stopped), encoding="utf-8")
 
 
-def card(config: DistillConfig, results: dict[str, Any], report: dict[str, Any] | None, demo: bool = False) -> str:
-    """Return the model card in Markdown; ``demo``: whether ``demo.html`` is among the files."""
+def card(
+    config: DistillConfig,
+    results: dict[str, Any],
+    report: dict[str, Any] | None,
+    demo: bool = False,
+    stopped: str = "",
+) -> str:
+    """Return the model card in Markdown; ``demo``: whether ``demo.html`` is among the files, ``stopped``: how far a run was
+    that has no report."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -34,6 +44,7 @@ def card(config: DistillConfig, results: dict[str, Any], report: dict[str, Any] 
         results=results,
         report=report,
         demo=demo,
+        stopped=stopped,
         teacher=None if config.teacher == NO_TEACHER else short_name(config.teacher),
         dataset=short_name(config.dataset),
         student=short_name(config.student),

@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from kd.errors import UserError
-from kd.export.bundle import check_has_student, check_packages, export_student
+from kd.export.bundle import check_has_student, check_packages, export_student, find_export
 from kd.runs.failures import failure_message
 from kd.runs.process import niceness, open_log, training_environment
 from kd.runs.queue import POLL_SECONDS, StopAsked, device_name, slot_path
@@ -95,7 +95,8 @@ def work_on_export(run: Run) -> None:
             marked = [name for name, one in found["files"].items() if not one["success"]]
             job.close("done", seconds=found["seconds"], marked=marked)
         except (StopAsked, KeyboardInterrupt):
-            job.close("stopped", message="Cancelled. Nothing of it was kept; an earlier export is still there.")
+            earlier = " An earlier export is still there." if find_export(run) else ""
+            job.close("stopped", message=f"Cancelled. Nothing of it was kept.{earlier}")
         except RunDeleted:
             raise
         except BaseException as error:

@@ -1,6 +1,7 @@
 """Train several students of a run at the same time, each in a process of its own, where there are threads for all of them."""
 
 import multiprocessing
+import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -31,8 +32,10 @@ def side_by_side(run: Run, learn: Learn, trials: list[Trial], at_once: int) -> I
         yield learn
         return
     forks = multiprocessing.get_context("fork")
+    others = set(multiprocessing.active_children())  # of whoever calls this
     with ProcessPoolExecutor(min(at_once, len(trials)), forks, _begin, (run, learn)) as pool:
         futures = {trial: pool.submit(_train, trial) for trial in trials}
+        ours = set(multiprocessing.active_children()) - others
 
         def trained(trial: Trial) -> Trained:
             try:
@@ -46,7 +49,7 @@ def side_by_side(run: Run, learn: Learn, trials: list[Trial], at_once: int) -> I
             pool.shutdown(cancel_futures=True)
             raise
         except BaseException:
-            for process in multiprocessing.active_children():
+            for process in ours:
                 process.terminate()
             raise
 
@@ -74,4 +77,10 @@ def _train(trial: Trial) -> Trained:
     except ValueError as error:
         if is_raised_here(error):  # which cannot be told any more once it has come through the pipe
             raise UserError(str(error)) from None
+        raise
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it cannot come through the pipe as it is
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
         raise

@@ -92,7 +92,7 @@ def tiles(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     t_ms, s_ms = t["latency_ms"]["p50"], s["latency_ms"]["p50"]
     return [
         ("Agreement", f"{found['agreement']:.0%}", f"same first choice on {count} picture{'s' * (count > 1)}"),
-        ("Speed-up", times(found["speedup"]), f"{t_ms:.1f} ms to {s_ms:.1f} ms, median"),
+        ("Speed-up", times(found["speedup"]), f"{t_ms:.1f} ms to {s_ms:.1f} ms in PyTorch, median"),
         ("Size ratio", times(found["size_ratio"]), f"{t['megabytes']:.1f} MB to {s['megabytes']:.1f} MB"),
     ]
 

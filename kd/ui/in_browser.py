@@ -87,7 +87,9 @@ def part(asked: dict[str, Any]) -> dict[str, Any]:
         return {"data": data, "bytes": now.st_size, "mark": f"{now.st_mtime_ns}"}
     except FileNotFoundError:
         return {"problem": "The student's file is gone. Open this again."}
-    except (UserError, OSError, ValueError) as problem:
+    except OSError as problem:
+        return {"problem": f"The student's file cannot be read ({problem.strerror}). Open this again."}
+    except (UserError, ValueError) as problem:
         return {"problem": str(problem)}
 
 

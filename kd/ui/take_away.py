@@ -4,12 +4,14 @@ The export is a process (``kd.export.job``): it goes on when the page is closed,
 """
 
 import base64
+import os
 from typing import Any
 
 from kd.errors import UserError
-from kd.export.bundle import FILES, find_export, zip_size, zipped
+from kd.export.bundle import FILES, FOLDER, find_export, zip_size, zipped
 from kd.export.job import is_exporting, job_of, start_export
 from kd.runs.run import CLOSED, Run
+from kd.system.browser_runtime import browser_runtime
 from kd.ui.access import admitted, outcome, own, served
 from kd.ui.rendering import render
 from kd.ui.result import Table, percent
@@ -21,7 +23,7 @@ PART_BYTES = 3_000_000
 CONTENTS = {
     "onnx/model.onnx": "ONNX, with the processor's work done before; transformers.js loads it",
     "student.onnx": "ONNX that takes a picture as it is, and knows its classes",
-    "onnx/model_quantized.onnx": "the same in int8, a quarter of the size",
+    "onnx/model_quantized.onnx": "the same in int8, a third of the size or less",
     "student_int8.onnx": "int8 that takes a picture as it is",
 }
 
@@ -38,7 +40,7 @@ def export_state(asked: dict[str, Any]) -> dict[str, Any]:
         if not (run.path / "student" / "config.json").exists() or run.status() not in CLOSED:
             return {}
         results = find_export(run)
-        answer = {**_progress(run), "missing": results is None or not set(_names()) <= set(results["files"])}
+        answer = {**_progress(run), "missing": results is None or _lacks(run, results)}
         if results:
             answer |= {"html": render("take_away_files", files=files_table(results), notes=results["notes"]),
                        "bytes": zip_size(run)}  # fmt: skip
@@ -47,8 +49,11 @@ def export_state(asked: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _names() -> list[str]:
-    return [name for names in FILES.values() for name in names]
+def _lacks(run: Run, results: dict[str, Any]) -> bool:
+    """Tell whether an export lacks a format, or the page for browsers that could be made here."""
+    names = {name for names in FILES.values() for name in names}
+    has_page = (run.path / FOLDER / "demo.html").exists() or browser_runtime() is None
+    return not (names <= set(results["files"]) and has_page)
 
 
 def _progress(run: Run) -> dict[str, Any]:
@@ -64,6 +69,8 @@ def _progress(run: Run) -> dict[str, Any]:
         "done": "",
         "died": "The export's process is gone: it ended without a word. Export again.",
     }.get(status, (last or {}).get("message", ""))
+    if status not in CLOSED and job.stop_asked():
+        line = "Cancelling"
     return {"status": status, "line": line, "share": 1 if status == "done" else round(share, 3)}
 
 
@@ -94,8 +101,11 @@ def files_table(results: dict[str, Any]) -> Table:
         rows.append(
             ["teacher", "for comparison; it is not in the zip", "", "", f"{teacher['megabytes']:.2f} MB", latency]
         )
-    head = ["File", "What it is", "Test accuracy", "Same as PyTorch", "Size", "Latency p50"]
-    caption = f"Measured on all {results['test_pictures']:,} test pictures; ONNX Runtime, one picture, one thread"
+    right = "Test accuracy" if results["labels"] == "dataset" else "Agreement with the teacher"
+    head = ["File", "What it is", right, "Same as PyTorch", "Size", "Latency p50"]
+    caption = (
+        f"Measured on all {results['test_pictures']:,} test pictures; ONNX Runtime, one picture, one thread's own time"
+    )
     return Table(head, rows, caption, "kd-files")
 
 
@@ -143,12 +153,13 @@ def zip_part(asked: dict[str, Any]) -> dict[str, Any]:
         if find_export(run) is None:
             raise UserError("This run has no export any more. Export it again.")
         with zipped(run).open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(min(start, size))
+            now = os.fstat(file.fileno())
+            file.seek(min(start, now.st_size))
             data = base64.b64encode(file.read(PART_BYTES)).decode()
-            mark = f"{zipped(run).stat().st_mtime_ns}"
-        return {"data": data, "bytes": size, "name": f"student-{run.id}.zip", "mark": mark}
-    except (UserError, OSError, ValueError) as problem:
+        return {"data": data, "bytes": now.st_size, "name": f"student-{run.id}.zip", "mark": f"{now.st_mtime_ns}"}
+    except OSError as problem:
+        return {"problem": f"The zip could not be made or read ({problem.strerror}). Try again."}
+    except (UserError, ValueError) as problem:
         return {"problem": str(problem)}
 
 

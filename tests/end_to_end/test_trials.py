@@ -195,8 +195,13 @@ def test_an_error_of_one_ends_the_other_and_is_told_as_ever(settings, folder, mo
 
     monkeypatch.setattr(RunCallback, "on_step_end", fail_in_the_student)
     run = make_run(settings, folder, baseline="yes", epochs=100, threads=1)
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    other.start()  # a child of whoever calls kd.distill
     with pytest.raises(UserError, match="No more of this") as told:
         execute(run)
+    assert multiprocessing.active_children() == [other]
+    other.kill()
+    other.join()
     assert (told.value.kind, told.value.setting) == ("diverged", "learning_rate")
     assert run.last("failed")["message"] == "No more of this." and run.last("failed")["kind"] == "diverged"
     assert not multiprocessing.active_children()

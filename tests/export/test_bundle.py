@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from kd.config import DistillConfig
+from kd.distill import execute
 from kd.errors import UserError
 from kd.export import bundle, measure
 from kd.export.bundle import FOLDER, check_formats, export_student, find_export
@@ -236,6 +237,12 @@ def test_an_export_of_an_earlier_student_is_not_offered(made, found, tmp_path):
     weights = run.path / "student" / "model.safetensors"
     later = (run.path / FOLDER / "results.json").stat().st_mtime + 5
     os.utime(weights, (later, later))
+    assert find_export(run)  # a copy of a run has files of other times
+    weights.write_bytes(weights.read_bytes()[::-1])
+    os.utime(weights, (later, later))
+    assert find_export(run) is None
+    weights.write_bytes(b"shorter")
+    os.utime(weights, (later - 10, later - 10))
     assert find_export(run) is None
 
 
@@ -324,3 +331,21 @@ def test_whatever_names_hold_the_card_stays_a_card():
     from kd.export.card import as_code
 
     assert as_code("a`b|c\nd <img src=x>") == "`a'b/c d <img src=x>`"
+
+
+def test_of_a_stopped_run_without_labels_the_teachers_answers_are_what_it_is_compared_with(colours, teacher, tmp_path):
+    heap = tmp_path / "heap"
+    heap.mkdir()
+    for nth, picture in enumerate(sorted(colours.rglob("*.png"))):
+        shutil.copyfile(picture, heap / f"{nth}.png")
+    settings = {"teacher": str(teacher), "dataset": str(heap), "student": "resnet_8", "image_size": 32, "epochs": 50,
+                "batch_size": 16, "views": 1, "precision": "fp32"}  # fmt: skip
+    run = create_run(DistillConfig.from_dict(settings), tmp_path / "runs", "t")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kd.training.callback.RunCallback.on_step_begin", lambda *_, **__: run.ask_to_stop())
+        execute(run)
+    assert run.status() == "stopped"
+    found = export_student(run, "onnx")
+    assert found["labels"] == "teacher" and found["pytorch"]["accuracy"] < 0.9  # one step: it cannot know them all
+    text = (run.path / FOLDER / "README.md").read_text()
+    assert "stopped in epoch 1 of 50" in text and "agreement with the teacher" in text

@@ -280,7 +280,7 @@ def test_a_run_without_an_export_says_what_makes_one(page, run):
     export.rename(run.path / "away")
     try:
         open_column(page)
-        expect(words(page)).to_contain_text(f"`python -m kd export {run.id}` makes it")
+        expect(words(page)).to_contain_text(f"`python -m kd export {run.id}` does")
     finally:
         (run.path / "away").rename(export)
 

@@ -117,7 +117,7 @@ window.distillery.distill = (() => {
     async function follow(asked) {
       const value = { ...asked, run: shownRun() };
       const nth = ++shows, resumesUntil = value.new ? Date.now() + RESUME_TIME : 0;
-      let cursor = 0, drawing = Promise.resolve(); // drawing waits for Plotly on a slow line; the words do not
+      let cursor = 0, wasClosed = false, drawing = Promise.resolve(); // drawing waits for Plotly on a slow line; the words do not
       reset(value);
       while (value.run && nth === shows && element.isConnected) {
         let update;
@@ -139,7 +139,8 @@ window.distillery.distill = (() => {
           return;
         }
         const closed = show(update);
-        if (closed) takeAway({ run: value.run, owner: value.owner });
+        if (closed && !wasClosed) takeAway({ run: value.run, owner: value.owner });
+        wasClosed = closed;
         drawing = drawing.then(() => nth === shows && drawCurves(update));
         cursor = update.cursor;
         if (closed && (update.status === "done" || Date.now() > resumesUntil)) return;

@@ -18,11 +18,12 @@
       const works = ["queued", "running"].includes(state.status);
       element.hidden = !state.status;
       if (!state.status) return false;
+      const hadFocus = element.contains(document.activeElement);
       button("export").hidden = works || !state.missing;
-      button("export").textContent = state.bytes ? "Export to int8 as well" : "Export";
-      button("cancel").hidden = !works;
+      button("export").textContent = state.bytes ? "Add int8 and a page for browsers" : "Export";
+      button("cancel").hidden = !works || state.line === "Cancelling";
       button("download").hidden = works || !state.bytes;
-      button("download").textContent = state.bytes ? `Download all as a zip, ${megabytes(state.bytes)}` : "";
+      button("download").textContent = state.bytes ? `Download these files as a zip, ${megabytes(state.bytes)}` : "";
       $(".kd-bar").hidden = !works;
       $(".kd-bar > div").style.width = `${100 * state.share}%`;
       $(".kd-bar").setAttribute("aria-valuenow", Math.round(100 * state.share));
@@ -32,6 +33,8 @@
         $(".kd-found").innerHTML = state.html ?? ""; // escaped by the server
         $("details").hidden = !state.html;
       }
+      // Who works by keyboard stays here when the button that was pressed goes.
+      if (hadFocus && document.activeElement?.hidden) element.querySelector("button:not([hidden])")?.focus();
       return works;
     }
     async function follow(asked) {
