@@ -101,8 +101,8 @@ def ask_teacher(asked: dict[str, Any]) -> dict[str, Any]:
     the server is answering somebody else.
     """
     try:
-        frame = uploaded(asked.get("path"))
         run = readable(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
+        frame = uploaded(asked.get("path"))
         try:
             return _teacher_says(run, frame)
         finally:

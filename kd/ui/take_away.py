@@ -30,7 +30,8 @@ CONTENTS = {
 
 @served
 def export_state(asked: dict[str, Any]) -> dict[str, Any]:
-    """Say where the export of the visitor's ``run`` is; ``{}`` where there is nothing to take away (yet).
+    """Say where the export of the visitor's ``run`` is; ``{}`` where there is nothing to take away (yet), a ``problem`` for a
+    run that is not theirs.
 
     ``status`` is that of the export (``none`` before the first), ``line`` says it in words, ``share`` is how much is done.
     ``html`` is the table of the files that are there, ``bytes`` the size of their zip, ``missing`` whether a format lacks.
@@ -45,7 +46,9 @@ def export_state(asked: dict[str, Any]) -> dict[str, Any]:
             answer |= {"html": render("take_away_files", files=files_table(results), notes=results["notes"]),
                        "bytes": zip_size(run)}  # fmt: skip
         return answer
-    except (UserError, OSError, ValueError):
+    except (UserError, ValueError) as problem:
+        return {"problem": str(problem)}
+    except OSError:  # deleted meanwhile
         return {}
 
 
