@@ -7,12 +7,14 @@ import signal
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from kd.cli.screen import result_table
 from kd.distill import execute
 from kd.errors import UserError
+from kd.runs.process import start_run
 from kd.runs.run import events_by_trial
 from kd.training.batches import ViewBatches
 from kd.training.callback import RunCallback
@@ -220,6 +222,21 @@ def test_a_training_whose_process_is_killed_is_told_in_words_and_can_go_on(setti
     assert run.status() == "failed" and run.resume_command in run.last("failed")["message"]
     execute(run, resume=True)
     assert run.status() == "done"
+
+
+def test_where_the_run_s_process_is_killed_its_trainings_end_too(settings, folder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    run = make_run(settings, folder, baseline="yes", epochs=500, threads=1)
+    process = start_run(run)
+    end = time.monotonic() + 120
+    while len({e["arm"] for e in run.events() if e["event"] == "step"}) < 2:
+        assert time.monotonic() < end, (run.path / "stderr.txt").read_text()
+        time.sleep(0.1)
+    trainings = psutil.Process(process.pid).children()
+    assert len(trainings) == 2
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(trainings, timeout=20)[1] and run.status() == "died"
 
 
 def test_minutes_become_epochs_and_a_resumed_run_keeps_to_them(settings, folder, monkeypatch):
