@@ -103,6 +103,7 @@ def test_a_teacher_that_is_not_there_is_an_error_in_words(colours):
         speed.bench(Plan(teacher="./nowhere", dataset=str(colours), **FEW))
 
 
+@pytest.mark.slow
 def test_a_bench_that_is_ended_leaves_no_folder_and_no_process(tmp_path):
     few = [text for name, value in FEW.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "kd", "bench", "--rows", "loop", *few]
@@ -113,7 +114,7 @@ def test_a_bench_that_is_ended_leaves_no_folder_and_no_process(tmp_path):
         time.sleep(0.1)
     children = psutil.Process(bench.pid).children(recursive=True)
     bench.terminate()
-    assert bench.wait(30) == 143 and not list(tmp_path.glob("kd-bench-*"))
+    assert bench.wait(120) == 143 and not list(tmp_path.glob("kd-bench-*"))
     assert not psutil.wait_procs(children, timeout=20)[1]
 
 

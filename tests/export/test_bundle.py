@@ -188,7 +188,7 @@ class Killed(BaseException):
     """The process ends."""
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3])
+@pytest.mark.parametrize("after", [0, *(pytest.param(nth, marks=pytest.mark.slow) for nth in (1, 2)), 3])
 def test_an_export_that_is_ended_leaves_the_one_before_as_it_was(made, found, tmp_path, after):
     run = copy_of(made, tmp_path)
     before = find_export(run)
