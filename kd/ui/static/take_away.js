@@ -23,7 +23,7 @@
       button("export").textContent = state.bytes ? "Add int8 and a page for browsers" : "Export";
       button("cancel").hidden = !works || state.line === "Cancelling";
       button("download").hidden = works || !state.bytes;
-      button("download").textContent = state.bytes ? `Download these files as a zip, ${megabytes(state.bytes)}` : "";
+      button("download").textContent = state.bytes ? `Download as a zip, ${megabytes(state.bytes)}` : "";
       $(".kd-bar").hidden = !works;
       $(".kd-bar > div").style.width = `${100 * state.share}%`;
       $(".kd-bar").setAttribute("aria-valuenow", Math.round(100 * state.share));
