@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -163,7 +164,8 @@ def without_onnx(run: Run, why: str) -> dict[str, Any]:
 
 def default_name(run: Run) -> str:
     """Return the name of the repository for a run, without an owner: ``distillery-`` and what the user calls the run."""
-    words = re.sub(r"[^a-z0-9_.]+", "-", run.name().lower())
+    plain = unicodedata.normalize("NFKD", run.name().lower()).encode("ascii", "ignore").decode()  # "ö" to "o"
+    words = re.sub(r"[^a-z0-9_.]+", "-", plain)
     words = re.sub(r"([-.])[-.]+", r"\1", words)[: LONGEST - len(PREFIX)].strip("-.")
     return f"{PREFIX}{words.removesuffix('.git') or run.id}"
 

@@ -44,6 +44,12 @@ def is_pushing(run: Run) -> bool:
     return job is not None and job.status() not in CLOSED
 
 
+def check_not_pushing(run: Run, then: str) -> None:
+    """Raise ``UserError`` while the run is being pushed, with what to do ``then`` ("delete the run")."""
+    if is_pushing(run):
+        raise UserError(f"Run {run.id} is being pushed. Cancel the push or wait until it is done, then {then}.")
+
+
 def asked_of(job: Run) -> dict[str, Any]:
     """Return what a push was asked for: ``repo`` and the fields of ``PushSettings``."""
     return job.settings()["push"]
