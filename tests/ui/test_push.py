@@ -107,6 +107,7 @@ def test_a_student_is_pushed_by_keyboard_followed_through_a_reload_and_found_at_
     expect(page.locator(".kd-pushing")).to_contain_text("Sending, 0.0 of")
     expect(page.get_by_role("button", name="Cancel the push")).to_be_focused()
     expect(name).to_be_disabled()
+    expect(page.get_by_role("progressbar", name="Progress of the push")).to_be_visible()
     assert serious(page) == []
     page.reload()
     expect(page.get_by_role("button", name="Cancel the push")).to_be_visible()
