@@ -380,7 +380,7 @@ def at_the_hub(hub, monkeypatch, online, tmp_path) -> Hub:
     return hub
 
 
-def ended(run: Run, seconds: float = 180) -> Run:
+def ended(run: Run, seconds: float = 400) -> Run:
     """The push of a run, once it is closed."""
     end = time.monotonic() + seconds
     while is_pushing(run):
@@ -391,7 +391,7 @@ def ended(run: Run, seconds: float = 180) -> Run:
 
 def process_of(run: Run) -> psutil.Process:
     """The process of a push, once it has begun."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not (began := push_of(run).last("started")):
         assert time.monotonic() < end and push_of(run).status() not in CLOSED
         time.sleep(0.1)
@@ -423,7 +423,7 @@ def test_the_token_is_on_the_standard_input_of_the_pushing_process_and_nowhere_e
 def test_a_push_can_be_cancelled_in_the_middle_of_an_upload_and_be_begun_again(at_the_hub, made):
     at_the_hub.troubles[:] = [Trouble("PUT /lfs/", delay=60)]
     start_push(made, "anna/student", TOKEN, PushSettings())
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not any(line.startswith("PUT") for line in at_the_hub.asked):
         assert time.monotonic() < end and is_pushing(made), (push_of(made).path / "stderr.txt").read_text()
         time.sleep(0.1)
