@@ -370,7 +370,7 @@ def checked(field: dataclasses.Field, value: Any) -> Any:
     rules, name = field.metadata, public_name(field)
     kind, *none = get_args(field.type) or (field.type,)
     example = "" if none else f", for example {field.default}"
-    problem = ValueError(f"{name} is {value!r}; expected {_expected(kind, rules)}{example}.")
+    problem = ValueError(f"{name} is {value!r}; expected {expected(field)}{example}.")
     if isinstance(value, str):
         value = value.strip()
     if value is None or value == "":
@@ -394,8 +394,9 @@ def checked(field: dataclasses.Field, value: Any) -> Any:
     return kind(number)
 
 
-def _expected(kind: type, rules: Any) -> str:
-    """Return what a field takes: "a number above 0", "a whole number from 16 to 1024", "one of cached, online"."""
+def expected(field: dataclasses.Field) -> str:
+    """Return what a setting takes: "a number above 0", "a whole number from 16 to 1024", "one of cached, online"."""
+    rules, kind = field.metadata, (get_args(field.type) or (field.type,))[0]
     if "choices" in rules:
         return f"one of {', '.join(rules['choices'])}"
     if "expected" in rules:

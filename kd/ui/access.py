@@ -86,7 +86,7 @@ def own(id: str, token: str) -> Run:
     """Return the run if it is the visitor's. ``UserError`` says the same of another's run as of one that does not exist."""
     if not shared():
         return find_run(default_runs_folder(), id if isinstance(id, str) else "")
-    run = _at(id)
+    run = find_by_id(id)
     if run is None or not _owns(run, token):
         raise UserError(f"There is no run {str(id)[:40]!r} among yours.")
     visitors.seen(default_runs_folder(), run.owner())
@@ -95,7 +95,7 @@ def own(id: str, token: str) -> Run:
 
 def readable(id: str, token: str, view: str = "") -> Run:
     """Return the run if it is the visitor's or ``view`` is its read-only key. Raises ``UserError`` for any other."""
-    run = _at(id)
+    run = find_by_id(id)
     if run and isinstance(view, str) and TOKEN.fullmatch(view) and hmac.compare_digest(view, view_key(run)):
         return run
     return own(id, token)
@@ -317,7 +317,7 @@ def kind_errors() -> Iterator[None]:
         raise gr.Error(on_page(str(problem)), print_exception=False) from problem
 
 
-def _at(id: str) -> Run | None:
+def find_by_id(id: str) -> Run | None:
     """Return the run with an id from outside, which becomes a path only if it has the form of ours."""
     if not isinstance(id, str) or not ID.fullmatch(id):
         return None

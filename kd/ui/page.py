@@ -14,8 +14,10 @@ from kd import limits
 from kd.data.library.store import UPLOAD_PREFIX
 from kd.errors import UserError
 from kd.system.files import default_runs_folder
-from kd.ui import api, compare, datasets, distill, login, runs, settings, students, sweep, theme
+from kd.ui import compare, datasets, distill, login, runs, settings, students, sweep, theme
 from kd.ui.access import keep_clean, kind_errors, own, own_upload, token_of, visitor
+from kd.ui.api import public
+from kd.ui.api.students import ROUTES
 
 # Visitors' uploaded pictures are deleted from the server after this time.
 CACHE_SECONDS = 3600
@@ -75,7 +77,7 @@ def build() -> gr.Blocks:
                 comparing = compare.build(distilling.live)
             with gr.Tab("Runs", id="runs"):
                 listed = runs.build()
-        api.add()
+        public.add()
         private, live = distill.PRIVATE, distilling.live
         # Through the queue, next to any number of others: outside it gradio shows no error.
         queued = {**private, "queue": True, "concurrency_limit": None}
@@ -165,6 +167,7 @@ def launch_options() -> dict[str, Any]:
         "enable_monitoring": False,
         "max_file_size": None if (most := limits.current().upload_mb) == math.inf else int(most * 1e6),
         "mcp_server": has_mcp(),
+        "app_kwargs": {"routes": ROUTES},
         "footer_links": ["api"],
         "blocked_paths": blocked_paths(),
     }
