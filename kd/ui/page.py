@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from kd import limits
 from kd.data.library.store import UPLOAD_PREFIX
@@ -18,6 +19,7 @@ from kd.ui import compare, datasets, distill, login, runs, settings, students, s
 from kd.ui.access import keep_clean, kind_errors, own, own_upload, token_of, visitor
 from kd.ui.api import public
 from kd.ui.api.students import ROUTES
+from kd.ui.body_limit import BodyLimit
 
 # Visitors' uploaded pictures are deleted from the server after this time.
 CACHE_SECONDS = 3600
@@ -46,6 +48,7 @@ def serve(host: str | None = None, port: int | None = None, shared: bool = False
     keep_clean()
     students.ask_hub()
     page = build()
+    tell_mcp()
     try:
         page.launch(server_name=host, server_port=port, **options)
     except OSError as error:
@@ -167,7 +170,7 @@ def launch_options() -> dict[str, Any]:
         "enable_monitoring": False,
         "max_file_size": None if (most := limits.current().upload_mb) == math.inf else int(most * 1e6),
         "mcp_server": has_mcp(),
-        "app_kwargs": {"routes": ROUTES},
+        "app_kwargs": {"routes": ROUTES, "middleware": [Middleware(BodyLimit)]},
         "footer_links": ["api"],
         "blocked_paths": blocked_paths(),
     }
@@ -179,8 +182,18 @@ def blocked_paths() -> list[str]:
     return [str(runs_folder)] if runs_folder.is_relative_to(uploads) else []
 
 
+def tell_mcp() -> None:
+    """Say how agents can use the page, where it lacks a package for that."""
+    if not has_mcp():
+        print("Agents cannot use this page by MCP: `pip install 'mcp<2'`, then start it again.", file=sys.stderr)
+
+
 def has_mcp() -> bool:
-    """Tell whether an ``mcp`` package is installed that gradio can serve: the first major version."""
+    """Tell whether an ``mcp`` package is installed that gradio can serve: the first major version.
+
+    Where it is, the page is an MCP server: that offers the public API, to the same callers and with the same checks, so
+    installing the package is all that has to be decided.
+    """
     try:
         return version("mcp").startswith("1.")
     except PackageNotFoundError:

@@ -1,5 +1,6 @@
 """Bring pictures, check them, list and delete what was brought."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -35,7 +36,9 @@ async def import_pictures(
         status (running or done), line (in words), dataset (upload:ID, once done), name, pictures (split, class, count), skipped (how many files could not be read, and the first of them), token (keep it: it owns the dataset on a shared server), next (what to do now).
     """
     token = token_for(token)
-    one = _begun(file, name, token, request) if file else datasets.last_import(token)
+    # In a thread: a large file is decoded there, while others are answered.
+    begun = file and await asyncio.to_thread(_begun, file, name, token, request)
+    one = begun or datasets.last_import(token)
     if one is None:
         raise UserError("No import is under way. Give the archive as file.")
     await wait_until(lambda: one.over, timeout)
@@ -55,6 +58,8 @@ def _begun(file: Any, name: str, token: str, request: Any) -> datasets.Import:
     """Start the import of a file, which is removed once it is read."""
     if not isinstance(name, str):
         raise UserError(f"name is {str(name)[:40]!r}; expected text.")
+    if (last := datasets.last_import(token)) and not last.over:
+        raise UserError("Your last import is not done yet. Call import_pictures with an empty file to wait for it.")
     path = kept(file, request, limits.current().upload_mb, "archive")
     try:
         return datasets.start_import(path, name or ("My pictures" if is_data_url(file) else ""), token)
