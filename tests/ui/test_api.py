@@ -1,5 +1,6 @@
 """The public API, as a program calls it: ``gradio_client`` and raw requests against the real server."""
 
+import ast
 import base64
 import functools
 import json
@@ -53,7 +54,7 @@ def finished(client, settings) -> dict:
 def ended(client, run: str, token: str = "") -> dict:
     """What ``wait_for_run`` says once the run has ended."""
     return until(
-        lambda: (now := client.predict(run, token, 20, api_name="/wait_for_run"))["status"] in CLOSED and now, 180
+        lambda: (now := client.predict(run, token, 20, api_name="/wait_for_run"))["status"] in CLOSED and now, 600
     )
 
 
@@ -140,7 +141,7 @@ def test_a_picture_from_elsewhere_is_refused_in_words_and_nothing_is_fetched(fin
         assert words in response.text
         return
     answer = httpx.get(f"{site().url}/gradio_api/call/compare/{response.json()['event_id']}", timeout=60).text
-    said = json.loads(answer.split("data: ")[1])["error"]
+    said = json.loads(answer.split("data: ", 1)[1])["error"]
     assert "event: error" in answer and re.search(words, said), said
 
 
@@ -182,7 +183,7 @@ def test_an_archive_becomes_a_dataset_that_is_checked_listed_and_deleted(client,
             (now := client.predict(found["dataset"], None, "", 20, api_name="/check_dataset"))["status"] == "done"
             and now
         ),
-        180,
+        600,
     )
     assert "30 pictures" in checked["line"] and len(checked["counts"]) == 3
     assert all({"rank", "what", "why", "do"} == one.keys() for one in checked["problems"])
@@ -200,7 +201,7 @@ def imported(client, file) -> dict:
             if found["status"] == "done"
             else found.update(client.predict("", "", "", 20, api_name="/import_pictures"))
         ),
-        180,
+        600,
     )
 
 
@@ -240,6 +241,28 @@ def test_a_wrong_question_is_answered_with_a_sentence(client, call, words):
 def test_what_makes_no_sense_is_refused_in_the_command_lines_words(client, call, words):
     with pytest.raises(AppError, match=words):
         client.predict(*call, api_name="/start_run")
+
+
+def test_the_lines_of_the_guide_work_as_they_stand(colours, teacher, settings, tmp_path, monkeypatch, capsys):
+    """Only the names in them are put in place: of the server, of the teacher, and settings that suit toys."""
+    lines = re.search(r"```\n(from gradio_client.*?)\n```", (ROOT / "assets/guide/agents.md").read_text(), re.DOTALL)[1]
+    assert len(lines.splitlines()) == 10
+    packed(
+        tmp_path / "photos.zip", {f"{p.parent.name}/{p.name}": p.read_bytes() for p in sorted(colours.rglob("*.png"))}
+    )
+    (tmp_path / "picture.png").write_bytes((colours / "red brick" / "000.png").read_bytes())
+    toys = {name: value for name, value in settings.items() if name not in ("teacher", "dataset")}
+    for shown, here in (
+        ("http://127.0.0.1:7860", site().url), ("google/vit-base-patch16-224", str(teacher)), ('"epochs": 5', f"**{toys}"),
+    ):  # fmt: skip
+        assert lines.count(shown) == 1
+        lines = lines.replace(shown, here)
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    *_, answer = capsys.readouterr().out.splitlines()
+    (said,) = ast.literal_eval(answer)
+    assert said["name"] == "picture.png" and said["teacher"][0]["label"] == "red brick"
+    assert len(said["student"]) == 3
 
 
 def test_the_options_are_those_of_the_settings_with_ranges_defaults_and_help(client):
