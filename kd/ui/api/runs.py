@@ -1,5 +1,6 @@
 """Start runs, wait for them, read them, stop, resume and delete them."""
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -8,13 +9,13 @@ from kd.config import NO_TEACHER, RUN_TEACHER, DistillConfig
 from kd.data.library.store import UPLOAD_PREFIX, short_name
 from kd.errors import UserError
 from kd.export.job import is_exporting
-from kd.runs.run import CLOSED, Run
+from kd.runs.run import CLOSED, LIFECYCLE, Run
 from kd.runs.store import delete_dataset
 from kd.runs.summary import Summary, status_of, summarize
 from kd.ui import distill, take_away
 from kd.ui import runs as listed
 from kd.ui.access import own, own_runs, own_upload, readable, valid_cursor
-from kd.ui.api.endpoints import in_callers_names, token_for, wait_until
+from kd.ui.api.endpoints import LONGEST_WAIT, in_callers_names, token_for, wait_until
 from kd.ui.progress import STAGES, progress_line, seconds_left
 from kd.ui.result import is_labelled, mean_accuracy, sentence
 
@@ -244,8 +245,8 @@ def stop_run(run: str, token: str = "") -> dict[str, Any]:
     return {"run": found.id, "status": found.status(), "next": "wait_for_run says when it has stopped."}
 
 
-def resume_run(run: str, token: str = "") -> dict[str, Any]:
-    """Let a run go on that was stopped, has failed or has died, from its last checkpoint.
+async def resume_run(run: str, token: str = "") -> dict[str, Any]:
+    """Let a run go on that was stopped, has failed or has died, from its last checkpoint. It answers once the run has begun again.
 
     Args:
         run: The run's id.
@@ -254,7 +255,11 @@ def resume_run(run: str, token: str = "") -> dict[str, Any]:
     Returns:
         run, status and next.
     """
-    found = distill.resume(run, token)
+    found = own(run, token)
+    before = found.last(*LIFECYCLE)
+    await asyncio.to_thread(distill.resume, found.id, token)
+    # Until its process says so, the run is closed as before: whoever waited for its end would be told that it has come.
+    await wait_until(lambda: found.last(*LIFECYCLE) != before, LONGEST_WAIT)
     return {"run": found.id, "status": found.status(), "next": WAIT}
 
 
