@@ -268,8 +268,10 @@ def uploaded(image: Any) -> str:
     Raises ``UserError`` for any other: a caller could name one of the server's own files.
     """
     path = image.get("path") if isinstance(image, dict) else getattr(image, "path", image)
-    folder = Path(get_upload_folder()).resolve()
-    if not isinstance(path, str) or not Path(os.path.realpath(path)).is_relative_to(folder):
+    folder, runs = Path(get_upload_folder()).resolve(), default_runs_folder().resolve()
+    real = Path(os.path.realpath(path)) if isinstance(path, str) else None
+    in_runs = runs.is_relative_to(folder) and real is not None and real.is_relative_to(runs)
+    if real is None or not real.is_relative_to(folder) or in_runs:
         raise UserError(
             "Pictures must be uploaded to this server first: on the page, or with gradio_client's handle_file('picture.png')."
         )

@@ -93,6 +93,7 @@ def test_compare_answers_for_each_form_of_a_picture_and_names_the_bad_one(client
     *good, bad = found["pictures"]
     assert [one["teacher"][0]["label"] for one in good] == ["red brick"] * 5 and len(good[0]["student"]) == 3
     assert {one["name"] for one in good} == {"000.png", "picture-6.png"}
+    assert sorted(one["number"] for one in found["pictures"]) == [1, 2, 3, 4, 5, 6] and bad["number"] == 2
     assert 0 <= good[0]["disagreement"] <= 1
     assert bad["name"] == "notes.jpg" and "is not a picture" in bad["error"]
     assert found["teacher"]["latency_ms"]["p95"] >= found["teacher"]["latency_ms"]["p50"] > 0

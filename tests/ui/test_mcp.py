@@ -116,7 +116,7 @@ def test_a_tool_says_what_it_does_and_takes_what_gradio_s_upload_tool_answers(ar
             assert tools["compare"].inputSchema["properties"]["pictures"]["items"] == {"type": "string"}
             path = httpx.post(f"{site().url}/gradio_api/upload", files={"files": archive.open("rb")}).json()[0]
             brought = await its.ended("import_pictures", file=f"{site().url}/gradio_api/file={path}")
-            assert brought["name"] == "colours"
+            assert brought["name"].lower() == "colours" and brought["skipped"]["count"] == 0
 
     asyncio.run(session())
 
