@@ -55,5 +55,5 @@ class BodyLimit:
 
 def announced(scope: dict[str, Any]) -> int:
     """Return the length that a request says it has, 0 where it says none."""
-    text = dict(scope["headers"]).get(b"content-length", b"0")
+    text = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     return int(text) if text.isdigit() else 0

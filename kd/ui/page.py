@@ -1,5 +1,6 @@
 """The page: five tabs over a folder of runs. It keeps no state itself; a second tab or a restart shows the same."""
 
+import inspect
 import math
 import os
 import sys
@@ -23,6 +24,10 @@ from kd.ui.body_limit import BodyLimit
 
 # Visitors' uploaded pictures are deleted from the server after this time.
 CACHE_SECONDS = 3600
+
+# gradio keeps 0.24 MB for each session, and a call by HTTP counts as one too. The page keeps nothing there, so that one
+# that is dropped is made again with the next request.
+MOST_SESSIONS = 400
 
 # How long, in seconds, a thread that computes may keep the others waiting. A poll waits many times before it is
 # answered, and Python's own 5 ms each time would add up.
@@ -96,7 +101,18 @@ def build() -> gr.Blocks:
         pictures.use(to_dataset, live, [tabs, *distilling.chosen], **private)
         page.load(arrive, saved, [saved, live, sweeping.board, listed, pictures, tabs], **private)
         page.load(students.offer, None, distilling.student, **private)
+    keep_signatures(page)
     return page
+
+
+def keep_signatures(page: gr.Blocks) -> None:
+    """Keep the signature of each kind of component.
+
+    gradio describes all components of a page anew for each session, before its first request is answered, while nobody
+    else's is. It works out their signatures each time; that is half of the time.
+    """
+    for kind in {type(block) for block in page.blocks.values()}:
+        kind.__init__.__signature__ = inspect.signature(kind.__init__)
 
 
 def arrive(
@@ -170,6 +186,7 @@ def launch_options() -> dict[str, Any]:
         "enable_monitoring": False,
         "max_file_size": None if (most := limits.current().upload_mb) == math.inf else int(most * 1e6),
         "mcp_server": has_mcp(),
+        "state_session_capacity": MOST_SESSIONS,
         "app_kwargs": {"routes": ROUTES, "middleware": [Middleware(BodyLimit)]},
         "footer_links": ["api"],
         "blocked_paths": blocked_paths(),
