@@ -39,6 +39,12 @@ def is_exporting(run: Run) -> bool:
     return job is not None and job.status() not in CLOSED
 
 
+def check_not_exporting(run: Run, then: str) -> None:
+    """Raise ``UserError`` while the run is being exported, with what to do ``then`` ("delete the run")."""
+    if is_exporting(run):
+        raise UserError(f"Run {run.id} is being exported. Cancel the export or wait until it is done, then {then}.")
+
+
 def start_export(run: Run) -> Run:
     """Start exporting a run's student, to all formats, in a process that outlives this one; return the job.
 

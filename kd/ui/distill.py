@@ -11,6 +11,7 @@ import gradio as gr
 from kd.config import NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, SAMPLE, STUDENT_NAMES, DistillConfig
 from kd.data.library.store import UPLOAD_PREFIX, short_name
 from kd.errors import UserError
+from kd.export.job import check_not_exporting
 from kd.runs.process import start_run
 from kd.runs.queue import device_name
 from kd.runs.run import CLOSED, Run
@@ -87,6 +88,7 @@ def resume(id: str, token: str) -> Run:
     run = own(id, token)
     if run.status() not in ("stopped", "failed", "died"):
         raise UserError(f"Run {run.id} is {run.status()}: there is nothing to resume.")
+    check_not_exporting(run, "resume the run")
     with admitted(token, run.id):
         time_estimate.give_way()
         start_run(run, resume=True, behind=True)

@@ -9,7 +9,7 @@ import gradio as gr
 from kd.config import NO_TEACHER
 from kd.data.library.store import short_name
 from kd.errors import UserError
-from kd.export.job import is_exporting
+from kd.export.job import check_not_exporting
 from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import delete_run
 from kd.runs.summary import Summary, status_of, summarize
@@ -127,10 +127,7 @@ def delete(id: str, token: str) -> None:
     run = own(id, token)
     if run.status() not in CLOSED:
         raise UserError(f"Run {run.id} is {run.status()}. Stop it first, then delete it.")
-    if is_exporting(run):
-        raise UserError(
-            f"Run {run.id} is being exported. Cancel the export or wait until it is done, then delete the run."
-        )
+    check_not_exporting(run, "delete the run")
     delete_run(run)
 
 
