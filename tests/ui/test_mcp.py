@@ -74,7 +74,8 @@ def data_url(content: bytes, kind: str) -> str:
 
 
 def test_an_agent_distils_a_zip_and_asks_what_the_student_says_of_a_picture(archive, colours, teacher):
-    red = data_url((colours / "red brick" / "039.png").read_bytes(), "image/png")
+    picture = (colours / "red brick" / "039.png").read_bytes()
+    red = data_url(picture, "image/png")
 
     async def session() -> None:
         async with agent(site().url) as its:
@@ -93,8 +94,17 @@ def test_an_agent_distils_a_zip_and_asks_what_the_student_says_of_a_picture(arch
             state = await its.ended("wait_for_run", run=run)
             assert state["status"] == "done" and 0 <= state["result"]["accuracy"]["student"] <= 1, state
             assert run in [one["run"] for one in (await its.call("list_runs"))["runs"]]
-            (said,) = (await its.call("compare", run=run, pictures=[red]))["pictures"]
-            assert said["teacher"][0]["label"] == "red brick" and len(said["student"]) == 3
+            sent = httpx.post(f"{site().url}/gradio_api/upload", files={"files": ("brick.png", picture)}).json()[0]
+            address = f"{site().url}/gradio_api/file={sent}"
+            found = (await its.call("compare", run=run, pictures=[red, address, sent]))["pictures"]
+            assert {(one["number"], one["name"]) for one in found} == {
+                (1, "picture-1.png"),
+                (2, "brick.png"),
+                (3, "brick.png"),
+            }
+            assert all(one["teacher"][0]["label"] == "red brick" and len(one["student"]) == 3 for one in found)
+            refusal = await its.refused("compare", run=run, pictures=["https://example.com/brick.png"])
+            assert "'example.com', which is another server" in refusal
             exported = await its.ended("export_student", run=run)
             assert exported["status"] == "done" and len(exported["files"]) == 4
             assert (await its.call("get_student", run=run))["download"] == exported["download"]
