@@ -17,6 +17,7 @@ from kd.runs.queue import device_name
 from kd.runs.run import CLOSED, Run
 from kd.runs.store import create_run
 from kd.runs.summary import status_of, summarize
+from kd.system.cache import Cache
 from kd.system.files import default_runs_folder
 from kd.ui import dark_knowledge, dataset_check, settings, take_away, time_estimate
 from kd.ui.access import (
@@ -42,6 +43,9 @@ from kd.ui.figures import new_points, training_figures
 from kd.ui.progress import STAGES, progress_line
 from kd.ui.rendering import render
 from kd.ui.result import PROOF_SEEDS, proof_words, result
+
+# The figures of so many runs are kept.
+MOST_DRAWN = 16
 
 # Options of the page's own event handlers. Hiding them from the API protects nothing: each checks whom it answers.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -126,8 +130,8 @@ def _progress_since(run: Run, since: int, token: str) -> dict[str, Any]:
         update |= _introduction(run, token)
     begins = any(event["event"] == "training" for event in events)
     if since == 0 or begins or (closed and events):
-        curves = training_figures(run.events(), None if closed else summary.epochs)
-        update["figures"] = {name: figure.to_plotly_json() for name, figure in curves.items()}
+        every, update["cursor"] = (events, cursor) if since == 0 else run.read()
+        update["figures"] = drawn(run, every, update["cursor"], None if closed else summary.epochs)
     elif any(event["event"] in ("step", "eval") for event in events):
         update["append"] = new_points(events)
     warnings = [settings.on_page(text) for event in events for text in event.get("warnings", [])]
@@ -137,6 +141,19 @@ def _progress_since(run: Run, since: int, token: str) -> dict[str, Any]:
         may_start = run == EXAMPLE or _is_own(run, token)
         update["result"] = result(report, proof_words(report, run.events()) if may_start else "")
     return update
+
+
+# Run, cursor and the axis's end -> the figures. Many visitors open the example, or a run that was shared, at the same time, and
+# to draw takes ten times as long as all else that a page asks for.
+_drawn = Cache(lambda: MOST_DRAWN)
+
+
+def drawn(run: Run, events: list[dict[str, Any]], cursor: int, epochs: float | None) -> dict[str, Any]:
+    """Return the figures of a run's events up to ``cursor``, ready for JSON; ``epochs`` as in ``training_figures``."""
+    return _drawn.get(
+        (run.path, cursor, epochs),
+        lambda: {name: figure.to_plotly_json() for name, figure in training_figures(events, epochs).items()},
+    )
 
 
 def _introduction(run: Run, token: str) -> dict[str, Any]:
