@@ -44,7 +44,7 @@ def get_run(run: str, token: str = "", cursor: int = 0) -> dict[str, Any]:
         cursor: The cursor of the last answer, to get only the events since; 0 for all.
 
     Returns:
-        run, status (queued, running, done, failed, stopped or died), line (in words), events, cursor for the next
+        run, status (queued, running, done, failed, stopped, paused or died), line (in words), events, cursor for the next
         call, and report once the run is done.
     """
     with kind_errors():
