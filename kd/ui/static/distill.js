@@ -107,7 +107,7 @@ window.distillery.distill = (() => {
       $(".kd-resume").onclick = () => {
         if ($(".kd-resume").dataset.asks !== "yes") return act("resume_it");
         goOn(value.run);
-        follow({ ...props.value, new: true });
+        follow({ ...props.value, new: true, asked: true });
       };
       $(".kd-compare").onclick = () => compare(value.run);
       $(".kd-as-teacher").onclick = () => {
@@ -122,7 +122,7 @@ window.distillery.distill = (() => {
     async function follow(asked) {
       const value = { ...asked, run: shownRun() };
       const nth = ++shows;
-      let resumesUntil = value.new ? Date.now() + RESUME_TIME : 0;
+      let resumesUntil = value.new ? Date.now() + RESUME_TIME : 0, asksUntil = value.asked ? resumesUntil : 0;
       let cursor = 0, wasClosed = false, wasAtWork = false, drawing = Promise.resolve(); // drawing waits for Plotly on a slow line; the words do not
       reset(value);
       while (value.run && nth === shows && element.isConnected) {
@@ -148,9 +148,13 @@ window.distillery.distill = (() => {
         if (closed && !wasClosed) takeAway({ run: value.run, owner: value.owner });
         wasClosed = closed;
         // A piece of a paused run is over: the page that has seen it at work asks for the next, any other waits for a click.
-        if (update.goes_on && (wasAtWork || !update.asks)) {
-          resumesUntil = Date.now() + RESUME_TIME;
-          if (update.asks && $(".kd-run").dataset.mine === "yes") goOn(value.run);
+        if (update.goes_on && wasAtWork && $(".kd-run").dataset.mine === "yes") {
+          asksUntil = resumesUntil = Date.now() + RESUME_TIME;
+          if (update.asks) goOn(value.run);
+        }
+        if (update.goes_on && Date.now() < asksUntil) {
+          text("[role=status]", update.asks ? "Asking for the GPU" : "Going on without the GPU");
+          $(".kd-resume").hidden = true;
         }
         wasAtWork = !closed;
         drawing = drawing.then(() => nth === shows && drawCurves(update));
