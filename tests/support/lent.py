@@ -17,7 +17,8 @@ from tests.support.paths import ROOT
 STAND_IN = ROOT / "tests" / "support" / "zerogpu"
 
 sys.path.insert(0, str(STAND_IN))
-from kd.ui import zerogpu  # noqa: E402 (it imports the stand-in)
+
+from kd.ui import zerogpu  # noqa: E402 (which imports it)
 
 sys.path.remove(str(STAND_IN))
 zerogpu._prepared.set()
