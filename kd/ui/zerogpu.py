@@ -61,8 +61,10 @@ def prepare() -> None:
     else spend the visitor's time on it."""
 
     def load() -> None:
-        lazy_imports.load(*LIBRARIES)
-        _prepared.set()
+        try:
+            lazy_imports.load(*LIBRARIES)
+        finally:
+            _prepared.set()
 
     Thread(target=load, daemon=True).start()
 
@@ -110,7 +112,9 @@ def go_on(run: Run, token: str, signed_in: bool) -> None:
     """
     if run.status() != "paused":
         return
-    with admitted(token, run.id), ExitStack() as stack:
+    with admitted(token, run.id):  # nobody else can start a run meanwhile: it is not to last as long as the piece
+        pass
+    with ExitStack() as stack:
         try:
             stack.enter_context(run.work())
         except UserError:

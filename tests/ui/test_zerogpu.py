@@ -16,6 +16,7 @@ from kd.runs.queue import LENT, device_slot
 from kd.runs.run import Run
 from kd.runs.store import list_runs
 from kd.runs.summary import summarize
+from kd.ui.access import admitted
 from kd.ui.distill import poll, stop
 from kd.ui.progress import progress_line
 from kd.ui.runs import actions, delete
@@ -191,7 +192,8 @@ def test_a_visitor_stops_a_run_in_the_middle_of_a_piece_and_may_resume_or_delete
     assert not run.path.exists()
 
 
-def test_of_two_pages_of_a_visitor_one_asks(waiting, space, monkeypatch):
+def test_of_two_pages_of_a_visitor_one_asks_and_others_may_start_runs_meanwhile(waiting, space, monkeypatch):
+    monkeypatch.setenv("KD_SHARED", "1")
     begun, end = threading.Event(), threading.Event()
 
     def chunk(run: Run, seconds: int) -> None:
@@ -205,6 +207,8 @@ def test_of_two_pages_of_a_visitor_one_asks(waiting, space, monkeypatch):
     begun.wait(60)
     assert waiting.status() == "queued"
     lend(waiting)  # at once
+    with admitted("0" * 32):
+        pass
     end.set()
     first.join(60)
     assert [event["event"] for event in waiting.events()].count("queued") == 1
