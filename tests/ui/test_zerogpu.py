@@ -21,7 +21,7 @@ from kd.ui.distill import poll, stop
 from kd.ui.progress import progress_line
 from kd.ui.runs import actions, delete
 from tests.support.lent import STAND_IN, calls, in_request, prepared, zerogpu
-from tests.support.pages import Site, browser, until, visit
+from tests.support.pages import Site, browser, clean_up, until, visit
 from tests.support.paths import ROOT
 from tests.support.runs import make_run
 
@@ -248,6 +248,7 @@ def site(tmp_path_factory) -> Site:
     made.start()
     yield made
     made.stop()
+    clean_up(runs)
 
 
 def distil(page, settings: dict, **changes) -> None:
@@ -260,7 +261,7 @@ def distil(page, settings: dict, **changes) -> None:
         box.fill(str(values[name]))
         box.press("Enter")
     page.locator("#distill").click()
-    page.locator("#live .kd-title").filter(has_text=values["student"]).wait_for()
+    page.locator("#live .kd-run:not([data-example]) .kd-title").filter(has_text=values["student"]).wait_for()
 
 
 def status(page) -> str | None:
@@ -272,7 +273,7 @@ def test_a_click_on_distill_goes_through_several_pieces_to_the_end(site, small):
     page = visit(site.url)
     assert "Closing the page pauses the run" in page.locator("#lent-gpu").inner_text()
     distil(page, small, student="resnet_8", epochs=4)
-    until(lambda: status(page) == "done", 300)
+    until(lambda: status(page) == "done", 600)
     (run,) = list_runs(site.folder)
     reasons = [event["reason"] for event in run.events() if event["event"] == "paused"]
     assert reasons[0] == "gpu" and reasons[-1] == "cpu" and "time" in reasons and set(reasons) <= {"gpu", "time", "cpu"}
@@ -285,7 +286,7 @@ def test_a_closed_page_pauses_its_run_and_the_next_one_resumes_it_at_a_click(sit
     page = visit(site.url)
     distil(page, small, student="resnet_8", epochs=40)
     run, before = list_runs(site.folder)[0], len(calls(site.api))
-    until(lambda: len(calls(site.api)) > before, 300)
+    until(lambda: len(calls(site.api)) > before, 600)
     context = browser().new_context(viewport={"width": 1280, "height": 900})
     page.context.close()
     until(lambda: run.status() == "paused" and run.last("paused")["reason"] == "time", 120)
