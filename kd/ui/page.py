@@ -16,6 +16,7 @@ from kd import limits
 from kd.data.library.store import UPLOAD_PREFIX
 from kd.errors import UserError
 from kd.system.files import default_runs_folder
+from kd.system.zerogpu import is_zerogpu
 from kd.ui import compare, datasets, distill, login, runs, settings, students, sweep, theme
 from kd.ui.access import keep_clean, kind_errors, own, own_upload, token_of, visitor
 from kd.ui.api import public
@@ -28,6 +29,9 @@ CACHE_SECONDS = 3600
 # gradio keeps 0.24 MB for each session, and a call by HTTP counts as one too. The page keeps nothing there, so that one
 # that is dropped is made again with the next request.
 MOST_SESSIONS = 400
+
+# On ZeroGPU so many events may wait for each other.
+MOST_QUEUED = 100
 
 # How long, in seconds, a thread that computes may keep the others waiting. A poll waits many times before it is
 # answered, and Python's own 5 ms each time would add up.
@@ -48,6 +52,10 @@ def serve(host: str | None = None, port: int | None = None, shared: bool = False
     """
     if shared:
         os.environ["KD_SHARED"] = "1"  # for the page's child processes too
+    if is_zerogpu():
+        from kd.ui import zerogpu
+
+        zerogpu.prepare()
     sys.setswitchinterval(SWITCH_SECONDS)
     options = launch_options()
     keep_clean()
@@ -92,6 +100,12 @@ def build() -> gr.Blocks:
         for button, begin in ((distilling.button, distill.on_distill), (distilling.make, distill.on_make)):
             button.click(begin, [saved, live, *distilling.widgets], [saved, live], **queued)
         live.prove(distill.on_prove, [saved, live], [saved, live], **queued)
+        if is_zerogpu():
+            from kd.ui import zerogpu
+
+            # One piece may be asked for before the page has the answer to the one before.
+            live.go_on(zerogpu.on_go_on, live, None, trigger_mode="multiple", **queued)
+            page.queue(max_size=MOST_QUEUED)  # else gradio lets one event wait on ZeroGPU
         sweeping.button.click(sweep.on_sweep, [live, *sweeping.widgets], sweeping.board, **queued)
         compare_tab.select(compare.offer, [live, comparing.run], comparing.run, **private)
         for source in (live, listed):

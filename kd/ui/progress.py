@@ -63,6 +63,7 @@ def _closing(summary: Summary, status: str) -> str:
         "done": "Done",
         "failed": on_page(summary.message or "Failed"),
         "stopped": f"Stopped{where}. Resume goes on from the last checkpoint.",
+        "paused": f"Paused{where}. {summary.message or ''}",
         "died": f"The run's process is gone: it ended{where} without a word. {memory.explain_death(summary.oom_kills)} "
         "Resume goes on from the last checkpoint.",
     }[status]

@@ -23,7 +23,7 @@ from kd.ui.result import is_labelled, mean_accuracy, sentence
 MOST_EVENTS = 5000
 MOST_RUNS = 50
 
-WAIT = "Call wait_for_run with this run (and token) until its status is done, failed, stopped or died."
+WAIT = "Call wait_for_run with this run (and token) until its status is done, failed, stopped, paused or died."
 
 NEXT = {
     "queued": WAIT,
@@ -31,6 +31,8 @@ NEXT = {
     "done": "compare asks both models about pictures; export_student makes ONNX files; get_student says where the student is.",
     "failed": "line says why. Mend that and start anew; or resume_run goes on from the last checkpoint.",
     "stopped": "resume_run goes on from the last checkpoint; get_student says where the student so far is.",
+    "paused": "This Space lends its GPU to open pages only: open its page with ?run= and this run's id behind the address and "
+    "click Resume there; or start the run anew with the setting device cpu.",
     "died": "resume_run goes on from the last checkpoint.",
 }
 
@@ -96,7 +98,7 @@ async def wait_for_run(run: str, token: str = "", timeout: float = 30) -> dict[s
         timeout: Seconds to wait for the end, 0 to 50.
 
     Returns:
-        status (queued, running, done, failed, stopped or died), line (in words), stage, share of the stage that is done, epoch of epochs, training (number of how many), loss (total, soft of the teacher, hard of the labels), validation (accuracy, agreement with the teacher), images_per_second, seconds_left of training, warnings, result (once done), next (what to do now).
+        status (queued, running, done, failed, stopped, paused or died), line (in words), stage, share of the stage that is done, epoch of epochs, training (number of how many), loss (total, soft of the teacher, hard of the labels), validation (accuracy, agreement with the teacher), images_per_second, seconds_left of training, warnings, result (once done), next (what to do now).
     """
     found = readable(run, token, token)
     await wait_until(lambda: status_of(found, summarize(found)) in CLOSED, timeout)
