@@ -10,6 +10,7 @@ from kd.config import NO_TEACHER
 from kd.data.library.store import short_name
 from kd.errors import UserError
 from kd.export.job import check_not_exporting
+from kd.export.push_job import check_not_pushing
 from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import delete_run
 from kd.runs.summary import Summary, status_of, summarize
@@ -128,6 +129,7 @@ def delete(id: str, token: str) -> None:
     if run.status() not in CLOSED:
         raise UserError(f"Run {run.id} is {run.status()}. Stop it first, then delete it.")
     check_not_exporting(run, "delete the run")
+    check_not_pushing(run, "delete the run")
     delete_run(run)
 
 
