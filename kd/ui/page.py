@@ -13,6 +13,7 @@ from gradio.utils import get_upload_folder
 from kd import limits
 from kd.data.library.store import UPLOAD_PREFIX
 from kd.errors import UserError
+from kd.runs import backup
 from kd.system.files import default_runs_folder
 from kd.ui import api, compare, datasets, distill, login, runs, settings, students, sweep, theme
 from kd.ui.access import keep_clean, kind_errors, own, own_upload, token_of, visitor
@@ -41,6 +42,7 @@ def serve(host: str | None = None, port: int | None = None, shared: bool = False
         os.environ["KD_SHARED"] = "1"  # for the page's child processes too
     sys.setswitchinterval(SWITCH_SECONDS)
     options = launch_options()
+    backup.begin(default_runs_folder())
     keep_clean()
     students.ask_hub()
     page = build()
