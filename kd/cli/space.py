@@ -23,7 +23,11 @@ def add(command: Command) -> None:
                      "may be given several times")  # fmt: skip
     one.add_argument("--secret", metavar="NAME", action="append", default=[], help="a secret of its environment; the value "
                      "is taken from the variable of this name here")  # fmt: skip
-    one.add_argument("--dirty", action="store_true", help="send files with changes that are not committed")
+    one.add_argument(
+        "--dirty",
+        action="store_true",
+        help="send files with changes that are not committed; what git does not track is never sent",
+    )
     one.add_argument(
         "--overwrite", action="store_true", help="replace all files of a Space that `kd deploy` has not made"
     )

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -96,7 +97,9 @@ def api() -> "HfApi":
     # keeps it out of reach an upload would hang without a word.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import disable_progress_bars
 
+    disable_progress_bars()  # one for each of 260 files
     if get_token() is None:
         raise UserError(
             "Nobody is logged in to the Hub here. Run `hf auth login` with a token that may write, or set HF_TOKEN."
@@ -113,17 +116,18 @@ def deploy(wanted: Wanted, tell: Tell, is_dirty_allowed: bool = False, overwrite
     Raises ``UserError``: what the Hub refuses, in words; a Space that we have not made, unless ``overwrite``.
     """
     wanted.check()
+    staged = stage(wanted.name, wanted.hardware, is_dirty_allowed)
     hub_api = api()
     with explained(wanted.name):
         there = find_space(hub_api, wanted.name)
-    if there and not overwrite and TAG not in (there.tags or []):
+    if there and not overwrite and not is_ours(there):
         raise UserError(
             f"There is a Space {wanted.name} already, and it was not made by `kd deploy` (its README lacks the tag {TAG}). "
             "Nothing was sent. Name another, or replace all of its files with --overwrite."
         )
-    with explained(wanted.name):
-        hardware = wanted.hardware or (there and hardware_of(hub_api, wanted.name))
-    staged = stage(wanted.name, hardware, is_dirty_allowed)
+    if there and wanted.hardware is None:
+        with explained(wanted.name):
+            staged = stage(wanted.name, hardware_of(hub_api, wanted.name), is_dirty_allowed)
     staged.files["README.md"] = checked_readme(hub_api, staged, tell)
     with explained(wanted.name):
         if there is None:
@@ -132,8 +136,8 @@ def deploy(wanted: Wanted, tell: Tell, is_dirty_allowed: bool = False, overwrite
             there = hub_api.space_info(wanted.name)
         else:
             update(hub_api, wanted, tell)
-        commit = send(hub_api, wanted.name, staged, there)
-    tell(f"Sent {len(staged.files)} files, {staged.total() / 1e6:,.1f} MB, as {commit[:10]}")
+        commit = send(hub_api, wanted.name, staged, there, tell)
+    tell(f"The Space is at {commit[:10]}; now it is built")
     return {"address": wanted.address, "commit": commit, "staged": staged}
 
 
@@ -147,6 +151,14 @@ def find_space(hub_api: "HfApi", name: str) -> Any:
         if error.response.status_code == 401:  # a token that is not valid
             raise
         return None
+
+
+def is_ours(there: Any) -> bool:
+    """Tell whether `kd deploy` has made a Space: by its tag, or where it is still as empty as a new one, by that."""
+    return TAG in (there.tags or []) or {one.rfilename for one in there.siblings or []} <= {
+        ".gitattributes",
+        "README.md",
+    }
 
 
 def hardware_of(hub_api: "HfApi", name: str) -> str | None:
@@ -213,10 +225,10 @@ def checked_readme(hub_api: "HfApi", staged: Staged, tell: Tell) -> bytes:
     return without_preload(readme)
 
 
-def send(hub_api: "HfApi", name: str, staged: Staged, there: Any) -> str:
+def send(hub_api: "HfApi", name: str, staged: Staged, there: Any, tell: Tell) -> str:
     """Make one commit that leaves exactly the staged files in the Space, and return its hash.
 
-    Files that are there already and have not changed are not sent.
+    Files that have not changed since the last commit are not sent.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -226,14 +238,19 @@ def send(hub_api: "HfApi", name: str, staged: Staged, there: Any) -> str:
         *(CommitOperationAdd(path, source if isinstance(source, bytes) else str(source)) for path, source in staged.files.items()),
         *(CommitOperationDelete(path) for path in gone),
     ]  # fmt: skip
+    tell(f"Sending {len(staged.files)} files, {staged.total() / 1e6:,.1f} MB; what is there already is not sent again")
     dirty = " with changes that are not committed" if staged.is_dirty else ""
-    done = hub_api.create_commit(
-        name,
-        operations,
-        repo_type="space",
-        commit_message=f"Distillery {staged.commit[:10]}{dirty}",
-        parent_commit=there.sha,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "It seems that you are about to commit a data file"
+        )  # the sample; it is meant
+        done = hub_api.create_commit(
+            name,
+            operations,
+            repo_type="space",
+            commit_message=f"Distillery {staged.commit[:10]}{dirty}",
+            parent_commit=there.sha,
+        )
     return done.oid
 
 
@@ -290,7 +307,6 @@ def log_end(hub_api: "HfApi", name: str, build: bool) -> list[str]:
 @contextmanager
 def explained(name: str) -> Iterator[None]:
     """Turn what the Hub refuses of whoever writes to the Space ``name`` into a ``UserError`` that says what to do."""
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
@@ -299,7 +315,9 @@ def explained(name: str) -> Iterator[None]:
         raise UserError(refusal(name, error)) from error
     except OfflineModeIsEnabled as error:
         raise UserError("Offline mode is on (HF_HUB_OFFLINE), so the Hub is not asked. Unset it to deploy.") from error
-    except httpx.TransportError as error:
+    except Exception as error:
+        if "TransportError" not in {base.__name__ for base in type(error).__mro__}:  # of the HTTP library that it uses
+            raise
         raise UserError(
             f"The connection to the Hub failed or broke off ({type(error).__name__}). Check the network, then run the command "
             "again: it goes on where it was."
