@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import tarfile
 from pathlib import Path
 
 import httpx
@@ -9,10 +10,9 @@ import httpx
 from kd.config import DistillConfig
 from kd.data.library.store import Library, import_dataset
 from kd.devtools.chaos import Page
-from kd.devtools.server import kill
+from kd.distill import execute
 from kd.runs.backup import KEPT, LOST
 from kd.runs.bucket import Copy
-from kd.runs.process import finish_run, start_run
 from kd.runs.run import Run
 from kd.runs.store import create_run
 from kd.system.ids import owner_hash
@@ -26,7 +26,8 @@ PICTURE = ROOT / "assets" / "examples" / "coat-1.png"
 
 def trained(settings: dict, folder: Path) -> Run:
     run = create_run(DistillConfig.from_dict(settings), folder, ANNA)
-    assert finish_run(run, lambda event: None, new=True) == "done"
+    execute(run)
+    assert run.status() == "done"
     return run
 
 
@@ -50,23 +51,24 @@ def test_after_a_restart_a_visitor_finds_runs_names_and_pictures_and_can_compare
     site = Site(folder, SPACE_ID="anna/distillery", KD_BUCKET=str(bucket), GRADIO_SERVER_NAME="127.0.0.1")
     site.start()
     try:
-        run, deleted = trained({**small, "epochs": 1}, folder), trained({**small, "epochs": 1}, folder)
+        run = trained({**small, "epochs": 1}, folder)
+        deleted = create_run(DistillConfig.from_dict(small), folder, ANNA)
+        deleted.append("stopped", message="")
         archive = packed(tmp_path / "pets.zip", {f"{name}/{n}.png": PNG + bytes(n) for name in "ab" for n in range(4)})
         upload = import_dataset(archive, "my pets", Library(folder, ANNA))
-        live = create_run(DistillConfig.from_dict({**small, "epochs": 1000}), folder, ANNA)
-        start_run(live)
-        until(lambda: live.last("step"), 120)
-        until(lambda: Copy.of(deleted.path, bucket).index.exists(), 60)
-        act = {"owner": ANNA, "run": run.id, "do": "rename", "name": "Anna's best"}
-        assert site.call("runs", "act", act) == {}
-        assert site.call("runs", "act", {**act, "run": deleted.id, "do": "delete"}) == {}
-        until(lambda: (Copy.of(run.path, bucket).read() or {}).get("small", {}).get("name") == "Anna's best", 60)
-        until(lambda: Copy.of(upload.path, bucket).index.exists(), 60)
-        assert not Copy.of(deleted.path, bucket).index.exists()
-        assert not Copy.of(live.path, bucket).index.exists() and live.status() == "running"
-        kill(live)
-        report, secret = run.report(), (folder / ".owner").read_text()
-        lose_server_and_disk(site)
+        live = create_run(DistillConfig.from_dict(small), folder, ANNA)
+        with live.work():  # as the process does that works on it
+            live.append("started", pid=1)
+            until(lambda: Copy.of(deleted.path, bucket).index.exists(), 60)
+            act = {"owner": ANNA, "run": run.id, "do": "rename", "name": "Anna's best"}
+            assert site.call("runs", "act", act) == {}
+            assert site.call("runs", "act", {**act, "run": deleted.id, "do": "delete"}) == {}
+            until(lambda: (Copy.of(run.path, bucket).read() or {}).get("small", {}).get("name") == "Anna's best", 60)
+            until(lambda: Copy.of(upload.path, bucket).index.exists(), 60)
+            assert not Copy.of(deleted.path, bucket).index.exists()
+            assert not Copy.of(live.path, bucket).index.exists() and live.status() == "running"
+            report, secret = run.report(), (folder / ".owner").read_text()
+            lose_server_and_disk(site)
         # --- The same Space with an empty disk
         site.start()
         until(lambda: run.path.exists() and upload.path.exists(), 60)
@@ -81,7 +83,7 @@ def test_after_a_restart_a_visitor_finds_runs_names_and_pictures_and_can_compare
         assert "error" not in answer["pictures"][0]
         asked = {"owner": ANNA, "run": run.id}
         assert site.call("live", "export_it", asked) == {}
-        until(lambda: site.call("live", "export_state", asked).get("status") == "done", 120, every=1)
+        until(lambda: site.call("live", "export_state", asked)["status"] == "done", 300, every=1)
         # --- What was made after the restart is kept too
         until(lambda: "export/" in str(archive_names(Copy.of(run.path, bucket))), 60)
     finally:
@@ -89,8 +91,6 @@ def test_after_a_restart_a_visitor_finds_runs_names_and_pictures_and_can_compare
 
 
 def archive_names(copy: Copy) -> list[str]:
-    import tarfile
-
     with tarfile.open(copy.folder / copy.read()["archive"]) as archive:
         return archive.getnames()
 
