@@ -28,7 +28,8 @@ from kd.data.library.store import short_name
 from kd.errors import UserError
 from kd.experiments.sweep import Sweep
 from kd.export.bundle import FORMATS, check_formats, check_has_student, check_out, check_packages, export_student
-from kd.export.job import work_on_export
+from kd.export.job import check_not_exporting, work_on_export
+from kd.export.push_job import check_not_pushing
 from kd.runs.process import follow_run, start_run
 from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import create_run, list_runs, local_owner
@@ -178,6 +179,8 @@ def resume(options: argparse.Namespace) -> int:
         raise UserError(f"Run {run.id} is done; there is nothing to resume. Its student is in {run.path / 'student'}.")
     if status in ("running", "queued"):
         raise UserError(f"Run {run.id} is {status}. Use `python -m kd watch {run.id}`.")
+    check_not_exporting(run, "resume the run")
+    check_not_pushing(run, "resume the run")
     return _follow(run, options.json, start_run(run, resume=True), run.read()[1])
 
 

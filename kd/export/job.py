@@ -39,6 +39,12 @@ def is_exporting(run: Run) -> bool:
     return job is not None and job.status() not in CLOSED
 
 
+def check_not_exporting(run: Run, then: str) -> None:
+    """Raise ``UserError`` while the run is being exported, with what to do ``then`` ("delete the run")."""
+    if is_exporting(run):
+        raise UserError(f"Run {run.id} is being exported. Cancel the export or wait until it is done, then {then}.")
+
+
 def start_export(run: Run) -> Run:
     """Start exporting a run's student, to all formats, in a process that outlives this one; return the job.
 
@@ -101,7 +107,8 @@ def work_on_export(run: Run) -> None:
             raise
         except BaseException as error:
             if job.path.exists():  # else the run was deleted meanwhile
-                job.close("failed", message=failure_message(error, job), error=type(error).__name__)
+                kind = error.kind if isinstance(error, UserError) else ""
+                job.close("failed", message=failure_message(error, job), error=type(error).__name__, kind=kind)
             raise
 
 

@@ -54,19 +54,20 @@ def kd_environment() -> dict[str, str]:
 
 
 def start_kd(
-    *arguments: str, environment: dict[str, str] | None = None, nice: int = 0, **streams: Any
+    *arguments: str, environment: dict[str, str | None] | None = None, nice: int = 0, **streams: Any
 ) -> subprocess.Popen:
     """Start ``python -m kd`` with these arguments in a process group of its own, which outlives this process.
 
     Args:
-        environment: variables that are added to those of this process.
+        environment: variables that are added to those of this process, or with ``None`` taken away from them.
         nice: by so much its priority is lower than this process's.
         streams: ``stdin``, ``stdout`` and ``stderr`` as ``Popen`` takes them; by default nothing is read or kept.
     """
+    variables = {**kd_environment(), **(environment or {})}
     process = subprocess.Popen(
         kd_command(*arguments),
         start_new_session=True,
-        env={**kd_environment(), **(environment or {})},
+        env={name: value for name, value in variables.items() if value is not None},
         **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **streams},
     )
     if nice and sys.platform != "win32":

@@ -29,6 +29,7 @@ from kd.data.library.store import UPLOAD_PREFIX, Upload, list_uploads
 from kd.errors import UserError
 from kd.experiments.sweep import Sweep, find_sweep, list_sweeps
 from kd.export.job import is_exporting
+from kd.export.push_job import is_pushing
 from kd.runs import visitors
 from kd.runs.run import START_SECONDS, Run
 from kd.runs.store import find_run, list_runs, local_owner, resolve
@@ -214,7 +215,7 @@ def _count_active(some: list[Run]) -> int:
 
 def _is_active(one: Run) -> bool:
     try:
-        if is_exporting(one):
+        if is_exporting(one) or is_pushing(one):
             return True
         return one.id in _resumed or status_of(one, summarize(one)) in ("queued", "running")
     except UserError:  # deleted meanwhile
@@ -276,19 +277,19 @@ def uploaded(image: Any) -> str:
     return path
 
 
-ServerFunction = Callable[[dict[str, Any]], dict[str, Any]]
+ServerFunction = Callable[..., dict[str, Any]]
 
 
 def served(function: ServerFunction) -> ServerFunction:
     """Make a function ready for the page's scripts to call.
 
     Anybody else can call it too, with anything: what is no object counts as an empty one. A ``problem`` in its answer is
-    put into the page's words.
+    put into the page's words. What gradio gives beside it, a request or what is in its session, is passed on.
     """
 
     @functools.wraps(function)
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        value = function(asked if isinstance(asked, dict) else {})
+    def answer(asked: dict[str, Any], *given: Any) -> dict[str, Any]:
+        value = function(asked if isinstance(asked, dict) else {}, *given)
         return {**value, "problem": on_page(value["problem"])} if "problem" in value else value
 
     return answer

@@ -11,13 +11,16 @@ import gradio as gr
 from kd.config import NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, SAMPLE, STUDENT_NAMES, DistillConfig
 from kd.data.library.store import UPLOAD_PREFIX, short_name
 from kd.errors import UserError
+from kd.export.job import check_not_exporting
+from kd.export.push import LICENSES
+from kd.export.push_job import check_not_pushing
 from kd.runs.process import start_run
 from kd.runs.queue import device_name
 from kd.runs.run import CLOSED, Run
 from kd.runs.store import create_run
 from kd.runs.summary import status_of, summarize
 from kd.system.files import default_runs_folder
-from kd.ui import dark_knowledge, dataset_check, settings, take_away, time_estimate
+from kd.ui import dark_knowledge, dataset_check, push, settings, take_away, time_estimate
 from kd.ui.access import (
     admitted,
     check_names,
@@ -83,6 +86,8 @@ def resume(id: str, token: str) -> Run:
     run = own(id, token)
     if run.status() not in ("stopped", "failed", "died"):
         raise UserError(f"Run {run.id} is {run.status()}: there is nothing to resume.")
+    check_not_exporting(run, "resume the run")
+    check_not_pushing(run, "resume the run")
     with admitted(token, run.id):
         time_estimate.give_way()
         start_run(run, resume=True, behind=True)
@@ -279,12 +284,12 @@ def _run_panel() -> gr.HTML:
     """
     return gr.HTML(
         value={},
-        html_template=render("distill", machine=machine(), rules=house_rules(), stages=STAGES),
+        html_template=render("distill", machine=machine(), rules=house_rules(), stages=STAGES, licenses=LICENSES),
         js_on_load="""distillery.distill({
             element, props, server, watch,
             compare: run => trigger('compare', {run}), prove: run => trigger('prove', {run}), useAsTeacher: run => trigger('use_as_teacher', {run}),
         })""",
-        server_functions=[poll, stop_it, resume_it, analysis, *take_away.SERVED],
+        server_functions=[poll, stop_it, resume_it, analysis, *take_away.SERVED, *push.SERVED],
         apply_default_css=False,
         elem_id="live",
     )

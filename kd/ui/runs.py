@@ -9,7 +9,8 @@ import gradio as gr
 from kd.config import NO_TEACHER
 from kd.data.library.store import short_name
 from kd.errors import UserError
-from kd.export.job import is_exporting
+from kd.export.job import check_not_exporting
+from kd.export.push_job import check_not_pushing
 from kd.runs.backup import what_is_lost
 from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import delete_run
@@ -128,10 +129,8 @@ def delete(id: str, token: str) -> None:
     run = own(id, token)
     if run.status() not in CLOSED:
         raise UserError(f"Run {run.id} is {run.status()}. Stop it first, then delete it.")
-    if is_exporting(run):
-        raise UserError(
-            f"Run {run.id} is being exported. Cancel the export or wait until it is done, then delete the run."
-        )
+    check_not_exporting(run, "delete the run")
+    check_not_pushing(run, "delete the run")
     delete_run(run)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from kd.errors import UserError
 from kd.export.bundle import FILES, FOLDER, find_export, zip_size, zipped
 from kd.export.job import is_exporting, job_of, start_export
+from kd.export.push_job import check_not_pushing
 from kd.runs.run import CLOSED, Run
 from kd.system.browser_runtime import browser_runtime
 from kd.ui.access import admitted, outcome, own, served
@@ -126,6 +127,7 @@ def export(id: str, token: str) -> Run:
     run = own(id, token)
     if is_exporting(run):
         return run
+    check_not_pushing(run, "export it")
     with admitted(token):
         start_export(run)
     return run

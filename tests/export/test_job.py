@@ -9,7 +9,7 @@ from filelock import FileLock
 from kd.distill import execute
 from kd.errors import UserError
 from kd.export.bundle import find_export, zip_size, zipped
-from kd.export.job import is_exporting, job_of, start_export
+from kd.export.job import check_not_exporting, is_exporting, job_of, start_export
 from kd.runs.queue import slot_path
 from kd.runs.run import CLOSED
 from kd.runs.store import create_run
@@ -70,6 +70,8 @@ def test_an_export_waits_for_the_device_is_found_by_a_second_click_and_can_be_do
 def test_an_export_that_is_cancelled_leaves_nothing_and_can_be_begun_again(done, page):
     with FileLock(slot_path(done.path.parent, "cpu")):
         start_export(done)
+        with pytest.raises(UserError, match="wait until it is done, then resume the run"):
+            check_not_exporting(done, "resume the run")
         assert take_away.cancel_it(page) == {}
         assert until_closed(done) == "stopped"
     assert find_export(done) is None and "Cancelled" in take_away.export_state(page)["line"]
