@@ -15,6 +15,19 @@ from tests.export.test_staging import checkout  # noqa: F401 (a fixture)
 from tests.support.pages import Site, until
 
 
+# What a run of the default preset loads first.
+MODELS = """
+import kd
+from kd.data.splits import load_splits
+from kd.models.teacher import load_teacher
+from kd.system.files import ROOT
+config = kd.DistillConfig.preset("sample")
+splits = load_splits(config)
+teacher = load_teacher(config.teacher, splits.classes)
+print(ROOT, len(splits.test), type(teacher).__name__)
+"""
+
+
 @pytest.fixture
 def space(checkout, tmp_path):  # noqa: F811
     """A folder as a Space has it."""
@@ -22,27 +35,34 @@ def space(checkout, tmp_path):  # noqa: F811
     return folder
 
 
-def test_a_space_serves_the_page_finds_the_data_and_the_teacher_of_the_default_preset(space, tmp_path):
-    (runs := tmp_path / "runs").mkdir()
-    site = Site(runs, SPACE_ID="anna/distillery", GRADIO_SERVER_NAME="127.0.0.1", PYTHONPATH="")
+def python(space: Path, code: str) -> str:
+    """What a program prints that knows the Space's files only."""
+    environment = {**os.environ, "KD_BROWSER_RUNTIME": "", "PYTHONPATH": ""}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=space, env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_a_space_serves_the_page_with_its_example(space, tmp_path):
+    site = Site(tmp_path, SPACE_ID="anna/distillery", GRADIO_SERVER_NAME="127.0.0.1", PYTHONPATH="")
     site.root = space
     site.start()
     try:
-        started = Page(site.process, site.port).call(
-            "start_run", "sample", {"epochs": 1, "views": 1, "export": "no"}, ""
-        )
-        run = find_run(runs, started["run"])
-        until(lambda: run.last("models", "failed", "done"), 240, every=0.5)  # the data and the teacher are there
-        assert run.last("failed") is None, run.last("failed")
-        run.ask_to_stop()
-        until(lambda: run.status() in CLOSED, 120)
+        assert site.call("runs", "rows", {"owner": "aa" * 16})["html"].count("<tr") == 1  # the example
+        assert "examples" in str(site.config())
     finally:
         site.stop()
 
 
+def test_the_data_and_the_teacher_of_the_default_preset_are_in_a_space(space):
+    assert python(space, MODELS) == f"{space.resolve()} 2000 Teacher"
+
+
 def test_a_space_has_the_engine_for_browsers_beside_the_program(space):
     code = "import sys; sys.prefix = '/nowhere'; from kd.system.browser_runtime import browser_runtime as b; print(b())"
-    command = [sys.executable, "-c", code]
-    environment = {**os.environ, "KD_BROWSER_RUNTIME": "", "PYTHONPATH": ""}
-    done = subprocess.run(command, cwd=space, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str((space / NAME).resolve())
+    assert python(space, code) == str((space / NAME).resolve())
+
+
+def test_every_command_is_there(space):
+    assert "deploy" in python(space, "from kd.cli.main import parser; print(parser().format_help())")
