@@ -3,17 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from kd.devtools.chaos import Page
 from kd.export.staging import stage
-from kd.runs.run import CLOSED
-from kd.runs.store import find_run
 from kd.system.browser_runtime import NAME
-from tests.export.test_staging import checkout  # noqa: F401 (a fixture)
-from tests.support.pages import Site, until
-
+from tests.support.pages import Site
 
 # What a run of the default preset loads first.
 MODELS = """
@@ -29,7 +25,7 @@ print(ROOT, len(splits.test), type(teacher).__name__)
 
 
 @pytest.fixture
-def space(checkout, tmp_path):  # noqa: F811
+def space(checkout, tmp_path) -> Path:
     """A folder as a Space has it."""
     stage("anna/distillery", None, root=checkout).copy_to(folder := tmp_path / "app")
     return folder

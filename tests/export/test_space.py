@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.test_staging import checkout  # noqa: F401 (a fixture)
 from tests.support.commands import Commands
 from tests.support.hub import Hub, Trouble
 from tests.support.hub_writes import Account, Written, card_data
@@ -31,7 +30,7 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def kd(hub, checkout, tmp_path_factory):  # noqa: F811
+def kd(hub, checkout, tmp_path_factory):
     commands = Commands(hub, tmp_path_factory.mktemp("home"), checkout)
     yield commands
     commands.end()
@@ -216,7 +215,7 @@ def test_a_variable_without_a_value_is_bad_usage(deploy):
     assert deploy(SPACE, "--var", "KD_STEPS").code == 2
 
 
-def test_ctrl_c_while_it_builds_says_that_the_space_goes_on(hub, checkout, tmp_path, made):  # noqa: F811
+def test_ctrl_c_while_it_builds_says_that_the_space_goes_on(hub, checkout, tmp_path, made):
     import os
     import signal
     import sys

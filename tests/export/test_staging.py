@@ -10,26 +10,7 @@ import yaml
 from kd.errors import UserError
 from kd.export.staging import ZERO_GPU, ZERO_GPU_TORCH, is_needed, split_front_matter, stage, staged_requirements
 from kd.system.browser_runtime import NAME as RUNTIME
-from kd.system.browser_runtime import browser_runtime
 from tests.support.paths import ROOT
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """A git checkout of the files that are here, all committed, and one that git does not track."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("app.py", "README.md", "requirements.txt", "LICENSE", "Makefile", "pyproject.toml", ".gitignore"):
-        shutil.copy(ROOT / name, folder)
-    for name in ("kd", "assets", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        subprocess.run(["git", *identity, *command], cwd=folder, check=True)
-    (folder / "notes.txt").write_text("mine")
-    (folder / ".env").write_text("HF_TOKEN=hf_secret")
-    if browser_runtime() is None:
-        pytest.skip("there is no npm here that has fetched the browser's runtime")
-    return folder
 
 
 def test_only_what_a_space_needs_is_sent(checkout):
