@@ -229,9 +229,10 @@ class _Push:
         if "/" not in name:
             name = f"{self._owner(api, name)}/{name}"
         there = self._find(api, name)
+        text = card(self.run, self.results, published=Published(name, self.settings.license))
+        self._check_card(name, text)
         if there is None:
             self._create(api, name)
-        text = card(self.run, self.results, published=Published(name, self.settings.license))
         with ExitStack() as opened:
             files = [CommitOperationAdd("README.md", text.encode())]
             files += [CommitOperationAdd(path, opened.enter_context(_Counted(file))) for path, file in self._files()]
@@ -278,6 +279,19 @@ class _Push:
                 kind="taken",
             )
         return {"private": bool(found.private), "files": files}
+
+    def _check_card(self, name: str, text: str) -> None:
+        """Ask the Hub whether it takes the card's metadata, of which the licence is all that a user gives, before anything is
+        made or sent. Raises ``UserError`` where it does not."""
+        from huggingface_hub import ModelCard
+
+        try:
+            self._ask(name, lambda: ModelCard(text).validate("model"), passed=(ValueError,))
+        except ValueError as error:
+            raise UserError(
+                f"The Hub does not take the metadata of the model card: {_plain(str(error))}. Check the licence: it is an id of "
+                "https://huggingface.co/docs/hub/repositories-licenses."
+            ) from error
 
     def _create(self, api: "HfApi", name: str) -> None:
         private = not self.settings.public
@@ -341,10 +355,6 @@ class _Push:
             return UserError(f"The Hub cannot be reached. Check the network. {again}", kind="unreachable")
         if names & {"NetworkError", "TimeoutException", "RemoteProtocolError"}:
             return UserError(f"The upload to {name} broke off. {again}", kind="broke off")
-        if "Invalid metadata" in str(error):  # the licence is all that a user puts into it
-            return UserError(
-                f"The Hub does not take the model card: {' '.join(str(error).split())}. Check the licence."
-            )
         return None
 
 
@@ -417,6 +427,11 @@ def _refused(status: int, name: str, signed_in: bool, said: str) -> UserError:
 def _words_of_hub(chain: list[BaseException]) -> str:
     """Return what the Hub itself has said of a refusal, on one line and not too long."""
     said = next((link.server_message for link in chain if getattr(link, "server_message", None)), "")
+    return _plain(said)
+
+
+def _plain(said: str) -> str:
+    """Return words of the Hub's on one line, and not too many of them."""
     return " ".join(said.split())[:200]
 
 

@@ -28,6 +28,8 @@ from kd.system.hub import listening
 from kd.system.processes import start_kd
 
 FOLDER = "pushing"
+# A process that is to export may need so long until it says so.
+SLOW_START_SECONDS = 120
 # The variables in which the server's own token may be, which the process of a push does not get; nor does it look for one.
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -128,13 +130,23 @@ def work_on_push(run: Run) -> None:
 
 def _wait_for_export(run: Run, job: Run) -> None:
     """Wait for the export that was started with the push. Raises ``UserError`` where it fails, ``StopAsked`` when cancelled."""
-    waits = is_exporting(run)
-    if waits:
+    if _may_come(run):
         job.append("queued", place=1, device="export")
-    while is_exporting(run):
+    while _may_come(run):
         if job.stop_asked():
             raise StopAsked
         time.sleep(POLL_SECONDS)
-    last = job_of(run).last("failed", "stopped") if waits and find_export(run) is None else None
-    if last and last.get("kind") != "not exportable":
+    if find_export(run) is not None:
+        return
+    last = job_of(run).last("failed", "stopped") or {"message": "Its process is gone: it ended without a word."}
+    if last.get("kind") != "not exportable":
         raise UserError(f"Nothing was pushed, because the export did not come to its end. {last['message']}")
+
+
+def _may_come(run: Run) -> bool:
+    """Tell whether an export is at work, or its process may still be starting, which takes long on a busy machine."""
+    export = job_of(run)
+    if is_exporting(run) or export is None:
+        return export is not None
+    is_new = time.time() - export.settings()["created"] < SLOW_START_SECONDS
+    return is_new and export.last("started", "queued", "done", "failed", "stopped") is None

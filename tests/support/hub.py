@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -206,10 +207,11 @@ class Request(Writes):
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body[: self.cut])
-            self.close_connection = self.close_connection or self.cut is not None
+        with suppress(ConnectionError):  # a client that was stopped reads no answer
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body[: self.cut])
+        self.close_connection = self.close_connection or self.cut is not None
 
     def log_message(self, *words: object) -> None:
         """Nothing on standard error: ``Hub.asked`` is the log."""
