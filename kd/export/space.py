@@ -99,7 +99,7 @@ def api() -> "HfApi":
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils import disable_progress_bars
 
-    disable_progress_bars()  # one for each of 260 files
+    disable_progress_bars()  # one for each of some 280 files
     if get_token() is None:
         raise UserError(
             "Nobody is logged in to the Hub here. Run `hf auth login` with a token that may write, or set HF_TOKEN."
