@@ -96,11 +96,14 @@ def test_the_map_is_of_guides_that_are_there():
         "agents",
         "data",
         "export",
+        "hub",
         "methods",
         "numbers",
         "robustness",
         "server",
+        "space",
         "speed",
+        "zerogpu",
     ]
 
 

@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from kd import limits
 from kd.data.library.store import UPLOAD_PREFIX
 from kd.errors import UserError
+from kd.runs import backup
 from kd.system.files import default_runs_folder
 from kd.system.zerogpu import is_zerogpu
 from kd.ui import compare, datasets, distill, login, runs, settings, students, sweep, theme
@@ -58,6 +59,7 @@ def serve(host: str | None = None, port: int | None = None, shared: bool = False
         zerogpu.prepare()
     sys.setswitchinterval(SWITCH_SECONDS)
     options = launch_options()
+    backup.begin(default_runs_folder())
     keep_clean()
     students.ask_hub()
     page = build()
