@@ -159,7 +159,8 @@ window.distillery.distill = (() => {
         wasAtWork = !closed;
         drawing = drawing.then(() => nth === shows && drawCurves(update));
         cursor = update.cursor;
-        if (closed && (update.status === "done" || Date.now() > resumesUntil)) return;
+        const isGoingOn = update.goes_on && !update.asks; // in a process that may take its time to start
+        if (closed && !isGoingOn && (update.status === "done" || Date.now() > resumesUntil)) return;
         await sleep(document.hidden ? POLL_HIDDEN : POLL);
       }
     }
