@@ -31,8 +31,6 @@ NEXT = {
     "done": "compare asks both models about pictures; export_student makes ONNX files; get_student says where the student is.",
     "failed": "line says why. Mend that and start anew; or resume_run goes on from the last checkpoint.",
     "stopped": "resume_run goes on from the last checkpoint; get_student says where the student so far is.",
-    "paused": "This Space lends its GPU to open pages only: open its page with ?run= and this run's id behind the address and "
-    "click Resume there; or start the run anew with the setting device cpu.",
     "died": "resume_run goes on from the last checkpoint.",
     "paused": "line says why. A run whose GPU is lent for a while goes on while its page is open in a browser (this server's address with ?run=ID); any other with resume_run. Then call wait_for_run again.",
 }
