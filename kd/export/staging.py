@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -83,7 +84,9 @@ def stage(name: str, hardware: str | None, is_dirty_allowed: bool = False, root:
     files: dict[str, Path | bytes] = {path: root / path for path in wanted}
     readme, requirements = (root / "README.md").read_text(), (root / "requirements.txt").read_text()
     files["README.md"] = staged_readme(readme, name, hardware).encode()
-    files["requirements.txt"] = staged_requirements(requirements, hardware).encode()
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    for_agents = project["optional-dependencies"]["mcp"]  # a Space installs the requirements alone, no extras
+    files["requirements.txt"] = staged_requirements(requirements, hardware, for_agents).encode()
     runtime = browser_runtime.pinned_runtime(root / "build" / browser_runtime.NAME)  # which git ignores
     files |= {
         f"{browser_runtime.NAME}/{file}": runtime / file for file in (browser_runtime.SCRIPT, browser_runtime.WASM)
@@ -144,8 +147,9 @@ def without_preload(readme: bytes) -> bytes:
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)}---\n{body}".encode()
 
 
-def staged_requirements(text: str, hardware: str | None) -> str:
-    """Return the requirements: on ZeroGPU with a torch of its list, and the package that lends the GPU."""
+def staged_requirements(text: str, hardware: str | None, more: list[str]) -> str:
+    """Return the requirements and ``more``: on ZeroGPU with a torch of its list, and the package that lends the GPU."""
+    text = "".join(f"{line}\n" for line in [*text.splitlines(), *more])
     if hardware != ZERO_GPU:
         return text
     pinned, count = re.subn(r"^torch\b.*$", f"torch=={ZERO_GPU_TORCH}", text, flags=re.MULTILINE)

@@ -47,7 +47,9 @@ def test_the_front_matter_names_the_owner_and_is_otherwise_the_repository_s(chec
     assert {k: v for k, v in after.items() if k not in different} == {
         k: v for k, v in before.items() if k not in different
     }
-    assert staged.files["requirements.txt"] == (ROOT / "requirements.txt").read_bytes()
+    *ours, last = staged.files["requirements.txt"].decode().splitlines()
+    assert ours == (ROOT / "requirements.txt").read_text().splitlines()
+    assert last.startswith("mcp>=")  # so that agents can use the Space
 
 
 def test_on_zero_gpu_python_and_torch_are_of_its_lists(checkout):
@@ -55,12 +57,12 @@ def test_on_zero_gpu_python_and_torch_are_of_its_lists(checkout):
     front, needs = yaml.safe_load(staged.front_matter()), staged.files["requirements.txt"].decode().splitlines()
     assert (front["python_version"], front["suggested_hardware"]) == ("3.12.12", "zero-a10g")
     assert f"torch=={ZERO_GPU_TORCH}" in needs and any(line.startswith("spaces>=") for line in needs)
-    assert len(needs) == len((ROOT / "requirements.txt").read_text().splitlines()) + 1
+    assert len(needs) == len((ROOT / "requirements.txt").read_text().splitlines()) + 2
 
 
 def test_requirements_that_name_no_torch_cannot_be_pinned():
     with pytest.raises(UserError, match="names torch 0 times"):
-        staged_requirements("torchaudio\nnumpy\n", ZERO_GPU)
+        staged_requirements("torchaudio\nnumpy\n", ZERO_GPU, [])
 
 
 def test_a_checkout_with_changes_is_refused_unless_they_are_meant(checkout):
