@@ -326,6 +326,8 @@ def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> in
         screen.line(
             f"Run {run.id} died: its process is gone. {run.explain_death()} `python -m kd resume {run.id}` goes on with it."
         )
+    if status == "paused":
+        screen.line(f"Run {run.id} is paused. {run.last('paused')['message']} {run.goes_on}")
     report = run.report()
     if status != "done" or report is None:
         return 1

@@ -155,7 +155,7 @@ def check_has_student(run: Run) -> None:
     run.settings()
     if not (run.path / "student" / "config.json").exists():
         status = run.status()
-        again = f" {run.goes_on}" if status in ("stopped", "failed", "died") else ""
+        again = f" {run.goes_on}" if status in ("stopped", "paused", "failed", "died") else ""
         raise UserError(
             f"Run {run.id} ({status}) has no student, so there is nothing to export. A run saves one when a training ends or is "
             f"stopped.{again}"

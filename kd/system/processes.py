@@ -94,6 +94,12 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def may_have_children() -> bool:
+    """Tell whether this process may start others with ``multiprocessing``: not one that ends with its parent, such as
+    ZeroGPU's, which has the GPU."""
+    return not multiprocessing.current_process().daemon
+
+
 # --- Lines of JSON between a parent and its child
 
 
@@ -303,6 +309,11 @@ def _serve(pipe: Connection, prepare: Callable[[], None], seconds: float) -> Non
 def follow_parent() -> None:
     """Leave Ctrl-C to the parent of this child process, and end when it has ended, whatever ended it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this child process when its parent has ended, whatever ended it."""
     Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -42,7 +42,7 @@ def export_state(asked: dict[str, Any]) -> dict[str, Any]:
         if not (run.path / "student" / "config.json").exists() or run.status() not in CLOSED:
             return {}
         results = find_export(run)
-        answer = {**_progress(run), "missing": results is None or _lacks(run, results)}
+        answer = {**progress_of(run), "missing": results is None or lacks(run, results)}
         if results:
             answer |= {"html": render("take_away_files", files=files_table(results), notes=results["notes"]),
                        "bytes": zip_size(run)}  # fmt: skip
@@ -53,14 +53,14 @@ def export_state(asked: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _lacks(run: Run, results: dict[str, Any]) -> bool:
+def lacks(run: Run, results: dict[str, Any]) -> bool:
     """Tell whether an export lacks a format, or the page for browsers that could be made here."""
     names = {name for names in FILES.values() for name in names}
     has_page = (run.path / FOLDER / "demo.html").exists() or browser_runtime() is None
     return not (names <= set(results["files"]) and has_page)
 
 
-def _progress(run: Run) -> dict[str, Any]:
+def progress_of(run: Run) -> dict[str, Any]:
     """Return ``status``, ``line`` and ``share`` of the last export that was started here."""
     job = job_of(run)
     if job is None:
