@@ -191,7 +191,8 @@ def test_what_an_earlier_push_has_left_of_another_export_is_deleted_and_what_the
 
 
 def test_a_repository_that_a_push_has_not_made_is_left_as_it_is_until_the_user_says_so(push, hub):
-    theirs = put(hub, "anna/student", {"README.md": "---\ntags: [cats]\n---\n# Cats", "cats.txt": "cats"})
+    card = "---\ntags: [cats]\n---\n# Cats"
+    theirs = put(hub, "anna/student", {"README.md": card, "cats.txt": "cats", "onnx/model_quantized.onnx": "cats"})
     with pytest.raises(UserError, match="Distillery has not made it") as refused:
         push()
     assert refused.value.kind == "taken" and not [line for line in hub.asked if not line.startswith("GET")]
@@ -199,7 +200,8 @@ def test_a_repository_that_a_push_has_not_made_is_left_as_it_is_until_the_user_s
     assert (
         not found["created"] and not found["private"] and any("is public, as it was" in one for one in found["notes"])
     )
-    assert (theirs / "cats.txt").read_text() == "cats" and "Distillery" in (theirs / "README.md").read_text()
+    assert "Distillery" in (theirs / "README.md").read_text() and commits(hub)[-1]["deleted"] == []
+    assert {(theirs / name).read_text() for name in ("cats.txt", "onnx/model_quantized.onnx")} == {"cats"}
 
 
 def test_a_repository_that_has_no_card_and_no_tag_is_not_ours_but_an_empty_one_is(push, hub):
@@ -284,6 +286,13 @@ def test_an_upload_that_is_cut_is_sent_again_and_a_push_that_broke_off_goes_on_f
     assert sum(line.startswith("PUT") for line in hub.asked) == 2 and len(commits(hub)) == 1
 
 
+@pytest.mark.parametrize("token", [f"{TOKEN}\n", f"{TOKEN} ", "hf_Schlüssel"])
+def test_a_token_that_cannot_be_one_is_refused_without_being_shown(hub, made, online, token):
+    with pytest.raises(UserError, match="characters in it that no token has") as refused:
+        push_student(made, "anna/student", token)
+    assert token.strip() not in f"{refused.value!r}" and not hub.asked
+
+
 def test_a_hub_that_cannot_be_reached_is_said(made, tmp_path):
     environment = {
         "HF_ENDPOINT": "http://127.0.0.1:9",
@@ -304,7 +313,7 @@ def test_a_hub_that_cannot_be_reached_is_said(made, tmp_path):
     [
         ("Fleurs d'été", "distillery-fleurs-d-ete"),
         ("a -- b..c", "distillery-a-b.c"),
-        (".../x.git", "distillery-x"),
+        (".../x.git.git", "distillery-x"),
         ("x" * 80, f"distillery-{'x' * 69}"),
         ("Öl & Gas_2", "distillery-ol-gas_2"),
     ],
@@ -418,6 +427,13 @@ def test_the_token_is_on_the_standard_input_of_the_pushing_process_and_nowhere_e
     assert "authorization" not in (job.path / "stderr.txt").read_text().lower()
     assert token.encode() not in everywhere(made.path, at_the_hub.root)
     assert not [line for line in at_the_hub.asked if token in line] and token not in json.dumps(at_the_hub.sent)
+
+
+def test_a_job_to_which_no_token_came_takes_no_other_that_is_on_this_machine(at_the_hub, made, tmp_path):
+    (tmp_path / "token").write_text(TOKEN)  # as `hf auth login` leaves it
+    start_push(made, "anna/student", "", PushSettings())
+    job = ended(made)
+    assert job.status() == "failed" and "No token came" in job.last("failed")["message"] and not at_the_hub.asked
 
 
 def test_a_push_can_be_cancelled_in_the_middle_of_an_upload_and_be_begun_again(at_the_hub, made):
