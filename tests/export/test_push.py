@@ -1,11 +1,14 @@
 """A student on the Hub: ``kd push`` and the job of the page, against a Hub on this machine, with the real libraries."""
 
+import io
 import json
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,24 +16,27 @@ from unittest.mock import patch
 
 import psutil
 import pytest
+from filelock import FileLock
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from kd.cli.main import parser
+from kd.cli.main import main, parser
 from kd.cli.options import given_settings
 from kd.config import DistillConfig
 from kd.distill import execute
 from kd.errors import UserError
 from kd.export.bundle import export_student, zipped
 from kd.export.card import command_of, hub_id
-from kd.export.job import job_of
+from kd.export.job import is_exporting, job_of
 from kd.export.push import PushSettings, check_push, default_name, push_student
 from kd.export.push_job import is_pushing, push_of, start_push
+from kd.runs.queue import slot_path
 from kd.runs.run import CLOSED, Run
 from kd.runs.store import create_run, local_owner
 from tests.support.command import kd
 from tests.support.hub import Hub, Trouble
 from tests.support.hub_writes import Account
+from tests.support.pages import until
 
 TOKEN, READER, VISITOR = "hf_annas_own_token", "hf_may_only_read", "hf_oauth_of_a_visitor"
 ACCOUNTS = {
@@ -83,13 +89,19 @@ def pushing(run: Path, repo: str | None, token: str, settings: PushSettings) -> 
 
 
 @pytest.fixture(scope="module")
-def client(hub: Hub, tmp_path_factory) -> Iterator[Callable[..., Any]]:
-    """``pushing`` in a process whose Hub is the small one."""
+def process(hub: Hub, tmp_path_factory) -> Iterator[ProcessPoolExecutor]:
+    """A process whose Hub is the small one."""
     environment = hub.environment(tmp_path_factory.mktemp("home"))
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         with patch.dict(os.environ, environment, clear=True):
             process.submit(os.getpid).result()  # it starts here, with the environment of this moment
-        yield lambda *asked: process.submit(pushing, *asked).result()
+        yield process
+
+
+@pytest.fixture(scope="module")
+def client(process) -> Callable[..., Any]:
+    """``pushing`` in that process."""
+    return lambda *asked: process.submit(pushing, *asked).result()
 
 
 @pytest.fixture
@@ -345,12 +357,9 @@ def test_a_name_that_the_hub_would_refuse_is_refused_before_anything_is_asked(na
     assert refused.value.kind == "name"
 
 
-def test_in_offline_mode_and_without_a_token_nothing_is_asked(made, tmp_path):
+def test_in_offline_mode_nothing_is_asked():
     with pytest.raises(UserError, match="offline mode is on"):
         check_push("anna/student", PushSettings())
-    environment = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_TOKEN": "", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = kd("push", made.id, "--runs-dir", made.path.parent, **environment)
-    assert done.returncode == 1 and "There is no token of yours here" in done.stderr and "hf auth login" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -451,19 +460,39 @@ def test_a_push_can_be_cancelled_in_the_middle_of_an_upload_and_be_begun_again(a
     assert job.status() == "done" and job.last("done")["url"] == f"{at_the_hub.url}/anna/student"
 
 
-def test_without_an_export_the_push_waits_for_one(at_the_hub, made, tmp_path, teacher):
+def test_without_an_export_the_push_waits_for_one(at_the_hub, made, tmp_path):
     run = create_run(made.config(), tmp_path, local_owner(tmp_path))
-    (run.path / "student").mkdir()
-    for file in teacher.iterdir():
-        (run.path / "student" / file.name).write_bytes(file.read_bytes())
-    run.append("started")
-    with run.work():
-        run.close("stopped")
-    start_push(run, "anna/waits", TOKEN, PushSettings())
+    for name in ("student", "arms", "report.json"):
+        (run.path / name).symlink_to(made.path / name)
+    run.append("done")
+    # The export of another process, which this one plays: what it makes is there already, elsewhere.
+    export = Run(run.path / "exporting")
+    export.path.mkdir()
+    shutil.copy(run.path / "config.json", export.path)
+    (export.path / "events.jsonl").touch()
+    export.append("started", pid=1)
+    with export.work():
+        start_push(run, "anna/waits", TOKEN, PushSettings())
+        until(lambda: push_of(run).last("queued"), 120)
+        assert push_of(run).last("queued")["device"] == "export" and push_of(run).last("started") is None
+        shutil.copytree(made.path / "export", run.path / "export")
+        export.close("done")
     job = ended(run)
     assert job.status() == "done", (job.path / "stderr.txt").read_text()
-    assert job.last("queued")["device"] == "export" and job_of(run).status() == "done"
-    assert "student_int8.onnx" in job.last("done")["files"]
+    assert "student.onnx" in job.last("done")["files"]
+
+
+def test_without_an_export_one_is_begun(at_the_hub, made, tmp_path):
+    run = create_run(made.config(), tmp_path, local_owner(tmp_path))
+    (run.path / "student").symlink_to(made.path / "student")
+    run.append("done")
+    with FileLock(slot_path(tmp_path, "cpu")):  # as a run that trains: the export waits for it
+        start_push(run, "anna/waits", TOKEN, PushSettings())
+        assert is_exporting(run) and is_pushing(run)
+        for job in (job_of(run), push_of(run)):
+            job.ask_to_stop()
+        assert ended(run).status() == "stopped" and not at_the_hub.asked
+        until(lambda: not is_exporting(run), 180)
 
 
 def test_a_student_that_cannot_be_exported_goes_out_for_transformers_alone_and_its_card_says_so(
@@ -490,9 +519,16 @@ def test_a_student_that_cannot_be_exported_goes_out_for_transformers_alone_and_i
 # --- The command line
 
 
-def test_kd_push_prints_the_address_and_with_json_all_that_was_done(hub, made, tmp_path):
-    environment = {**hub.environment(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
-    done = kd(
+def commanded(arguments: list[str], token: str) -> tuple[int, str, str]:
+    """Run ``kd`` in this process: its exit code, and what it prints on standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with patch.dict(os.environ, HF_TOKEN=token), redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_kd_push_prints_the_address_and_with_json_all_that_was_done(process, hub, made):
+    arguments = [
         "push",
         "last",
         "student",
@@ -501,18 +537,23 @@ def test_kd_push_prints_the_address_and_with_json_all_that_was_done(hub, made, t
         "--public",
         "--json",
         "--runs-dir",
-        made.path.parent,
-        **environment,
-    )
-    assert done.returncode == 0, done.stderr
-    address, last = done.stdout.splitlines()
+        str(made.path.parent),
+    ]
+    code, out, err = process.submit(commanded, arguments, TOKEN).result()
+    assert code == 0, err
+    address, last = out.splitlines()
     assert address == f"{hub.url}/anna/student" and not json.loads(last)["private"]
-    assert TOKEN not in done.stdout + done.stderr and "pushing the student of run" in done.stderr
+    assert TOKEN not in out + err and "pushing the student of run" in err
 
 
-def test_kd_push_names_the_option_where_a_repository_is_anothers_work(hub, made, tmp_path):
+def test_kd_push_names_the_option_where_a_repository_is_anothers_work(process, hub, made):
     put(hub, "anna/student", {"README.md": "# Cats"})
-    environment = {**hub.environment(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
-    done = kd("push", "last", "anna/student", "--runs-dir", made.path.parent, **environment)
-    assert done.returncode == 1 and "--overwrite" in done.stderr and "Traceback" not in done.stderr
+    arguments = ["push", "last", "anna/student", "--runs-dir", str(made.path.parent)]
+    code, out, err = process.submit(commanded, arguments, TOKEN).result()
+    assert (code, out) == (1, "") and "--overwrite" in err and "Traceback" not in err
     assert (hub.root / "models/anna/student/README.md").read_text() == "# Cats"
+
+
+def test_kd_push_asks_nothing_without_a_token_and_says_where_to_get_one(process, hub, made):
+    code, _, err = process.submit(commanded, ["push", "last", "--runs-dir", str(made.path.parent)], "").result()
+    assert code == 1 and "There is no token of yours here" in err and "hf auth login" in err and not hub.asked
