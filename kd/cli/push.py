@@ -7,6 +7,7 @@ from pathlib import Path
 from kd.cli.options import Command, add_json, own_run, quiet
 from kd.cli.screen import Screen
 from kd.errors import UserError
+from kd.export.bundle import find_export
 from kd.export.push import LICENSES, PushSettings, default_name, push_student
 from kd.export.push_job import work_on_push
 from kd.runs.run import Run
@@ -36,7 +37,8 @@ def push(options: argparse.Namespace) -> int:
     run, screen = own_run(options), Screen()
     settings = PushSettings(options.public, options.overwrite, options.license)
     screen.line(f"pushing the student of run {run.id} to {options.repo or default_name(run)}")
-    quiet()
+    if find_export(run) is None:
+        quiet()  # which loads those libraries: an export needs them, what follows does not
 
     def progress(stage: str, done: int, of: int) -> None:
         words = {

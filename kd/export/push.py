@@ -17,7 +17,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +113,7 @@ def push_student(
     run, settings = run if isinstance(run, Run) else Run(Path(run).resolve()), settings or PushSettings()
     check_has_student(run)
     check_push(repo, settings)
-    token = token or own_token()
+    token = check_token(token or own_token())
     results = exported(run, lambda done, of: progress("export", done, of))
     with _plain_http(), hold_export(run):
         return _Push(run, results, settings, token, progress).to(repo)
@@ -167,7 +167,8 @@ def default_name(run: Run) -> str:
     plain = unicodedata.normalize("NFKD", run.name().lower()).encode("ascii", "ignore").decode()  # "ö" to "o"
     words = re.sub(r"[^a-z0-9_.]+", "-", plain)
     words = re.sub(r"([-.])[-.]+", r"\1", words)[: LONGEST - len(PREFIX)].strip("-.")
-    return f"{PREFIX}{words.removesuffix('.git') or run.id}"
+    words = re.sub(r"(\.git)+$", "", words)  # by which the address of its files ends
+    return f"{PREFIX}{words or run.id}"
 
 
 def check_push(repo: str | None, settings: PushSettings) -> None:
@@ -206,6 +207,17 @@ def own_token() -> str:
     )
 
 
+def check_token(token: str) -> str:
+    """Return a token as it is. Raises ``UserError`` for what cannot be one: the HTTP library would show it in its error."""
+    if re.fullmatch(r"[!-~]+", token):
+        return token
+    raise UserError(
+        "Your token of the Hub has characters in it that no token has, such as a space or the end of a line. Copy it anew from "
+        f"{TOKENS}.",
+        kind="no token",
+    )
+
+
 # --- The push
 
 
@@ -216,7 +228,7 @@ class _Push:
     run: Run
     results: dict[str, Any]
     settings: PushSettings
-    token: str
+    token: str = field(repr=False)
     progress: Progress
 
     def to(self, repo: str | None) -> dict[str, Any]:
@@ -238,9 +250,8 @@ class _Push:
             files += [CommitOperationAdd(path, opened.enter_context(_Counted(file))) for path, file in self._files()]
             size = self._upload(api, name, files)
             paths = {one.path_in_repo for one in files}
-            gone = [
-                CommitOperationDelete(path) for path in sorted((there or {}).get("files", set()) & OF_EXPORT - paths)
-            ]
+            left = there["files"] & OF_EXPORT - paths if there and there["ours"] else set()
+            gone = [CommitOperationDelete(path) for path in sorted(left)]
             self.progress("commit", size, size)
             message = f"Push the student of run {self.run.id}"
             commit = self._ask(name, lambda: api.create_commit(name, [*files, *gone], commit_message=message))
@@ -260,7 +271,8 @@ class _Push:
         return self._ask(name, api.whoami)["name"]
 
     def _find(self, api: "HfApi", name: str) -> dict[str, Any] | None:
-        """Return what is known of a repository, ``private`` and its ``files``; ``None`` where there is none to be seen.
+        """Return what is known of a repository: whether it is ``ours`` and ``private``, and its ``files``; ``None`` where there
+        is none to be seen.
 
         Raises ``UserError`` where it is not one of ours. One without a file was made by a push that was cut short.
         """
@@ -272,13 +284,14 @@ class _Push:
             return None
         files = {one.rfilename for one in found.siblings or []}
         tags = (found.card_data and found.card_data.get("tags")) or []
-        if OURS not in tags and files - {".gitattributes"} and not self.settings.overwrite:
+        ours = OURS in tags or not files - {".gitattributes"}
+        if not ours and not self.settings.overwrite:
             raise UserError(
                 f"There is a repository {name} already, and Distillery has not made it: its card has no tag {OURS!r}. Choose another "
                 "name, or say that the student may be written over what is in it; files of other names stay.",
                 kind="taken",
             )
-        return {"private": bool(found.private), "files": files}
+        return {"ours": ours, "private": bool(found.private), "files": files}
 
     def _check_card(self, name: str, text: str) -> None:
         """Ask the Hub whether it takes the card's metadata, of which the licence is all that a user gives, before anything is

@@ -113,6 +113,8 @@ def work_on_push(run: Run) -> None:
         try:
             _wait_for_export(run, job)
             job.begin(resume=False)
+            if not token:  # else it would be looked for, and that of the server's owner may be found
+                raise UserError("No token came with the push: what started it ended at that moment. Push again.")
             settings = PushSettings(**{name: value for name, value in asked.items() if name != "repo"})
             with listening(lambda words: job.append("hub", message=words), job.stop_asked):
                 found = push_student(run, asked["repo"], token, settings, progress)

@@ -68,6 +68,7 @@ class Backup:
     # The copies that were not brought back.
     missed: list[str] = field(default_factory=list)
     is_open: bool = False
+    is_restored: bool = False
     tried: Event = field(default_factory=Event)
     alive: float = field(default_factory=time.monotonic)
     saved: tuple[float, dict[str, float]] = (0.0, {})
@@ -81,8 +82,15 @@ class Backup:
     def open(self) -> None:
         """Have the same secret here and there, and know when visitors were last seen.
 
-        Raises ``OtherBucket`` where the bucket has another secret than the folder, ``OSError`` where it is away.
+        Raises ``OtherBucket`` where the bucket has another secret than the folder, ``UserError`` where one of the two is in the
+        other, ``OSError`` where the bucket is away.
         """
+        runs, bucket = self.folder.resolve(), self.bucket.resolve()
+        if runs.is_relative_to(bucket) or bucket.is_relative_to(runs):
+            raise UserError(
+                f"it and the folder of runs, {runs}, are not apart, so that both would be lost together, or runs would work in "
+                "the bucket. Name another folder in KD_BUCKET or KD_RUNS_DIR"
+            )
         if not self.bucket.is_dir():
             raise FileNotFoundError(2, "there is no such folder", str(self.bucket))
         for kind in KINDS:
@@ -107,7 +115,7 @@ class Backup:
             for left in (self.folder / place).glob(BACK + "*"):
                 shutil.rmtree(left, ignore_errors=True)
         missing = [(place, copy) for place, copy in copies(self.bucket) if not (self.folder / place / copy.id).exists()]
-        self.done, self.of = 0, len(missing)
+        self.done, self.of, self.missed = 0, len(missing), []
         updated = time.monotonic()
         for place, copy in missing:
             if time.monotonic() - updated > RETRY_SECONDS:  # what is closed meanwhile does not wait for all
@@ -122,6 +130,7 @@ class Backup:
                 log.warning("%s was not brought back: %s", copy.id, problem)
                 self.missed.append(copy.id)
             self.done += 1
+        self.is_restored = True
         if self.of:
             log.warning("%d of %d copies were brought back from the bucket.", self.of - len(self.missed), self.of)
 
@@ -203,27 +212,31 @@ class Backup:
             return RESTORED.format(done=self.done, of=self.of)
         if self.missed:
             return MISSED.format(n=len(self.missed))
-        return KEPT if os.environ.get("SPACE_ID") else ""
+        return KEPT if self.is_restored and os.environ.get("SPACE_ID") else ""
 
     def work(self) -> None:
         """Restore, then copy for as long as the server lives."""
         while True:
-            try:
-                if not self.is_open:
-                    self.open()
-                    self.tried.set()
-                    self.restore()
-                fine = self.update()
-            except (OSError, UserError) as error:
-                self.fail(str(getattr(error, "strerror", None) or error))
-                fine = False
-            except Exception:
-                log.exception("the copies in the bucket")  # a thread that ended would keep nothing, and say nothing
-                self.fail("an error of this program, which its log tells")
-                fine = False
+            fine = self.step()
             self.tried.set()
             self.tick()
             time.sleep(POLL_SECONDS if fine else RETRY_SECONDS)
+
+    def step(self) -> bool:
+        """Do what has not been done of the start, then ``update``; return whether all of it worked."""
+        try:
+            if not self.is_open:
+                self.open()
+                self.tried.set()
+            if not self.is_restored:
+                self.restore()
+            return self.update()
+        except (OSError, UserError) as error:
+            self.fail(str(getattr(error, "strerror", None) or error))
+        except Exception:
+            log.exception("the copies in the bucket")  # a thread that ended would keep nothing, and say nothing
+            self.fail("an error of this program, which its log tells")
+        return False
 
 
 def key_of(path: Path) -> str:

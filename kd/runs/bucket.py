@@ -238,12 +238,15 @@ class Copy:
 
 
 def copies(bucket: Path) -> Iterator[tuple[str, Copy]]:
-    """Return the copies in a bucket, the newest first, each with the folder beside the runs that it belongs in."""
+    """Return the copies in a bucket, the newest first, each with the folder beside the runs that it belongs in.
+
+    Raises ``OSError`` where it cannot be read; ``Path.glob`` would call it empty then.
+    """
     found = [
-        (place, Copy(bucket / kind, file.stem))
+        (place, Copy(bucket / kind, name.removesuffix(".json")))
         for kind, place in KINDS.items()
-        for file in (bucket / kind).glob("*.json")
-        if ID.fullmatch(file.stem)
+        for name in os.listdir(bucket / kind)
+        if name.endswith(".json") and ID.fullmatch(name.removesuffix(".json"))
     ]
     return iter(sorted(found, key=lambda one: one[1].id, reverse=True))
 

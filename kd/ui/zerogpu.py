@@ -7,6 +7,7 @@ torch is imported, by ``spaces``; it is imported on such a Space alone, before a
 
 import math
 import os
+import re
 import time
 import traceback
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ _prepared = Event()
 
 def prepare() -> None:
     """Import what a piece needs into the page's process, in the background: ZeroGPU's process is forked from it, and would
-    else spend the visitor's time on it."""
+    else spend the visitor's time on it. Raises ``UserError`` where ``KD_ZEROGPU_SECONDS`` cannot be read."""
+    most_seconds()
 
     def load() -> None:
         try:
@@ -168,13 +170,23 @@ def note_error(run: Run) -> None:
 
 def amounts(run: Run, signed_in: bool) -> Iterator[int]:
     """Yield the seconds to ask for: what is left to do, as far as a visitor gets as much, then half of it each time."""
-    anonymous, known = map(int, os.environ.get("KD_ZEROGPU_SECONDS", MOST_SECONDS).split(","))
-    seconds = min(known if signed_in else anonymous, expected(run))
+    seconds = min(most_seconds()[signed_in], expected(run))
     while True:
         yield math.ceil(seconds)
         if seconds <= LEAST:
             return
         seconds = max(LEAST, seconds / 2)
+
+
+def most_seconds() -> tuple[int, int]:
+    """Return for how long a GPU is lent to an anonymous visitor, and to one who is signed in."""
+    text = os.environ.get("KD_ZEROGPU_SECONDS", MOST_SECONDS)
+    if not (found := re.fullmatch(r"\s*([1-9]\d{0,4})\s*,\s*([1-9]\d{0,4})\s*", text)):
+        raise UserError(
+            f"KD_ZEROGPU_SECONDS is {text!r}; expected two whole numbers of seconds, for an anonymous visitor and for one who is "
+            f"signed in, such as {MOST_SECONDS}."
+        )
+    return int(found[1]), int(found[2])
 
 
 def expected(run: Run) -> float:

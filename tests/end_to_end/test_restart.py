@@ -12,7 +12,7 @@ from kd.data.library.store import Library, import_dataset
 from kd.devtools.chaos import Page
 from kd.distill import execute
 from kd.export.bundle import export_student
-from kd.runs.backup import KEPT, LOST
+from kd.runs.backup import KEPT
 from kd.runs.bucket import Copy
 from kd.runs.run import Run
 from kd.runs.store import create_run
@@ -94,12 +94,3 @@ def test_after_a_restart_a_visitor_finds_runs_names_and_pictures_and_can_compare
 def archive_names(copy: Copy) -> list[str]:
     with tarfile.open(copy.folder / copy.read()["archive"]) as archive:
         return archive.getnames()
-
-
-def test_a_space_without_a_bucket_says_what_a_restart_loses(tmp_path):
-    site = Site(tmp_path, SPACE_ID="anna/distillery", GRADIO_SERVER_NAME="127.0.0.1")
-    site.start()
-    try:
-        assert rows(site)["lost"] == LOST
-    finally:
-        site.stop()

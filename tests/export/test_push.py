@@ -1,11 +1,15 @@
 """A student on the Hub: ``kd push`` and the job of the page, against a Hub on this machine, with the real libraries."""
 
+import io
 import json
 import os
 import shlex
+import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,24 +17,27 @@ from unittest.mock import patch
 
 import psutil
 import pytest
+from filelock import FileLock
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from kd.cli.main import parser
+from kd.cli.main import main, parser
 from kd.cli.options import given_settings
 from kd.config import DistillConfig
 from kd.distill import execute
 from kd.errors import UserError
 from kd.export.bundle import export_student, zipped
 from kd.export.card import command_of, hub_id
-from kd.export.job import job_of
+from kd.export.job import is_exporting, job_of
 from kd.export.push import PushSettings, check_push, default_name, push_student
 from kd.export.push_job import is_pushing, push_of, start_push
+from kd.runs.queue import slot_path
 from kd.runs.run import CLOSED, Run
 from kd.runs.store import create_run, local_owner
 from tests.support.command import kd
 from tests.support.hub import Hub, Trouble
 from tests.support.hub_writes import Account
+from tests.support.pages import until
 
 TOKEN, READER, VISITOR = "hf_annas_own_token", "hf_may_only_read", "hf_oauth_of_a_visitor"
 ACCOUNTS = {
@@ -83,13 +90,19 @@ def pushing(run: Path, repo: str | None, token: str, settings: PushSettings) -> 
 
 
 @pytest.fixture(scope="module")
-def client(hub: Hub, tmp_path_factory) -> Iterator[Callable[..., Any]]:
-    """``pushing`` in a process whose Hub is the small one."""
+def process(hub: Hub, tmp_path_factory) -> Iterator[ProcessPoolExecutor]:
+    """A process whose Hub is the small one."""
     environment = hub.environment(tmp_path_factory.mktemp("home"))
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         with patch.dict(os.environ, environment, clear=True):
             process.submit(os.getpid).result()  # it starts here, with the environment of this moment
-        yield lambda *asked: process.submit(pushing, *asked).result()
+        yield process
+
+
+@pytest.fixture(scope="module")
+def client(process) -> Callable[..., Any]:
+    """``pushing`` in that process."""
+    return lambda *asked: process.submit(pushing, *asked).result()
 
 
 @pytest.fixture
@@ -191,7 +204,8 @@ def test_what_an_earlier_push_has_left_of_another_export_is_deleted_and_what_the
 
 
 def test_a_repository_that_a_push_has_not_made_is_left_as_it_is_until_the_user_says_so(push, hub):
-    theirs = put(hub, "anna/student", {"README.md": "---\ntags: [cats]\n---\n# Cats", "cats.txt": "cats"})
+    card = "---\ntags: [cats]\n---\n# Cats"
+    theirs = put(hub, "anna/student", {"README.md": card, "cats.txt": "cats", "onnx/model_quantized.onnx": "cats"})
     with pytest.raises(UserError, match="Distillery has not made it") as refused:
         push()
     assert refused.value.kind == "taken" and not [line for line in hub.asked if not line.startswith("GET")]
@@ -199,7 +213,8 @@ def test_a_repository_that_a_push_has_not_made_is_left_as_it_is_until_the_user_s
     assert (
         not found["created"] and not found["private"] and any("is public, as it was" in one for one in found["notes"])
     )
-    assert (theirs / "cats.txt").read_text() == "cats" and "Distillery" in (theirs / "README.md").read_text()
+    assert "Distillery" in (theirs / "README.md").read_text() and commits(hub)[-1]["deleted"] == []
+    assert {(theirs / name).read_text() for name in ("cats.txt", "onnx/model_quantized.onnx")} == {"cats"}
 
 
 def test_a_repository_that_has_no_card_and_no_tag_is_not_ours_but_an_empty_one_is(push, hub):
@@ -284,6 +299,13 @@ def test_an_upload_that_is_cut_is_sent_again_and_a_push_that_broke_off_goes_on_f
     assert sum(line.startswith("PUT") for line in hub.asked) == 2 and len(commits(hub)) == 1
 
 
+@pytest.mark.parametrize("token", [f"{TOKEN}\n", f"{TOKEN} ", "hf_Schlüssel"])
+def test_a_token_that_cannot_be_one_is_refused_without_being_shown(hub, made, online, token):
+    with pytest.raises(UserError, match="characters in it that no token has") as refused:
+        push_student(made, "anna/student", token)
+    assert token.strip() not in f"{refused.value!r}" and not hub.asked
+
+
 def test_a_hub_that_cannot_be_reached_is_said(made, tmp_path):
     environment = {
         "HF_ENDPOINT": "http://127.0.0.1:9",
@@ -304,7 +326,7 @@ def test_a_hub_that_cannot_be_reached_is_said(made, tmp_path):
     [
         ("Fleurs d'été", "distillery-fleurs-d-ete"),
         ("a -- b..c", "distillery-a-b.c"),
-        (".../x.git", "distillery-x"),
+        (".../x.git.git", "distillery-x"),
         ("x" * 80, f"distillery-{'x' * 69}"),
         ("Öl & Gas_2", "distillery-ol-gas_2"),
     ],
@@ -336,12 +358,9 @@ def test_a_name_that_the_hub_would_refuse_is_refused_before_anything_is_asked(na
     assert refused.value.kind == "name"
 
 
-def test_in_offline_mode_and_without_a_token_nothing_is_asked(made, tmp_path):
+def test_in_offline_mode_nothing_is_asked():
     with pytest.raises(UserError, match="offline mode is on"):
         check_push("anna/student", PushSettings())
-    environment = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_TOKEN": "", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = kd("push", made.id, "--runs-dir", made.path.parent, **environment)
-    assert done.returncode == 1 and "There is no token of yours here" in done.stderr and "hf auth login" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -405,12 +424,14 @@ def everywhere(*folders: Path) -> bytes:
 
 @pytest.mark.parametrize("token", [TOKEN, READER], ids=["pushed", "refused"])
 def test_the_token_is_on_the_standard_input_of_the_pushing_process_and_nowhere_else(at_the_hub, made, token):
-    at_the_hub.troubles[:] = [Trouble("GET /api/models/anna/student", delay=4)]
+    seen = threading.Event()
+    at_the_hub.troubles[:] = [Trouble("GET /api/models/anna/student", until=seen)]
     job = start_push(made, "anna/student", token, PushSettings())
     process = process_of(made)
     told = [*process.cmdline(), *process.environ().values(), *process.environ()]
     assert "push" in told and not [text for text in told if token in text or "hf_of_the_server" in text]
     assert start_push(made, "anna/other", TOKEN, PushSettings()) == job  # a second click finds it
+    seen.set()
     ended(made)
     assert job.status() == ("done" if token == TOKEN else "failed"), (job.path / "stderr.txt").read_text()
     assert (job.last("failed") or {}).get("kind") == (None if token == TOKEN else "403")
@@ -420,34 +441,62 @@ def test_the_token_is_on_the_standard_input_of_the_pushing_process_and_nowhere_e
     assert not [line for line in at_the_hub.asked if token in line] and token not in json.dumps(at_the_hub.sent)
 
 
+def test_a_job_to_which_no_token_came_takes_no_other_that_is_on_this_machine(at_the_hub, made, tmp_path):
+    (tmp_path / "token").write_text(TOKEN)  # as `hf auth login` leaves it
+    start_push(made, "anna/student", "", PushSettings())
+    job = ended(made)
+    assert job.status() == "failed" and "No token came" in job.last("failed")["message"] and not at_the_hub.asked
+
+
 def test_a_push_can_be_cancelled_in_the_middle_of_an_upload_and_be_begun_again(at_the_hub, made):
-    at_the_hub.troubles[:] = [Trouble("PUT /lfs/", delay=60)]
+    cancelled = threading.Event()
+    at_the_hub.troubles[:] = [Trouble("PUT /lfs/", until=cancelled)]
     start_push(made, "anna/student", TOKEN, PushSettings())
     end = time.monotonic() + 300
     while not any(line.startswith("PUT") for line in at_the_hub.asked):
         assert time.monotonic() < end and is_pushing(made), (push_of(made).path / "stderr.txt").read_text()
         time.sleep(0.1)
     push_of(made).ask_to_stop()
-    began = time.monotonic()
-    assert ended(made).status() == "stopped" and time.monotonic() - began < 50 and not commits(at_the_hub)
+    assert ended(made).status() == "stopped" and not commits(at_the_hub)
+    cancelled.set()
     start_push(made, "anna/student", TOKEN, PushSettings())
     job = ended(made)
     assert job.status() == "done" and job.last("done")["url"] == f"{at_the_hub.url}/anna/student"
 
 
-def test_without_an_export_the_push_waits_for_one(at_the_hub, made, tmp_path, teacher):
+def test_without_an_export_the_push_waits_for_one(at_the_hub, made, tmp_path):
     run = create_run(made.config(), tmp_path, local_owner(tmp_path))
-    (run.path / "student").mkdir()
-    for file in teacher.iterdir():
-        (run.path / "student" / file.name).write_bytes(file.read_bytes())
-    run.append("started")
-    with run.work():
-        run.close("stopped")
-    start_push(run, "anna/waits", TOKEN, PushSettings())
+    for name in ("student", "arms", "report.json"):
+        (run.path / name).symlink_to(made.path / name)
+    run.append("done")
+    # The export of another process, which this one plays: what it makes is there already, elsewhere.
+    export = Run(run.path / "exporting")
+    export.path.mkdir()
+    shutil.copy(run.path / "config.json", export.path)
+    (export.path / "events.jsonl").touch()
+    export.append("started", pid=1)
+    with export.work():
+        start_push(run, "anna/waits", TOKEN, PushSettings())
+        until(lambda: push_of(run).last("queued"), 120)
+        assert push_of(run).last("queued")["device"] == "export" and push_of(run).last("started") is None
+        shutil.copytree(made.path / "export", run.path / "export")
+        export.close("done")
     job = ended(run)
     assert job.status() == "done", (job.path / "stderr.txt").read_text()
-    assert job.last("queued")["device"] == "export" and job_of(run).status() == "done"
-    assert "student_int8.onnx" in job.last("done")["files"]
+    assert "student.onnx" in job.last("done")["files"]
+
+
+def test_without_an_export_one_is_begun(at_the_hub, made, tmp_path):
+    run = create_run(made.config(), tmp_path, local_owner(tmp_path))
+    (run.path / "student").symlink_to(made.path / "student")
+    run.append("done")
+    with FileLock(slot_path(tmp_path, "cpu")):  # as a run that trains: the export waits for it
+        start_push(run, "anna/waits", TOKEN, PushSettings())
+        assert is_exporting(run) and is_pushing(run)
+        for job in (job_of(run), push_of(run)):
+            job.ask_to_stop()
+        assert ended(run).status() == "stopped" and not at_the_hub.asked
+        until(lambda: not is_exporting(run), 180)
 
 
 def test_a_student_that_cannot_be_exported_goes_out_for_transformers_alone_and_its_card_says_so(
@@ -474,9 +523,16 @@ def test_a_student_that_cannot_be_exported_goes_out_for_transformers_alone_and_i
 # --- The command line
 
 
-def test_kd_push_prints_the_address_and_with_json_all_that_was_done(hub, made, tmp_path):
-    environment = {**hub.environment(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
-    done = kd(
+def commanded(arguments: list[str], token: str) -> tuple[int, str, str]:
+    """Run ``kd`` in this process: its exit code, and what it prints on standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with patch.dict(os.environ, HF_TOKEN=token), redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_kd_push_prints_the_address_and_with_json_all_that_was_done(process, hub, made):
+    arguments = [
         "push",
         "last",
         "student",
@@ -485,18 +541,23 @@ def test_kd_push_prints_the_address_and_with_json_all_that_was_done(hub, made, t
         "--public",
         "--json",
         "--runs-dir",
-        made.path.parent,
-        **environment,
-    )
-    assert done.returncode == 0, done.stderr
-    address, last = done.stdout.splitlines()
+        str(made.path.parent),
+    ]
+    code, out, err = process.submit(commanded, arguments, TOKEN).result()
+    assert code == 0, err
+    address, last = out.splitlines()
     assert address == f"{hub.url}/anna/student" and not json.loads(last)["private"]
-    assert TOKEN not in done.stdout + done.stderr and "pushing the student of run" in done.stderr
+    assert TOKEN not in out + err and "pushing the student of run" in err
 
 
-def test_kd_push_names_the_option_where_a_repository_is_anothers_work(hub, made, tmp_path):
+def test_kd_push_names_the_option_where_a_repository_is_anothers_work(process, hub, made):
     put(hub, "anna/student", {"README.md": "# Cats"})
-    environment = {**hub.environment(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
-    done = kd("push", "last", "anna/student", "--runs-dir", made.path.parent, **environment)
-    assert done.returncode == 1 and "--overwrite" in done.stderr and "Traceback" not in done.stderr
+    arguments = ["push", "last", "anna/student", "--runs-dir", str(made.path.parent)]
+    code, out, err = process.submit(commanded, arguments, TOKEN).result()
+    assert (code, out) == (1, "") and "--overwrite" in err and "Traceback" not in err
     assert (hub.root / "models/anna/student/README.md").read_text() == "# Cats"
+
+
+def test_kd_push_asks_nothing_without_a_token_and_says_where_to_get_one(process, hub, made):
+    code, _, err = process.submit(commanded, ["push", "last", "--runs-dir", str(made.path.parent)], "").result()
+    assert code == 1 and "There is no token of yours here" in err and "hf auth login" in err and not hub.asked

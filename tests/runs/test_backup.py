@@ -254,6 +254,29 @@ def test_a_bucket_that_is_away_is_a_sentence_and_is_used_once_it_is_there(folder
     assert Copy.of(run.path, bucket).read()["small"]["name"] == "meanwhile"
 
 
+def test_a_bucket_that_cannot_be_read_at_the_start_is_brought_back_once_it_can(folder, bucket, monkeypatch):
+    run = finished(folder)
+    serve(folder, bucket)
+    lose_disk(folder)
+    server = Backup(folder, bucket)
+    server.open()
+    shutil.move(bucket / "sweeps", away := bucket.with_name("away"))
+    monkeypatch.setenv("SPACE_ID", "a/b")
+    assert not server.step() and "trouble since" in server.words() and not run.path.exists()
+    shutil.move(away, bucket / "sweeps")
+    assert server.step() and server.words() == backup.KEPT and run.status() == "done"
+
+
+@pytest.mark.parametrize(("runs", "bucket"), [("a", "a"), ("a", "a/b"), ("a/b", "a")])
+def test_a_bucket_that_is_not_apart_from_the_runs_is_refused_in_words(tmp_path, runs, bucket):
+    run = finished(tmp_path / runs)
+    (tmp_path / bucket).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    server = Backup(tmp_path / runs, tmp_path / bucket)
+    assert not server.step() and "are not apart" in server.words() and "KD_BUCKET or KD_RUNS_DIR" in server.words()
+    assert sorted(tmp_path.rglob("*")) == before and run.status() == "done"
+
+
 def test_a_full_bucket_keeps_the_copies_that_it_has_and_no_half_one(folder, bucket):
     small = finished(folder)
     try:

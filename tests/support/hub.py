@@ -5,7 +5,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,13 +25,13 @@ OF_SPACE = re.compile(r"/api/spaces/(?P<id>[^/]+/[^/]+)/(?P<what>runtime|variabl
 
 @dataclass(frozen=True)
 class Trouble:
-    """What becomes of the next request whose line has ``where`` in it: an answer after ``delay`` seconds, with another
+    """What becomes of the next request whose line has ``where`` in it: an answer once ``until`` is set, with another
     ``status`` (and ``body``), or cut after so many bytes: a download's answer, or what a client sends."""
 
     where: str
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
-    delay: float = 0.0
+    until: threading.Event | None = None
     cut: int | None = None
     body: bytes = b""
 
@@ -139,7 +138,8 @@ class Request(Writes):
         trouble = next((one for one in self.server.troubles if one.where in line), None)
         if trouble:
             self.server.troubles.remove(trouble)
-            time.sleep(trouble.delay)
+            if trouble.until:
+                trouble.until.wait(300)
         return trouble
 
     def was_answered(self, trouble: Trouble | None) -> bool:

@@ -17,6 +17,7 @@ from kd.config import DistillConfig
 from kd.data.library.store import Upload
 from kd.experiments.grid import Grid
 from kd.experiments.sweep import create_sweep
+from kd.runs.backup import LOST
 from kd.runs.run import Run
 from kd.runs.store import create_run, delete_run, find_run
 from kd.system.ids import owner_hash
@@ -168,6 +169,10 @@ def on_a_space(monkeypatch, **variables: str) -> None:
     there = {"SYSTEM": "spaces", "SPACE_ID": "a/b", **dict.fromkeys(login.VARIABLES, "x"), **variables}
     for name, value in there.items():
         monkeypatch.setenv(name, value)
+
+
+def test_a_space_without_a_bucket_says_what_a_restart_loses(space):
+    assert space.call("runs", "rows", {"owner": "a" * 32})["lost"] == LOST
 
 
 def test_there_is_no_button_without_oauth_and_none_where_gradio_would_let_in_everybody(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +93,8 @@ def opened(site: Site, run: Run, width: int = 1280) -> Page:
 
 
 def test_a_student_is_pushed_by_keyboard_followed_through_a_reload_and_found_at_its_address(site, hub, run):
-    hub.troubles[:] = [Trouble("PUT /lfs/", delay=8)]
+    seen = threading.Event()
+    hub.troubles[:] = [Trouble("PUT /lfs/", until=seen)]
     page = opened(site, run)
     name = page.get_by_label("Repository, OWNER/NAME")
     expect(name).to_have_value("distillery-two-flowers")
@@ -111,6 +113,7 @@ def test_a_student_is_pushed_by_keyboard_followed_through_a_reload_and_found_at_
     assert serious(page) == []
     page.reload()
     expect(page.get_by_role("button", name="Cancel the push")).to_be_visible()
+    seen.set()
     address = page.get_by_role("link", name=f"{hub.url}/anna/by-keyboard")
     expect(address).to_be_visible()
     expect(page.locator(".kd-pushing")).to_have_text("Pushed.")
@@ -150,7 +153,8 @@ def test_on_a_phone_a_refusal_is_read_without_scrolling_sideways_and_a_push_is_c
     page.get_by_role("button", name="Push to the Hub").click()
     expect(page.locator(".kd-pushing")).to_contain_text("(403): your token may not write to ben/flowers")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and serious(page) == []
-    hub.troubles[:] = [Trouble("PUT /lfs/", delay=20), Trouble("PUT /lfs/", delay=20)]
+    cancelled = threading.Event()
+    hub.troubles[:] = [Trouble("PUT /lfs/", until=cancelled)] * 2
     shutil.rmtree(hub.root / "models/anna", ignore_errors=True)
     hub.stored.clear()
     page.get_by_label("Repository, OWNER/NAME").fill("flowers")
@@ -159,6 +163,7 @@ def test_on_a_phone_a_refusal_is_read_without_scrolling_sideways_and_a_push_is_c
     page.get_by_role("button", name="Cancel the push").click()
     expect(page.locator(".kd-pushing")).to_contain_text("Cancelled")
     hub.troubles.clear()
+    cancelled.set()
 
 
 def scripted(site: Site, function: str, data: dict, headers: dict[str, str], open=urllib.request.urlopen) -> dict:

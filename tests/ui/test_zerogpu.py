@@ -103,6 +103,17 @@ def test_the_time_that_is_asked_for_depends_on_the_visitor_and_on_what_is_left_t
     assert next(zerogpu.amounts(waiting, True)) == 44
 
 
+def test_the_owner_of_a_space_says_how_long_a_gpu_is_lent_and_learns_at_the_start_what_cannot_be_read(
+    waiting, monkeypatch
+):
+    monkeypatch.setenv("KD_ZEROGPU_SECONDS", "30, 60")
+    assert (next(zerogpu.amounts(waiting, False)), next(zerogpu.amounts(waiting, True))) == (30, 60)
+    for text in ("", "80", "80,x", "0,200"):
+        monkeypatch.setenv("KD_ZEROGPU_SECONDS", text)
+        with pytest.raises(UserError, match="expected two whole numbers of seconds"):
+            zerogpu.prepare()
+
+
 def test_a_quota_that_is_used_up_pauses_the_run_and_is_no_failure(waiting, space):
     (space / "quota").write_text("9")
     paused = lend(waiting)
