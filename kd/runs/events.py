@@ -88,6 +88,17 @@ RunPlan = TypedDict(
 )
 
 
+class Stream(Event):
+    """A streamed dataset has been read to its end. ``folder``: what is kept of it, in the cache's. ``read`` images were read
+    in ``seconds``, of which ``anew`` by the pass that ended now (others before it was stopped, or by another run)."""
+
+    folder: str
+    read: int
+    seconds: float
+    cache: Literal["hit", "miss", "partial"]
+    pixels: bool  # whether decoded images are kept
+
+
 class Data(Event):
     """The images, decoded. ``validation_pictures`` and ``test_pictures`` are fingerprints."""
 
@@ -256,6 +267,7 @@ OF_RUNS: dict[str, Any] = {
     "progress": Progress,
     "hub": Hub,
     "plan": RunPlan,
+    "stream": Stream,
     "data": Data,
     "models": Models,
     "teacher": Teacher,
