@@ -58,6 +58,12 @@ def load_splits(config: DistillConfig) -> Splits:
 
     Raises ``UserError`` for everything that a user can correct.
     """
+    if config.streaming == "yes":
+        raise UserError(
+            "This looks at pictures of the whole dataset again and again, which a stream does not allow. Leave out --streaming, or "
+            "name one of its files as the dataset.",
+            setting="streaming",
+        )
     said: list[str] = []
     source = load_source(config, said)
     found = _pick_splits(source, config)

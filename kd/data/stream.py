@@ -103,7 +103,7 @@ class Stream:
 
         if self.hub is None:
             explained_files(f"The {self.name} split", fail)
-        from_hub("dataset", self.hub, fail, is_local=True)
+        explained_files(self.hub, lambda: from_hub("dataset", self.hub, fail, is_local=True))
 
     def _read(self, rows: Iterator[Any], done: int) -> list[Row]:
         """Return the next rows, ``CHUNK_ROWS`` or ``CHUNK_BYTES`` of them; none at the end."""
@@ -123,7 +123,7 @@ class Stream:
         """Return some of the first rows of several of its files."""
         if self.hub is None:
             return explained_files(f"The {self.name} split", self._sample)
-        return from_hub("dataset", self.hub, self._sample, is_local=True)
+        return explained_files(self.hub, lambda: from_hub("dataset", self.hub, self._sample, is_local=True))
 
     def _sample(self) -> list[Row]:
         parts = min(LOOKED_IN, self.dataset.num_shards)
@@ -255,7 +255,7 @@ def _open_hub(config: DistillConfig) -> Source:
         found = {split: found[actual] for split, actual in pick_names(list(found), config).items()}
         return _source(builder, found, config, repr((name, builder.config.name, commit)), name)
 
-    return from_hub("dataset", name, load)
+    return explained_files(name, lambda: from_hub("dataset", name, load))
 
 
 def _source(builder: Any, found: Any, config: DistillConfig, identity: str, hub: str | None = None) -> Source:

@@ -7,6 +7,7 @@ import io
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,7 @@ def measure_scale(sizes: list[int], tell: Callable[[str], None], **settings: Any
             write_pictures(pictures, size)
             tell(f"a run on {size:,} pictures")
             run = create_run(config_for(folder / "teacher", pictures, **settings), folder / f"runs-{size}", "bench")
-            memory = sampled(run)
-            found.append({**figures(run, size), **memory})
+            found.append(figures(run, size, sampled(run)))
     return found
 
 
@@ -104,61 +104,91 @@ def jpeg(pattern: np.ndarray, rng: np.random.Generator) -> bytes:
     return data.getvalue()
 
 
-def sampled(run: Run) -> dict[str, float]:
-    """Work on a run in its own process; return the most memory that this had of its own, in MB, and that it and its worker
-    processes had together. Raises ``UserError`` where the run does not end."""
-    process, peak, together = start_run(run), 0.0, 0.0
+@dataclass
+class Samples:
+    """What was seen of a run's process: the most memory that it had of its own, and together with its workers, in MB; and
+    at which times it had used how many CPU seconds, workers that have ended included."""
+
+    peak: float = 0.0
+    with_workers: float = 0.0
+    times: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def take(self, pid: int) -> None:
+        """Look at the process ``pid`` once; one that has ended is not seen."""
+        try:
+            process = psutil.Process(pid)
+            used, children = process.cpu_times(), [child.pid for child in process.children(recursive=True)]
+        except psutil.Error:
+            return
+        own = private_megabytes(pid) or 0.0
+        self.peak = max(self.peak, own)
+        # What a forked worker still shares with its parent counts again.
+        self.with_workers = max(self.with_workers, own + sum(private_megabytes(one) or 0.0 for one in children))
+        self.times.append(time.time())
+        self.cpu.append(used.user + used.system + used.children_user + used.children_system)
+
+    def cpu_at(self, moments: list[float]) -> list[float]:
+        """Return the CPU seconds used by each of these moments, read off the samples around it."""
+        return np.interp(moments, self.times, self.cpu).tolist()
+
+
+def sampled(run: Run) -> Samples:
+    """Work on a run in its own process, and look at it until it ends. Raises ``UserError`` where the run is not done."""
+    process, samples = start_run(run), Samples()
     try:
         while process.poll() is None:
-            own = private_megabytes(process.pid) or 0.0
-            peak, together = max(peak, own), max(together, own + sum(_of_children(process.pid)))
+            samples.take(process.pid)
             time.sleep(SAMPLING)
     finally:  # the benchmark itself may be asked to end
         process.kill()
     if run.status() != "done":
         last = run.last("failed", "stopped") or {}
         raise UserError(f"The run of the benchmark has {run.status()}: {last.get('message', 'see its stderr.txt')}")
-    return {"peak_mb": round(peak), "peak_with_workers_mb": round(together)}
+    return samples
 
 
-def _of_children(pid: int) -> list[float]:
-    """Return the memory of a process's children, MB. What they still share with it counts again."""
-    try:
-        children = psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
-    return [private_megabytes(child.pid) or 0.0 for child in children]
-
-
-def figures(run: Run, pictures: int) -> dict[str, Any]:
-    """Return ``pictures``, ``seconds`` in all and by stage in ``stages``, and the images/s of the stream and of training."""
+def figures(run: Run, pictures: int, samples: Samples) -> dict[str, Any]:
+    """Return ``pictures``; ``seconds`` and ``cpu_seconds``, in all and by stage; images/s of the stream and of training, of
+    the clock and of a CPU second; and ``peak_mb``."""
     events = {event["event"]: event for event in run.events()}  # the last of each
     at = {name: event["time"] for name, event in events.items()}
-    begun, streamed = at["started"], events["stream"]["seconds"]
-    training = run.report()["train"]
-    ends = {
-        "start": at["stream"] - streamed, "stream": at["stream"], "open": at["models"], "teacher": at["teacher"],
-        "targets": at["targets"], "training": at["eval"], "test": at["arm"], "the rest": at["done"],
-    }  # fmt: skip
-    stages = dict(zip(STAGES, np.diff([begun, *(ends[stage] for stage in STAGES)]).tolist(), strict=True))
+    streamed, read = events["stream"]["seconds"], events["stream"]["read"]
+    ends = [
+        at["stream"] - streamed, at["stream"], at["models"], at["teacher"], at["targets"], at["eval"], at["arm"], at["done"],
+    ]  # fmt: skip
+    moments = [at["started"], *ends]
+    seconds = dict(zip(STAGES, np.diff(moments).round(1).tolist(), strict=True))
+    cpu = dict(zip(STAGES, np.diff(samples.cpu_at(moments)).round(1).tolist(), strict=True))
     return {
         "pictures": pictures,
-        "seconds": round(at["done"] - begun, 1),
-        "stages": {stage: round(seconds, 1) for stage, seconds in stages.items()},
-        "streamed_per_second": round(events["stream"]["read"] / streamed, 1),
-        "images_per_second": training["images_per_second"],
+        "seconds": round(at["done"] - at["started"], 1),
+        "stages": seconds,
+        "cpu_seconds": round(sum(cpu.values()), 1),
+        "cpu_stages": cpu,
+        "streamed_per_second": round(read / streamed, 1),
+        "streamed_per_cpu_second": round(read / max(cpu["stream"], 0.1), 1),
+        "images_per_second": run.report()["train"]["images_per_second"],
+        "trained_per_cpu_second": round(pictures / max(cpu["training"], 0.1), 1),
         "accuracy": run.report()["student"]["accuracy"],
+        "peak_mb": round(samples.peak),
+        "peak_with_workers_mb": round(samples.with_workers),
     }
 
 
 def rows(found: list[dict[str, Any]]) -> list[list[str]]:
-    """Format what ``measure_scale`` returned as a table: the head, then a line for each number of images."""
-    head = ["pictures", "s", "streamed/s", "trained/s", "peak MB", "with workers", *STAGES]
-    return [head] + [
-        [
-            f"{one['pictures']:,}", f"{one['seconds']:,.0f}", f"{one['streamed_per_second']:,.0f}",
-            f"{one['images_per_second']:,.0f}", f"{one['peak_mb']:,}", f"{one['peak_with_workers_mb']:,}",
-            *(f"{one['stages'][stage]:,.1f}" for stage in STAGES),
-        ]
-        for one in found
-    ]  # fmt: skip
+    """Format what ``measure_scale`` returned as a table: the head, then for each number of images a line of seconds by the
+    clock and a line of CPU seconds."""
+    lines = [["pictures", "", "all", *STAGES, "streamed/s", "trained/s", "peak MB", "with workers"]]
+    for one in found:
+        for what, all_, stages, streamed, trained in (
+            ("s", "seconds", "stages", "streamed_per_second", "images_per_second"),
+            ("CPU s", "cpu_seconds", "cpu_stages", "streamed_per_cpu_second", "trained_per_cpu_second"),
+        ):
+            first = what == "s"
+            lines.append([
+                f"{one['pictures']:,}" if first else "", what, f"{one[all_]:,.0f}",
+                *(f"{one[stages][stage]:,.1f}" for stage in STAGES), f"{one[streamed]:,.0f}", f"{one[trained]:,.0f}",
+                *((f"{one['peak_mb']:,}", f"{one['peak_with_workers_mb']:,}") if first else ("", "")),
+            ])  # fmt: skip
+    return lines

@@ -306,6 +306,7 @@ class Pass:
                         progress.chunks + 1,
                     )
                     progress.count("read", len(rows))
+                    limits.check_pictures(progress.counts["read"], len(self.opened.source.classes))
                     progress.seconds = time.perf_counter() - began
                     progress.save(self.folder)
                     self._report(stream, progress)
