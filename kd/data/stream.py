@@ -119,6 +119,16 @@ class Stream:
                 break
         return found
 
+    def parquet_rows(self) -> ParquetRows:
+        """Return its images as rows that can be read again. The footers of all its files are read for that."""
+
+        def load() -> ParquetRows:
+            return ParquetRows.of(self.files, self.column)
+
+        if self.hub is None:
+            return explained_files(f"The {self.name} split", load)
+        return explained_files(self.hub, lambda: from_hub("dataset", self.hub, load, is_local=True))
+
     def sample(self) -> list[Row]:
         """Return some of the first rows of several of its files."""
         if self.hub is None:

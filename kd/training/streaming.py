@@ -35,7 +35,7 @@ from kd.data.stream_files import (
     read_rows,
     write_rows,
 )
-from kd.data.streamed import ParquetRows, StreamedRows
+from kd.data.streamed import StreamedRows
 from kd.data.views import Frame, Views
 from kd.errors import UserError
 from kd.system.files import npy_writer, write_whole
@@ -84,7 +84,11 @@ class Opened:
 
     def key(self, config: DistillConfig) -> str:
         """Return a hash of all that the files of a pass depend on."""
-        names = (*OF_PICTURES, "label_map", "duplicates", "targets")
+        names = [*OF_PICTURES, "label_map", "duplicates", "targets"]
+        if not self.source.splits[
+            "train"
+        ].files:  # then the first view cannot be filed again under another recipe of views
+            names.append("crop_area")
         settings = [value for name, value in config.to_dict().items() if name in names]
         teacher = self.teacher and (self.teacher.key(), self.compute.precision, self.compute.device.type)
         taught = config.teacher != NO_TEACHER and config.lambda_ > 0
@@ -426,8 +430,7 @@ class Pass:
         fingerprint = StreamedRows(**kept, sample=None).fingerprint()
         files = source.splits["train"].files
         if files:
-            rows = ParquetRows.of(files, source.splits["train"].column)
-            np.save(self.folder / "groups.npy", rows.groups)
+            np.save(self.folder / "groups.npy", source.splits["train"].parquet_rows().groups)
         made = self._place_products(fingerprint, progress)
         return {
             "classes": source.classes, "labelled": source.labelled, "said": self._said(progress), "files": files,

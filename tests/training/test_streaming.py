@@ -16,8 +16,10 @@ from kd.data.pixels import fingerprint
 from kd.data.stream import split_of
 from kd.distill import execute
 from kd.errors import UserError
+from kd.evaluation.dataset_check import check_dataset
 from kd.runs.run import Run
 from kd.training import setup
+from kd.training.estimate import estimate
 from kd.training.streaming import load_job_splits
 from tests.support.paths import ROOT
 from tests.support.runs import make_run
@@ -65,8 +67,8 @@ def streamed(small, shards) -> dict:
 
 @pytest.fixture
 def few_rows(monkeypatch) -> None:
-    """Chunks of seven rows, so that a toy has many."""
-    monkeypatch.setattr(stream, "CHUNK_ROWS", 7)
+    """Chunks of a few rows, so that a toy has several."""
+    monkeypatch.setattr(stream, "CHUNK_ROWS", 32)
 
 
 def kept(run: Run) -> dict[str, np.ndarray]:
@@ -79,20 +81,32 @@ def kept(run: Run) -> dict[str, np.ndarray]:
     }
 
 
-def test_a_stream_makes_the_same_pixels_targets_and_scores_as_the_files_read_at_once(streamed, few_rows, tmp_path):
-    runs = [make_run({**streamed, "streaming": way}, tmp_path / way) for way in ("no", "yes")]
-    for run in runs:
-        execute(run)
-    at_once, in_a_stream = map(kept, runs)
-    assert at_once.keys() == in_a_stream.keys() and any("view-1" in name for name in at_once)
-    for name, values in at_once.items():
-        np.testing.assert_allclose(values, in_a_stream[name], atol=1e-4, err_msg=name)
-    one, other = (run.report() for run in runs)
+def test_a_stream_makes_the_same_pixels_targets_and_scores_as_the_files_read_at_once(
+    streamed, few_rows, tmp_path, monkeypatch
+):
+    at_once, roomy = (make_run({**streamed, "streaming": way}, tmp_path / way) for way in ("no", "yes"))
+    execute(at_once)
+    execute(roomy)
+    expected, found = kept(at_once), kept(roomy)
+    assert expected.keys() == found.keys() and any("view-1" in name for name in expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(values, found[name], atol=1e-4, err_msg=name)
+    one, other = (run.report() for run in (at_once, roomy))
     assert one["data"] == other["data"] and one["student"]["accuracy"] == other["student"]["accuracy"]
     assert one["teacher"]["accuracy"] == other["teacher"]["accuracy"]
-    told = runs[1].last("stream")
+    told = roomy.last("stream")
     assert told["read"] == sum(SIZES.values()) and told["cache"] == "miss" and told["pixels"]
-    assert "only equal files were looked for" in " ".join(runs[1].last("data")["warnings"])
+    assert "only equal files were looked for" in " ".join(roomy.last("data")["warnings"])
+    # Without room for pixels, the pictures are read again where they lie, and the targets are the same.
+    monkeypatch.setenv("KD_PIXELS_GB", "0")
+    lazy = make_run({**streamed, "epochs": 2}, tmp_path / "lazy")
+    execute(lazy)
+    assert not list((tmp_path / "lazy").rglob("pixels.npy")) and not lazy.last("stream")["pixels"]
+    assert "decoded anew in each epoch" in " ".join(lazy.last("data")["warnings"])
+    targets = kept(lazy)
+    assert targets and targets.keys() == {name for name in expected if "pixels" not in name}
+    for name, values in targets.items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-4)
 
 
 def job_of(settings: dict, folder: Path, **changes) -> setup.Job:
@@ -132,20 +146,6 @@ def test_a_pass_that_is_killed_goes_on_after_its_last_chunk_and_makes_the_same_f
     assert not list(job.cache.rglob("*.part"))
     load_job_splits(job)
     assert job.run.last("stream")["cache"] == "hit"
-
-
-def test_without_room_for_pixels_the_pictures_are_read_again_where_they_lie(streamed, few_rows, tmp_path, monkeypatch):
-    roomy = make_run(streamed, tmp_path / "roomy")
-    execute(roomy)
-    monkeypatch.setenv("KD_PIXELS_GB", "0")
-    lazy = make_run(streamed, tmp_path / "lazy")
-    execute(lazy)
-    assert not list((tmp_path / "lazy").rglob("pixels.npy")) and not lazy.last("stream")["pixels"]
-    assert "decoded anew in each epoch" in " ".join(lazy.last("data")["warnings"])
-    one, other = kept(roomy), kept(lazy)
-    assert other and other.keys() == {name for name in one if "pixels" not in name}
-    for name, values in other.items():
-        np.testing.assert_allclose(values, one[name], atol=1e-4)
 
 
 def test_tar_shards_are_streamed_and_need_room_for_their_pixels(streamed, tmp_path, monkeypatch):
@@ -271,3 +271,11 @@ def test_what_cannot_be_streamed_is_refused_in_words(streamed, tmp_path, make, w
         where = folder.parent / where.name
     with pytest.raises(UserError, match=words):
         load_job_splits(job_of(streamed, tmp_path / "runs", dataset=str(where)))
+
+
+def test_the_estimate_and_the_check_say_what_they_cannot_know_of_a_stream(streamed, tmp_path):
+    config = job_of(streamed, tmp_path).config
+    found = estimate(config, tmp_path / ".cache")
+    assert "How fast the pictures arrive is not known" in found["unknown"][0] and found["stages"]["targets"] > 0
+    with pytest.raises(UserError, match="cannot be checked"):
+        check_dataset(config, tmp_path / ".cache")
