@@ -16,7 +16,11 @@ from filelock import FileLock
 from kd.errors import UserError
 from kd.runs.run import LIFECYCLE, Run, RunDeleted
 from kd.runs.store import list_runs
-from kd.system.files import try_acquire
+from kd.system.files import text_of, try_acquire
+from kd.system.zerogpu import is_zerogpu
+
+# The device of the runs that are worked on in pieces, while they have the GPU or wait for it (``kd.runs.pieces``).
+LENT = "zerogpu"
 
 # How often a process checks whether another has gone on.
 POLL_SECONDS = 0.25
@@ -49,12 +53,13 @@ def device_slot(run: Run, device: str) -> Iterator[None]:
             looked, (ahead, running) = time.monotonic(), line_before(run, device)
             if free and not ahead and try_acquire(lock):
                 break
-            now = QueuePlace(time.time(), len(ahead) + 1, expected_wait(running, ahead, time.time()))
+            wait = None if device == LENT else expected_wait(running, ahead, time.time())  # its runs take turns
+            now = QueuePlace(time.time(), len(ahead) + 1, wait)
             if said is None or now.differs(said):
                 said = now
                 run.append("queued", place=now.place, device=device, **({} if now.wait is None else {"wait": now.wait}))
         time.sleep(POLL_SECONDS)
-    (run.path / "turn").touch()
+    (run.path / "turn").write_text(device)
     try:
         yield
     finally:
@@ -77,7 +82,12 @@ class QueuePlace:
 
 
 def device_name(asked: str) -> str:
-    """Return the device that a run waits for, without torch: a process that waits should take little memory."""
+    """Return the device that a run's process waits for, without torch: a process that waits should take little memory.
+
+    On ZeroGPU a process has the CPU only; the pieces of a run that have the GPU wait for ``LENT``.
+    """
+    if is_zerogpu():
+        return "cpu"
     has_gpu = Path("/dev/nvidia0").exists() and "+cpu" not in version("torch")
     if asked == "cuda" or (asked == "auto" and has_gpu):
         return "cuda:0"
@@ -127,13 +137,20 @@ def line_before(run: Run, device: str) -> tuple[list[Run], list[Run]]:
             if other == run or not other.is_locked():
                 continue
             status = LIFECYCLE[other.last(*LIFECYCLE)["event"]]
-            if device_name(other.settings()["config"].get("device", "auto")) == device:
+            if _device_of(other, status) == device:
                 waiting |= {other.id: other} if status == "queued" else {}
                 running += [other] if status == "running" else []
         except UserError:  # deleted since the listing, or damaged
             continue
     ids = queue_order([(id, one.owner()) for id, one in waiting.items()], turns)
     return [waiting[id] for id in ids[: ids.index(run.id)]], running
+
+
+def _device_of(run: Run, status: str) -> str:
+    """Return the device that a run waits for, or has. It says so itself, since some wait for one after the other."""
+    said = run.last("queued") if status == "queued" else None
+    asked = run.settings()["config"].get("device", "auto")
+    return (said and said.get("device")) or (status == "running" and text_of(run.path / "turn")) or device_name(asked)
 
 
 def _time_of(path: Path) -> float | None:
