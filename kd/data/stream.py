@@ -76,7 +76,6 @@ class Stream:
                 if state is not None:
                     self.dataset.load_state_dict(state)
                 rows = iter(self.dataset)
-
             try:
                 found = self._read(rows, done)
             except Exception as error:

@@ -96,8 +96,8 @@ RunPlan = TypedDict(
 
 
 class Stream(Event):
-    """A streamed dataset has been read to its end. ``folder``: what is kept of it, in the cache's. ``read`` images were read
-    in ``seconds``, of which ``anew`` by the pass that ended now (others before it was stopped, or by another run)."""
+    """A streamed dataset has been read to its end, ``read`` images in ``seconds``. ``folder``: what is kept of it, in the
+    cache. ``hit``: by an earlier run; ``partial``: a part of it before this run was interrupted."""
 
     folder: str
     read: int

@@ -84,11 +84,8 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     start += time.thread_time() - began
     size = student.normalization.size
     frame = frame_of(teacher, student, frame_size(splits, teacher, student))
-    with training_threads(device, size, config.threads):
-        compute = Compute(device, pick_precision(config.precision, device, student.model, size, cache))
-        cost = measure_throughput(student, config, frame.size, compute)
-    asking = online_seconds(config, teacher, _teacher_compute(config, teacher, device, cache)) if teacher else 0.0
-    cost = dataclasses.replace(cost, images=sizes["train"], validation=sizes["validation"], teacher=asking)
+    cost = _epoch_cost(config, (teacher, student), frame, (device, cache))
+    cost = dataclasses.replace(cost, images=sizes["train"], validation=sizes["validation"])
     if config.minutes is not None:
         config = dataclasses.replace(config, epochs=fitting_epochs(config, size, cost))
     area, trainings = mean_area(config, size), len(trials_of(config))
@@ -120,6 +117,18 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         "images_per_second": round(cost.images_per_second(area), 1),
         **({"unknown": unknown} if unknown else {}),
     }
+
+
+def _epoch_cost(config: DistillConfig, models: tuple[Any, Any], frame: Frame, where: tuple[Any, Path]) -> EpochCost:
+    """Measure what an image of an epoch costs. ``models``: teacher (or ``None``) and student; ``where``: the device, and the
+    folder of the caches."""
+    (teacher, student), (device, cache) = models, where
+    size = student.normalization.size
+    with training_threads(device, size, config.threads):
+        compute = Compute(device, pick_precision(config.precision, device, student.model, size, cache))
+        cost = measure_throughput(student, config, frame.size, compute)
+    asking = online_seconds(config, teacher, _teacher_compute(config, teacher, device, cache)) if teacher else 0.0
+    return dataclasses.replace(cost, teacher=asking)
 
 
 def _splits(config: DistillConfig, cache: Path, device: Any) -> tuple[Any, dict[str, int], list[str]]:
