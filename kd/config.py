@@ -113,6 +113,12 @@ class DistillConfig:
         "one side: what is in the test split too (or in validation) is left out of training; keep: nothing is left out",
         choices=("one side", "keep"),
     )
+    streaming: str = setting(
+        "no",
+        "yes: a dataset of the Hub, or many parquet files or tar shards, is read once from beginning to end and never "
+        "downloaded as a whole or held in memory; validation and test are kept",
+        choices=("yes", "no"),
+    )
     student: str = setting(
         "mobilenet_v2_0.35",
         "student: a name from `python -m kd students`, a Hub id or a folder",
@@ -350,7 +356,7 @@ def joined_classes(label_map: str | None) -> dict[str, str]:
 # The settings that say which images are learned from.
 OF_PICTURES = (
     "dataset", "dataset_config", "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
-    "split_seed", "image_column", "label_column",
+    "split_seed", "image_column", "label_column", "streaming",
 )  # fmt: skip
 
 # The settings that matter to a check of the images (``kd.evaluation.dataset_check``).

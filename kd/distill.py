@@ -24,6 +24,7 @@ from kd.training.loop import Lesson, Trained, load_trained, train
 from kd.training.plan import Trial
 from kd.training.report import TestSplit, evaluate_on_test, kept_result, load_result, write_report
 from kd.training.side_by_side import side_by_side
+from kd.training.streaming import load_job_splits
 
 # The modules that import the libraries of a run (torch, transformers, datasets).
 LIBRARIES = (
@@ -63,7 +64,7 @@ def recipe(run: Run, piece: Piece | None = None) -> None:
     job = setup.start_job(run, piece)
     with listening(lambda text: job.tell("hub", message=text), run.stop_asked):
         # --- Data: three splits; no image of validation or test is in train as well
-        splits = setup.load_job_splits(job)
+        splits = load_job_splits(job)
         # --- Teacher and student: whatever can be refused is refused here, before anything is computed
         teacher = setup.load_job_teacher(job.config, splits)
         splits = setup.with_classes(splits, teacher, job.config)

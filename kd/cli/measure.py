@@ -26,6 +26,7 @@ from kd.cli.options import (
 from kd.cli.screen import table
 from kd.config import DistillConfig
 from kd.devtools.contenders import SCALES
+from kd.devtools.scale import FULL, PICTURES
 from kd.devtools.workload import Plan
 from kd.experiments.grid import SWEPT, Grid, check_labels
 from kd.experiments.sweep import Sweep, create_sweep, find_sweep, work_on_sweep
@@ -70,7 +71,14 @@ def add(command: Command) -> None:
     what = one.add_mutually_exclusive_group()
     what.add_argument("--full", action="store_true", help="each recipe from beginning to end, not a part scaled up")
     what.add_argument("--sweep", action="store_true", help="what a T x lambda sweep of 12 points costs")
-    what.add_argument("--scale", action="store_true", help=f"cached on {', '.join(map(str, SCALES))} times the images")
+    what.add_argument(
+        "--scale",
+        nargs="?",
+        const="yes",
+        metavar="PICTURES",
+        help=f"cached on {', '.join(map(str, SCALES))} times the images, and the whole recipe, streamed, on "
+        f"{' and '.join(f'{size:,}' for size in PICTURES)} small pictures (full: on {FULL:,} too; a number: on so many alone)",
+    )
     what.add_argument(
         "--page", action="store_true", help="the page, in a browser: start, first point, polls, an open page"
     )
@@ -185,7 +193,14 @@ def bench(options: argparse.Namespace) -> int:
         print(f"{time.perf_counter() - started:5.0f} s  {text}", file=sys.stderr, flush=True)
 
     quiet()
-    found = _bench_page(plan, tell) if options.page else _bench_rows(plan, options, tell)
+    sizes = _scale_sizes(options.scale)
+    found: dict[str, Any] = {}
+    if options.page:
+        found = _bench_page(plan, tell)
+    elif not (options.scale or "").isdigit():
+        found = _bench_rows(plan, options, tell)
+    if sizes:
+        found["streamed"] = _bench_scale(sizes, plan, tell)
     if options.json:
         print(json.dumps(found))
     return 0
@@ -201,6 +216,26 @@ def _bench_page(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
 
     found = page.measure_page(plan.rounds, tell)
     print(table(["", "", ""], page.rows(found)))
+    return found
+
+
+def _scale_sizes(asked: str | None) -> list[int]:
+    """Return on how many images the whole recipe is run, streamed: none unless ``--scale`` asks for it."""
+    if asked is None:
+        return []
+    if asked in ("yes", "full"):
+        return [*PICTURES, FULL] if asked == "full" else [*PICTURES]
+    if not asked.isdigit() or int(asked) < 1000:
+        raise BadUsage(f"--scale is {asked!r}; expected nothing, full, or a number of pictures, 1000 or more.")
+    return [int(asked)]
+
+
+def _bench_scale(sizes: list[int], plan: Plan, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    from kd.devtools import scale
+
+    found = scale.measure_scale(sizes, tell, device=plan.device)
+    head, *lines = scale.rows(found)
+    print(table(head, lines))
     return found
 
 

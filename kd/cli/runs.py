@@ -143,6 +143,7 @@ def estimate(options: argparse.Namespace) -> int:
     print(
         f"about {found['seconds']:.0f} s: {stages} ({found['epochs']} epochs at {found['images_per_second']:,.0f} images/s)"
     )
+    print(*found.get("unknown", []), sep="\n", end="\n" if "unknown" in found else "")
     if options.json:
         print(json.dumps(found))
     return 0

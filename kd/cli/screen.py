@@ -59,7 +59,8 @@ class Screen:
         self.line(f"waiting for the {e['device']}: place {e['place']} in the queue{wait}")
 
     def show_progress(self, e: dict) -> None:
-        self.progress(f"{e['phase']} {e['done']:,} of {e['of']:,}", e["done"] / e["of"])
+        counted = f" of {e['of']:,}" if e["of"] else ""  # of a stream it may not be known
+        self.progress(f"{e['phase']} {e['done']:,}{counted}", e["done"] / e["of"] if e["of"] else 0.0)
 
     def show_hub(self, e: dict) -> None:
         self.line(e["message"])

@@ -23,7 +23,7 @@ from filelock import FileLock
 from PIL import Image
 
 from kd.config import SAMPLE, SMALL_SIDE, DistillConfig
-from kd.data.images import BadPicture, file_bytes, open_row, row_size
+from kd.data.images import BadPicture, file_digest, open_row, row_size
 from kd.data.pixels import fingerprint, in_batches
 from kd.data.splits import Splits
 from kd.errors import UserError
@@ -86,17 +86,12 @@ class _Shrunk:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, tuple[int, int], bytes, str]:
         row = self.dataset[index]
-        digest = _digest(row)
+        digest = file_digest(row)
         try:
             picture = open_row(row, least=2 * SIDE)
         except BadPicture as problem:
             return np.zeros((SIDE, SIDE, 3), np.uint8), (0, 0), digest, str(problem)
         return shrunk(picture), row_size(row) or picture.size, digest, ""
-
-
-def _digest(row: dict[str, Any]) -> bytes:
-    """Return a hash of a row's file, 16 bytes."""
-    return hashlib.blake2b(file_bytes(row), digest_size=16).digest()
 
 
 def shrunk(picture: Image.Image) -> np.ndarray:
@@ -399,7 +394,7 @@ def known_pairs(
     except (ValueError, TypeError):
         path.unlink()
     if sum(map(len, parts)) > NEAR_MOST:
-        pairs = equal(np.array([np.void(_digest(row)) for part in parts for row in part]), [])
+        pairs = equal(np.array([np.void(file_digest(row)) for part in parts for row in part]), [])
     else:
         seen = joined([load_thumbnails(part, cache, phase("looking for duplicates")) for part in parts])
         pairs = find_duplicates(seen, phase("comparing pictures"))

@@ -4,6 +4,7 @@ Its size is read before anything is decoded, so that a small file cannot take gi
 content, among those that are allowed, so that no other decoder of Pillow's is ever called.
 """
 
+import hashlib
 import io
 import struct
 import warnings
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from kd import limits
+from kd.data.streamed import looked_at
 from kd.errors import UserError
 
 # How the names of image files end, in lower case.
@@ -190,8 +192,14 @@ def file_bytes(row: dict[str, Any]) -> bytes:
         return b""
 
 
+def file_digest(row: dict[str, Any]) -> bytes:
+    """Return a hash of a row's file, 16 bytes."""
+    return hashlib.blake2b(file_bytes(row), digest_size=16).digest()
+
+
 def typical_size(dataset: Any, most: int = 64) -> tuple[int, int]:
     """Return the median shorter side and the largest longer side, in pixels, of some images spread over the dataset."""
+    dataset = looked_at(dataset)
     sample = dataset.select(np.linspace(0, len(dataset) - 1, min(most, len(dataset)), dtype=int))
     sizes = [size for row in sample if (size := row_size(row)) is not None]
     if not sizes:

@@ -19,7 +19,7 @@ from kd.text import shown, some
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 # What the column of labels is usually called.
-LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label")
+LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "cls")
 
 
 @dataclass

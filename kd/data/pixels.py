@@ -15,7 +15,8 @@ from filelock import FileLock
 from PIL import Image
 
 from kd import limits
-from kd.data.images import BadPicture, file_bytes, open_row
+from kd.data.images import BadPicture, file_digest, open_row
+from kd.data.streamed import StreamedRows
 from kd.data.views import Frame
 from kd.errors import UserError
 from kd.system.files import mapped, npy_writer, write_whole
@@ -23,12 +24,15 @@ from kd.system.processes import may_have_children
 
 
 def fingerprint(dataset: Any) -> str:
-    """Return a hash of the files and labels themselves, in order; it does not depend on where or when they were read."""
+    """Return a hash of the files and labels themselves, in order; it does not depend on where or when they were read.
+
+    It is a hash of the files' own hashes, so that a streamed split, whose files are not here, has the same.
+    """
+    if isinstance(dataset, StreamedRows):
+        return dataset.fingerprint()
     digest = hashlib.blake2b(digest_size=16)
     for row in dataset:
-        data = file_bytes(row)
-        digest.update(len(data).to_bytes(8, "little") + row["label"].to_bytes(8, "little", signed=True))
-        digest.update(data)
+        digest.update(file_digest(row) + row["label"].to_bytes(8, "little", signed=True))
     return digest.hexdigest()
 
 
@@ -61,7 +65,11 @@ class Undecoded:
 
     def __getitem__(self, indices: Any) -> np.ndarray:
         rows = np.arange(len(self))[indices]
-        return np.stack([_framed(self.dataset[int(row)], self.frame) for row in rows])
+        return np.stack([framed(self.dataset[int(row)], self.frame) for row in rows])
+
+    def blocks(self) -> np.ndarray | None:
+        """Return which of the images ``[N]`` are best read together; ``None`` where each can be read alone."""
+        return self.dataset.blocks() if isinstance(self.dataset, StreamedRows) else None
 
 
 def pixels_folder(fingerprint: str, frame: Frame, cache: Path) -> Path:
@@ -84,7 +92,7 @@ def load_pixels(
         unreadable, values = _unreadable(folder), mapped(folder / "pixels.npy")
         if unreadable is None or (values is not None and len(values) != len(dataset) - len(unreadable)):
             values = None
-        warnings = [] if values is not None else _too_large(len(dataset), frame, folder)
+        warnings = [] if values is not None else too_large(len(dataset), frame, folder)
         cached = unreadable is not None and (values is not None or bool(warnings))
         if not cached:
             try:
@@ -108,12 +116,15 @@ def _unreadable(folder: Path) -> list[dict[str, Any]] | None:
         return None
 
 
-def _too_large(count: int, frame: Frame, folder: Path) -> list[str]:
-    """Return a warning if the decoded images would take more disk than they may, else nothing.
+def pixel_budget(folder: Path) -> float:
+    """Return how much of the disk of ``folder`` images may take, in GB (10^9 bytes): ``KD_PIXELS_GB``, or half of what is
+    free."""
+    return float(os.environ.get("KD_PIXELS_GB") or shutil.disk_usage(folder).free / 2e9)
 
-    They may take ``KD_PIXELS_GB`` (10^9 bytes), or half of what is free.
-    """
-    budget = float(os.environ.get("KD_PIXELS_GB") or shutil.disk_usage(folder).free / 2e9)
+
+def too_large(count: int, frame: Frame, folder: Path) -> list[str]:
+    """Return a warning if so many decoded images would take more disk than ``pixel_budget``, else nothing."""
+    budget = pixel_budget(folder)
     height, width = frame.size
     needed = count * 3 * height * width / 1e9
     if needed <= budget:
@@ -150,7 +161,7 @@ def _decode(dataset: Any, frame: Frame, folder: Path, progress: Callable[[int, i
         os.replace(temporary, folder / "pixels.npy")
 
 
-def _framed(row: dict[str, Any], frame: Frame) -> np.ndarray:
+def framed(row: dict[str, Any], frame: Frame) -> np.ndarray:
     """Return what a frame keeps of a row's image as uint8 ``[3, H, W]``."""
     image, (height, width) = open_row(row, least=frame.least()), frame.size
     box = frame.box(*image.size)
@@ -171,7 +182,7 @@ class Framed:
 
     def __getitem__(self, index: int) -> np.ndarray | str:
         try:
-            return _framed(self.dataset[index], self.frame)
+            return framed(self.dataset[index], self.frame)
         except BadPicture as problem:
             return str(problem)
 

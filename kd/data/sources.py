@@ -52,7 +52,7 @@ def _load_folder(path: Path, config: DistillConfig, said: list[str]) -> dict[str
     if _has_configurations(path):
         return _load_with_datasets(str(path), config, is_local=True)
     if tables:
-        names = [file.stem.split("-")[0] for file in tables]  # train-00000-of-00002 is a part of train
+        names = list(map(table_split, tables))
         if path.parent.name != DATASETS:  # an import has said it
             beside = [(file, why) for file, why in files_below(path) if file not in tables]
             _say_left_out(path, [(file, why or "lies beside parquet files") for file, why in beside], said)
@@ -69,6 +69,11 @@ def _load_folder(path: Path, config: DistillConfig, said: list[str]) -> dict[str
     unused = [*files.rest, *((table, NO_PICTURE) for table in files.tables)]
     reasons = [f"{shown(str(file.relative_to(path)))} {why}" for file, why in unused]
     raise UserError(f"There are no pictures in {path}: {some(reasons, 3)}. {expected}")
+
+
+def table_split(file: Path) -> str:
+    """Return the split that a file of rows is part of: train of ``train-00000-of-00002.parquet``."""
+    return file.stem.split("-")[0]
 
 
 def _say_left_out(path: Path, files: Iterable[tuple[Path, str]], said: list[str]) -> None:
@@ -91,7 +96,7 @@ def _load_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
 
     found = {}
     for name, parts in files.items():
-        _check_pointers(parts)
+        check_pointers(parts)
         try:
             found[name] = Dataset(pyarrow.concat_tables([parquet.read_table(part) for part in parts]))
         except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -99,7 +104,7 @@ def _load_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
     return found
 
 
-def _check_pointers(files: Iterable[Path]) -> None:
+def check_pointers(files: Iterable[Path]) -> None:
     """Raise ``UserError`` where a clone has only the pointers of Git LFS in place of the files."""
     for file in files:
         with file.open("rb") as opened:
@@ -122,7 +127,7 @@ def _load_saved(path: Path) -> dict[str, Any]:
     """Return what `save_to_disk` has written, whatever tensors it was to give."""
     from datasets import Dataset, load_from_disk
 
-    found = _explained(path, lambda: load_from_disk(str(path)))
+    found = explained_files(path, lambda: load_from_disk(str(path)))
     found = {"train": found} if isinstance(found, Dataset) else found
     return {name: part.with_format(None) for name, part in found.items()}
 
@@ -137,11 +142,11 @@ def _load_with_datasets(name: str, config: DistillConfig, is_local: bool) -> dic
     if not is_local:
         return from_hub("dataset", name, load)
     path = Path(name)
-    _check_pointers(file for file, why in files_below(path) if not why and file.suffix in (".parquet", ".arrow"))
-    return _explained(path, lambda: from_hub("dataset", name, load, is_local=True))
+    check_pointers(file for file, why in files_below(path) if not why and file.suffix in (".parquet", ".arrow"))
+    return explained_files(path, lambda: from_hub("dataset", name, load, is_local=True))
 
 
-def _explained(path: Path, load: Any) -> Any:
+def explained_files(path: "Path | str", load: Any) -> Any:
     """Return what ``load`` does, with the errors of `datasets` about somebody's files in words."""
     import pyarrow
     import yaml

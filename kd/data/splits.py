@@ -58,6 +58,12 @@ def load_splits(config: DistillConfig) -> Splits:
 
     Raises ``UserError`` for everything that a user can correct.
     """
+    if config.streaming == "yes":
+        raise UserError(
+            "This looks at pictures of the whole dataset again and again, which a stream does not allow. Leave out --streaming, or "
+            "name one of its files as the dataset.",
+            setting="streaming",
+        )
     said: list[str] = []
     source = load_source(config, said)
     found = _pick_splits(source, config)
@@ -113,7 +119,15 @@ def _with_unlabelled_splits(
 def _joined(
     classes: list[str], names: dict[str, list[str | None]], joined: dict[str, str], said: list[str]
 ) -> tuple[list[str], dict[str, list[str | None]]]:
-    """Return the classes, and each split's label names, after those that the label map joins have become one.
+    """Return the classes, and each split's label names, after those that the label map joins have become one."""
+    return (
+        joined_names(classes, joined, said),
+        {split: [joined.get(name, name) for name in labels] for split, labels in names.items()},
+    )
+
+
+def joined_names(classes: list[str], joined: dict[str, str], said: list[str]) -> list[str]:
+    """Return the classes after those that the label map joins have become one; ``said`` tells which.
 
     Raises ``UserError`` for a name that is no class.
     """
@@ -124,10 +138,7 @@ def _joined(
                 f"dataset has no {some(sorted(unknown))}: its classes are {some(classes)}. Write both as the dataset does."
             )
         said.append(f"{ours} and {kept} are one class, {kept}: the label map gives both the same class of the teacher.")
-    return (
-        [name for name in classes if name not in joined],
-        {split: [joined.get(name, name) for name in labels] for split, labels in names.items()},
-    )
+    return [name for name in classes if name not in joined]
 
 
 def _unlabelled(
@@ -192,26 +203,45 @@ def cut(dataset: Any, fraction: float, name: str, seed: int = 0) -> tuple[Any, A
 
 def _pick_splits(found: dict[str, Any], config: DistillConfig) -> dict[str, Any]:
     """Return train, and validation and test where there are any: those that are named, or have their usual names."""
-    picked = {}
-    for name, usual in SPLIT_NAMES.items():
-        wanted = getattr(config, f"{name}_split")
-        if wanted is not None and wanted not in found:
-            raise UserError(f"There is no split {wanted!r}. The dataset has {some(list(found))}.")
-        match = wanted or next((split for u in usual for split in found if split.lower() == u), None)
-        if match is not None:
-            picked[name] = found[match]
-    if "train" not in picked and len(found) == 1:
-        picked["train"] = next(iter(found.values()))
-    if "train" not in picked:
-        raise UserError(f"No training split among {some(list(found))}. Name it with --train-split.")
+    picked = {name: found[match] for name, match in pick_names(list(found), config).items()}
     for name, part in picked.items():
         if not len(part):
             raise UserError(f"The {name} split is empty.")
     return picked
 
 
+def pick_names(found: list[str], config: DistillConfig) -> dict[str, str]:
+    """Return which of the splits that were ``found`` is train, and which are validation and test, if any.
+
+    Raises ``UserError`` for a split that is named and not there, and where none is train.
+    """
+    picked = {}
+    for name, usual in SPLIT_NAMES.items():
+        wanted = getattr(config, f"{name}_split")
+        if wanted is not None and wanted not in found:
+            raise UserError(f"There is no split {wanted!r}. The dataset has {some(found)}.")
+        match = wanted or next((split for u in usual for split in found if split.lower() == u), None)
+        if match is not None:
+            picked[name] = match
+    if "train" not in picked and len(found) == 1:
+        picked["train"] = found[0]
+    if "train" not in picked:
+        raise UserError(f"No training split among {some(found)}. Name it with --train-split.")
+    return picked
+
+
 def _standard(dataset: Any, config: DistillConfig, split: str, said: list[str]) -> Any:
     """Return a dataset with the columns ``image`` and ``label`` only, as everything else expects them."""
+    found, _, label = standard_columns(dataset, config, split, said)
+    return _without_labels(found) if label is None else found
+
+
+def standard_columns(dataset: Any, config: DistillConfig, split: str, said: list[str]) -> tuple[Any, str, str | None]:
+    """Return a dataset, streamed or not, with its undecoded images in the column ``image`` and its labels, if it has any,
+    in the column ``label``; and what both columns were called, ``None`` where there are no labels.
+
+    Raises ``UserError`` for a column that is not there.
+    """
     from datasets import Image as ImageFeature
 
     features = dataset.features
@@ -224,15 +254,21 @@ def _standard(dataset: Any, config: DistillConfig, split: str, said: list[str]) 
         dataset = _cast_to_pictures(dataset, image, split)
     label = config.label_column or _label_column(features, split, said)
     if label is None:
-        dataset = _without_labels(dataset.select_columns([image]).rename_columns({image: "image"}))
-        return dataset.cast_column("image", ImageFeature(decode=False))
+        dataset = _renamed(dataset.select_columns([image]), {image: "image"})
+        return dataset.cast_column("image", ImageFeature(decode=False)), image, None
     if label not in features:
         raise UserError(
             f"The {split} split has no column {label!r}: its columns are {some(list(features))}. Name the column of the "
             "labels with --label-column, or none where there are no labels."
         )
-    dataset = dataset.select_columns([image, label]).rename_columns({image: "image", label: "label"})
-    return dataset.cast_column("image", ImageFeature(decode=False))
+    dataset = _renamed(dataset.select_columns([image, label]), {image: "image", label: "label"})
+    return dataset.cast_column("image", ImageFeature(decode=False)), image, label
+
+
+def _renamed(dataset: Any, names: dict[str, str]) -> Any:
+    """Return a dataset whose columns are called otherwise; a streamed one takes a new name only where it is another."""
+    changed = {old: new for old, new in names.items() if old != new}
+    return dataset.rename_columns(changed) if changed else dataset
 
 
 def _image_column(features: Any) -> str | None:

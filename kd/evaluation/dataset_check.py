@@ -143,7 +143,17 @@ def check_dataset(
 
 
 def scan_dataset(config: DistillConfig, cache: Path, phase: Phase) -> Scan:
-    """Read every image once, or return the results of an earlier scan from ``cache``."""
+    """Read every image once, or return the results of an earlier scan from ``cache``.
+
+    Raises ``UserError`` for a stream, of which no image can be looked at twice.
+    """
+    if config.streaming == "yes":
+        raise UserError(
+            "A streamed dataset cannot be checked: a check looks at every picture, and at pairs of them again. What a stream is "
+            "searched for (equal files on both sides, pictures that cannot be read or have no label) its run says. To check a part, "
+            "name one of its files and leave out --streaming.",
+            setting="streaming",
+        )
     splits = load_splits(config)
     parts = [getattr(splits, name) for name in WORDS]
     images = joined([load_thumbnails(part, cache, phase("looking at the pictures")) for part in parts])

@@ -130,8 +130,10 @@ def check_labels(config: DistillConfig, grid: Grid) -> str:
     classes = None if config.dataset == SAMPLE else dataset_classes(config.dataset)
     if config.dataset != SAMPLE and classes is None:
         from kd.data.splits import load_splits
+        from kd.data.stream import open_source
 
-        classes = load_splits(config).classes  # none where there are no labels
+        load = open_source if config.streaming == "yes" else load_splits
+        classes = load(config).classes  # none where there are no labels
     if classes is not None:
         check_classes(grid, classes)
     return "teacher" if classes == [] else "dataset"

@@ -24,10 +24,11 @@ from filelock import FileLock
 
 from kd.config import NO_TEACHER
 from kd.data.library.store import short_name
+from kd.data.streamed import looked_at
 from kd.errors import UserError
 from kd.runs.run import Run
 from kd.runs.store import existing_teacher, lost_teacher
-from kd.system.files import try_acquire
+from kd.system.files import cache_folder, try_acquire
 
 if TYPE_CHECKING:
     import numpy as np
@@ -204,9 +205,11 @@ def load_material(run: Run, progress: Progress) -> Material:
 
     from kd.data.pixels import fingerprint
     from kd.data.splits import load_splits
+    from kd.data.stream_files import kept_splits
 
-    config, told = run.config(), run.last("data")
-    splits = load_splits(config)
+    config, told, streamed = run.config(), run.last("data"), run.last("stream")
+    cache = cache_folder(run.path.parent, config.dataset)
+    splits = load_splits(config) if streamed is None else kept_splits(cache / streamed["folder"])
     if told and told.get("test_pictures") not in (None, fingerprint(splits.test)):
         raise UserError(
             f"{config.dataset} has other test pictures now than run {run.id} was measured on, so nothing can be said of what "
@@ -380,7 +383,7 @@ def _write_models(
     if "int8" in formats:
         from kd.export.quantize import CALIBRATION_IMAGES, quantize
 
-        train = material.train
+        train = looked_at(material.train)
         rows = [index * len(train) // CALIBRATION_IMAGES for index in range(CALIBRATION_IMAGES)]
         few = train.select(sorted(set(rows)))
         images = (image for _, image in open_images(few) if not isinstance(image, BadPicture))

@@ -95,6 +95,17 @@ RunPlan = TypedDict(
 )
 
 
+class Stream(Event):
+    """A streamed dataset has been read to its end, ``read`` images in ``seconds``. ``folder``: what is kept of it, in the
+    cache. ``hit``: by an earlier run; ``partial``: a part of it before this run was interrupted."""
+
+    folder: str
+    read: int
+    seconds: float
+    cache: Literal["hit", "miss", "partial"]
+    pixels: bool  # whether decoded images are kept
+
+
 class Data(Event):
     """The images, decoded. ``validation_pictures`` and ``test_pictures`` are fingerprints."""
 
@@ -271,6 +282,7 @@ OF_RUNS: dict[str, Any] = {
     "progress": Progress,
     "hub": Hub,
     "plan": RunPlan,
+    "stream": Stream,
     "data": Data,
     "models": Models,
     "teacher": Teacher,

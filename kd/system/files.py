@@ -56,6 +56,7 @@ def npy_writer(
         nonlocal rows
         values = np.ascontiguousarray(values, dtype=dtype).reshape(-1, *shape)
         file.write(values.tobytes())
+        file.flush()  # so that what a reader of the rows believes to be there survives a kill
         rows += len(values)
 
     with Path(path).open("r+b" if rows else "wb") as file:

@@ -1,6 +1,7 @@
 """Crop whole batches of views from decoded images, on the device."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -42,6 +43,8 @@ class ViewBatches(torch.utils.data.Dataset):
         self.device = torch.device("cpu") if self.undecoded else device
         self.views, self.student, self.teacher, self.rows = views, student, teacher, rows
         self.values = pixels.values
+        # Of images that are decoded anew in each epoch, and whose files are far away, which of them lie together.
+        self.blocks = self.values.blocks() if self.undecoded and rows is None else None
         if self.device.type == "cuda" and self.values.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
             self.values = torch.from_numpy(np.array(self.values)).to(device)
         self.labels = torch.from_numpy(pixels.labels).to(self.device)
@@ -89,3 +92,42 @@ class ViewBatches(torch.utils.data.Dataset):
     def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the batch of ``__getitems__`` as it is."""
         return batch
+
+
+class BlockOrder(torch.utils.data.Sampler[int]):
+    """A random order, another in each epoch, in which images that lie together stay near each other.
+
+    Blocks of images come in random order, and within stretches of at least ``MIXED`` images, these do. Where a whole block
+    has to be read for one of its images, as a row group of a parquet file has, it is then read once in an epoch by each
+    process.
+
+    Args:
+        blocks: the block of each image, int64 ``[N]``, those of one block one after the other.
+        seed: of the order; with it and the epoch the order is always the same, so that a training can be resumed.
+        left_out: how many images of each epoch are left out, others each time.
+    """
+
+    MIXED = 4096
+
+    def __init__(self, blocks: np.ndarray, seed: int, left_out: int = 0) -> None:
+        self.edges = np.concatenate([[0], np.flatnonzero(np.diff(blocks)) + 1, [len(blocks)]])
+        self.seed, self.left_out, self.epoch = seed, left_out, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be that of ``epoch``."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return int(self.edges[-1]) - self.left_out
+
+    def __iter__(self) -> Iterator[int]:
+        rng, left, stretch, size = np.random.default_rng([self.seed, self.epoch]), len(self), [], 0
+        order = rng.permutation(len(self.edges) - 1)
+        for nth, block in enumerate(order, start=1):
+            stretch.append(np.arange(self.edges[block], self.edges[block + 1]))
+            size += len(stretch[-1])
+            if size >= self.MIXED or nth == len(order):
+                rows = rng.permutation(np.concatenate(stretch))[:left]
+                left -= len(rows)
+                yield from rows.tolist()
+                stretch, size = [], 0

@@ -11,23 +11,27 @@ import numpy as np
 
 from kd.config import NO_TEACHER, DistillConfig
 from kd.data.duplicates import without_duplicates
-from kd.data.images import typical_size
 from kd.data.pixels import Framed, decoding_processes, fingerprint, pixels_folder
 from kd.data.splits import load_splits
+from kd.data.stream_files import kept_splits
+from kd.data.streamed import looked_at
 from kd.data.views import Frame, Views
 from kd.evaluation.scoring import SCORING_BATCH, score, scores_file
 from kd.models.device import Compute, batch_seconds, pick_device, pick_precision
 from kd.models.processor import read_normalization
-from kd.training.plan import fitting_epochs, mean_area, pixel_size, trials_of, views_of
+from kd.training.plan import fitting_epochs, mean_area, trials_of, views_of
 from kd.training.setup import (
     build_student,
     frame_of,
+    frame_size,
     load_job_teacher,
     online_seconds,
+    open_teacher,
     training_threads,
     trainings_at_once,
     with_classes,
 )
+from kd.training.streaming import expected_splits, is_kept, open_stream
 from kd.training.targets import TargetCache
 from kd.training.throughput import EpochCost, measure_throughput
 
@@ -41,6 +45,11 @@ LATENCY_TRIALS = 70
 # Exporting a student at the end of a run takes so many seconds, besides reading each test image once more and scoring it
 # with two files: two models are traced, and five blocks of calls are timed with one thread and with all.
 EXPORT_SECONDS = 2.5
+# What is said of a stream that was not read yet.
+STREAM_UNKNOWN = (
+    "How fast the pictures arrive is not known before they are streamed, and is not counted; nor is how many are left out as "
+    "duplicates or unreadable."
+)
 
 
 def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> dict[str, Any]:
@@ -53,7 +62,8 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
 
     Returns:
         The seconds by stage in ``stages`` (``start``, ``pictures``, ``teacher``, ``targets``, ``training``, ``test``),
-        their sum in ``seconds``; ``epochs`` and ``images_per_second`` of its training.
+        their sum in ``seconds``; ``epochs`` and ``images_per_second`` of its training. Where something cannot be known
+        beforehand, ``unknown`` says in words what.
 
     Raises:
         UserError: as the run would.
@@ -61,22 +71,21 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
     # thread_time counts this thread's own work, not its waiting for the disk: what was read is in memory when the run begins.
     began = time.thread_time() if began is None else began
     device = pick_device(config.device)
-    splits = load_splits(config)
+    splits, sizes, unknown = _splits(config, cache, device)
     start = time.thread_time() - began
-    splits = without_duplicates(splits, config, cache)  # kept
+    if config.streaming != "yes":
+        splits = without_duplicates(splits, config, cache)  # kept
+        sizes = splits.sizes()
     began = time.thread_time()
-    teacher = load_job_teacher(config, splits)
+    # Of a stream that was not read yet only a sample is here, in which a class of the teacher's may be missing.
+    teacher = open_teacher(config, splits, None) if unknown else load_job_teacher(config, splits)
     splits = with_classes(splits, teacher, config)
     student = build_student(config, splits, config.seed, teacher)
     start += time.thread_time() - began
     size = student.normalization.size
-    sizes = [model.normalization.size for model in (teacher, student) if model]
-    frame = frame_of(teacher, student, pixel_size(sizes, typical_size(splits.train)[1]))
-    with training_threads(device, size, config.threads):
-        compute = Compute(device, pick_precision(config.precision, device, student.model, size, cache))
-        cost = measure_throughput(student, config, frame.size, compute)
-    asking = online_seconds(config, teacher, _teacher_compute(config, teacher, device, cache)) if teacher else 0.0
-    cost = dataclasses.replace(cost, images=len(splits.train), validation=len(splits.validation), teacher=asking)
+    frame = frame_of(teacher, student, frame_size(splits, teacher, student))
+    cost = _epoch_cost(config, (teacher, student), frame, (device, cache))
+    cost = dataclasses.replace(cost, images=sizes["train"], validation=sizes["validation"])
     if config.minutes is not None:
         config = dataclasses.replace(config, epochs=fitting_epochs(config, size, cost))
     area, trainings = mean_area(config, size), len(trials_of(config))
@@ -84,23 +93,58 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         "teacher": _per_image(teacher, teacher.processor, splits.validation, device) if teacher else 0.0,
         "student": _per_image(student.model, student.processor, splits.validation, device),
     }
-    unasked = [part for part in (splits.validation, splits.test) if teacher and not _is_scored(teacher, part, cache)]
+    unasked = [
+        name for name in ("validation", "test") if teacher and not _is_scored(teacher, getattr(splits, name), cache)
+    ]
     stages = {
         "start": start,
-        "pictures": sum(_decoding(part, frame, cache) for part in (splits.train, splits.validation)),
-        "teacher": sum(map(len, unasked)) * scoring["teacher"],
-        "targets": 0.0 if teacher is None else _targets(config, teacher, splits.train, frame, (device, cache)),
+        "pictures": sum(
+            _decoding(getattr(splits, name), sizes[name], frame, cache) for name in ("train", "validation")
+        ),
+        "teacher": sum(sizes[name] for name in unasked) * scoring["teacher"],
+        "targets": 0.0
+        if teacher is None
+        else _targets(config, teacher, (splits.train, sizes["train"]), frame, (device, cache)),
         "training": _training(config, cost, area, trainings_at_once(device, config)),
-        "test": len(splits.test) * trainings * scoring["student"]
+        "test": sizes["test"] * trainings * scoring["student"]
         + LATENCY_TRIALS * max(scoring.values())
-        + (EXPORT_SECONDS + len(splits.test) * scoring["student"] if exports(config) else 0.0),
+        + (EXPORT_SECONDS + sizes["test"] * scoring["student"] if exports(config) else 0.0),
     }
     return {
         "seconds": float(sum(stages.values())),
         "stages": {name: float(seconds) for name, seconds in stages.items()},
         "epochs": config.epochs,
         "images_per_second": round(cost.images_per_second(area), 1),
+        **({"unknown": unknown} if unknown else {}),
     }
+
+
+def _epoch_cost(config: DistillConfig, models: tuple[Any, Any], frame: Frame, where: tuple[Any, Path]) -> EpochCost:
+    """Measure what an image of an epoch costs. ``models``: teacher (or ``None``) and student; ``where``: the device, and the
+    folder of the caches."""
+    (teacher, student), (device, cache) = models, where
+    size = student.normalization.size
+    with training_threads(device, size, config.threads):
+        compute = Compute(device, pick_precision(config.precision, device, student.model, size, cache))
+        cost = measure_throughput(student, config, frame.size, compute)
+    asking = online_seconds(config, teacher, _teacher_compute(config, teacher, device, cache)) if teacher else 0.0
+    return dataclasses.replace(cost, teacher=asking)
+
+
+def _splits(config: DistillConfig, cache: Path, device: Any) -> tuple[Any, dict[str, int], list[str]]:
+    """Return the splits, how many images each has, and in words what cannot be known of them now.
+
+    Of a stream that was read before, all is known; of another there is a sample, and its numbers are expected ones.
+    """
+    if config.streaming != "yes":
+        splits = load_splits(config)
+        return splits, splits.sizes(), []
+    opened = open_stream(config, device, cache)
+    folder = cache / "streams" / opened.key(config)
+    if is_kept(folder, cache):
+        splits = kept_splits(folder)
+        return splits, splits.sizes(), []
+    return *expected_splits(opened, config), [STREAM_UNKNOWN]
 
 
 def exports(config: DistillConfig) -> bool:
@@ -146,17 +190,13 @@ def _is_scored(teacher: Any, dataset: Any, cache: Path) -> bool:
     return scores_file(f"{teacher.key()}-{fingerprint(dataset)}", cache).exists()
 
 
-def _decoding(dataset: Any, frame: Frame, cache: Path) -> float:
-    """Return the seconds until a split is decoded; 0 where it is already."""
+def _decoding(dataset: Any, count: int, frame: Frame, cache: Path) -> float:
+    """Return the seconds until a split of ``count`` images is decoded; 0 where it is already."""
     if (pixels_folder(fingerprint(dataset), frame, cache) / "pixels.npy").exists():
         return 0.0
+    dataset = looked_at(dataset)
     few = Framed(dataset.select(range(min(FEW, len(dataset)))), frame)
-    return (
-        steady(lambda: [few[index] for index in range(len(few))])
-        / len(few)
-        * len(dataset)
-        / max(1, decoding_processes())
-    )
+    return steady(lambda: [few[index] for index in range(len(few))]) / len(few) * count / max(1, decoding_processes())
 
 
 def _teacher_compute(config: DistillConfig, teacher: Any, device: Any, cache: Path) -> Compute:
@@ -164,12 +204,14 @@ def _teacher_compute(config: DistillConfig, teacher: Any, device: Any, cache: Pa
     return Compute(device, pick_precision(config.precision, device, teacher.model, teacher.normalization.size, cache))
 
 
-def _targets(config: DistillConfig, teacher: Any, train: Any, frame: Frame, where: tuple[Any, Path]) -> float:
+def _targets(
+    config: DistillConfig, teacher: Any, split: tuple[Any, int], frame: Frame, where: tuple[Any, Path]
+) -> float:
     """Return the seconds until the teacher has been asked about every view that is not kept yet.
 
-    ``where``: the device, and the folder of the caches.
+    ``split``: the training images, or a sample, and how many there are. ``where``: the device, and the folder of the caches.
     """
-    device, folder = where
+    (train, count), (device, folder) = split, where
     if config.targets == "online":
         return 0.0
     size, compute = teacher.normalization.size, _teacher_compute(config, teacher, device, folder)
@@ -178,4 +220,4 @@ def _targets(config: DistillConfig, teacher: Any, train: Any, frame: Frame, wher
     views = Views(fingerprint(train), len(train), config.crop_area)
     kept = TargetCache(teacher, views, folder, compute).place((len(train), 3, *frame.size))
     missing = [view for view in range(views_of(config)) if not (kept / f"view-{view}.npy").exists()]
-    return len(missing) * len(train) * seconds
+    return len(missing) * count * seconds

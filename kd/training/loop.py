@@ -180,6 +180,7 @@ def build_trainer(job: Job, lesson: Lesson) -> "ImageDistilTrainer":
         trainer.add_callback(callback.lent)
     trainer.remove_callback(PrinterCallback)
     callback.trainer, trainer.run_callback = trainer, callback
+    trainer.blocks = train.blocks
     trainer.teacher_autocast = Compute(job.device, plan.teacher_precision).autocast
     return trainer
 

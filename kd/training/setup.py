@@ -130,17 +130,27 @@ def check_labels(config: DistillConfig, classes: int) -> None:
 
 def load_job_teacher(config: DistillConfig, splits: "Splits") -> "Teacher | None":
     """Load the teacher, its outputs in the order of the dataset's classes; ``None`` where the labels alone teach."""
+    from kd.training.labels import check_known
+
+    teacher = open_teacher(config, splits, splits.counts("train"))
+    if teacher:
+        check_known(splits, teacher, config.baseline == "yes")
+    return teacher
+
+
+def open_teacher(config: DistillConfig, splits: "Splits", counts: list[int] | None) -> "Teacher | None":
+    """Load the teacher as ``load_job_teacher`` does, for splits of which not all images are known yet.
+
+    ``counts`` are the numbers of training images of each class, where they are known.
+    """
     from kd.models.framing import OWN_SIZE
     from kd.models.teacher import load_teacher
-    from kd.training.labels import check_known
 
     if config.teacher == NO_TEACHER:
         return None
-    counts = splits.counts("train")
     teacher = load_teacher(existing_teacher(config.teacher), splits.classes, config.label_map, counts)
     if teacher.framing == OWN_SIZE:
         teacher.set_size(common_size(splits, "The teacher"))
-    check_known(splits, teacher, config.baseline == "yes")
     return teacher
 
 
@@ -154,9 +164,10 @@ def with_classes(splits: "Splits", teacher: "Teacher | None", config: DistillCon
 def common_size(splits: "Splits", whose: str) -> tuple[int, int]:
     """Return the height and width that all images of all splits have. Raises ``UserError`` where they differ."""
     from kd.data.images import row_size
+    from kd.data.streamed import looked_at
 
     parts = (splits.train, splits.validation, splits.test)
-    found = {size for part in parts for row in part if (size := row_size(row)) is not None}
+    found = {size for part in parts for row in looked_at(part) if (size := row_size(row)) is not None}
     if len(found) != 1:
         shown = ", ".join(f"{width} x {height}" for width, height in sorted(found)[:3])
         raise UserError(
@@ -171,6 +182,14 @@ def frame_of(teacher: "Teacher | None", student: "Student", size: tuple[int, int
     """Return what is kept of each image, at ``size``: what the teacher's processor shows it, or else the student's."""
     relative_to, height, width = teacher.framing if teacher else student.framing
     return Frame(size, "image" if relative_to == "own size" else relative_to, height, width)
+
+
+def frame_size(splits: "Splits", teacher: "Teacher | None", student: "Student") -> tuple[int, int]:
+    """Return the height and width in pixels at which images are kept decoded, for these models."""
+    from kd.data.images import typical_size
+
+    sizes = [model.normalization.size for model in (teacher, student) if model]
+    return pixel_size(sizes, typical_size(splits.train)[1])
 
 
 def build_student(config: DistillConfig, splits: "Splits", seed: int, teacher: "Teacher | None" = None) -> "Student":
@@ -202,7 +221,6 @@ def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "S
 
     Raises ``UserError`` for what exceeds the limits, and for a method or an input size that does not fit.
     """
-    from kd.data.images import typical_size
     from kd.models.device import pick_precision
     from kd.models.student import check_input_size
 
@@ -211,8 +229,7 @@ def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "S
     if not splits.labelled:
         config = dataclasses.replace(config, lambda_=1.0)
     warnings = plan_warnings(config, splits, teacher)
-    sizes = [model.normalization.size for model in (teacher, student) if model]
-    frame = frame_of(teacher, student, pixel_size(sizes, typical_size(splits.train)[1]))
+    frame = frame_of(teacher, student, frame_size(splits, teacher, student))
     theirs = "fp32"
     if teacher:
         theirs = pick_precision(config.precision, job.device, teacher.model, teacher.normalization.size, job.cache)

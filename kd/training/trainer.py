@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
@@ -13,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from kd.config import DistillConfig
 from kd.models.device import Compute
+from kd.training.batches import BlockOrder
 from kd.training.ema import WeightAverage
 from kd.training.losses import DistillationLoss, Method, distillation_loss
 
@@ -76,6 +78,8 @@ class ImageDistilTrainer(Trainer):
         self.teacher = teacher_model and teacher_model.to(self.args.device).eval()
         # In which arithmetic the teacher is asked: the student's, unless it is set to another.
         self.teacher_autocast: Callable[[], AbstractContextManager] = self.accelerator.autocast
+        # Where images are best read together, which lie together: int64 ``[N]``, set before training.
+        self.blocks: np.ndarray | None = None
         self.average = WeightAverage(ema) if ema else None
         if self.average:
             self.add_callback(self.average)
@@ -111,14 +115,18 @@ class ImageDistilTrainer(Trainer):
 
         The statistics of one image are those of no batch, and of a feature map of a single pixel there are none.
         """
-        sampler, size = super()._get_train_sampler(*args), self.args.per_device_train_batch_size
-        if (
-            isinstance(sampler, RandomSampler)
-            and len(sampler) > size > 1 == len(sampler) % size
-            and has_batch_norm(self.model)
-        ):
+        if self.blocks is not None:
+            return BlockOrder(self.blocks, self.args.seed, self._left_over())
+        sampler = super()._get_train_sampler(*args)
+        if isinstance(sampler, RandomSampler) and self._left_over():
             return RandomSampler(sampler.data_source, num_samples=len(sampler) - 1, generator=sampler.generator)
         return sampler
+
+    def _left_over(self) -> int:
+        """Return how many images of an epoch are left out: one, where the last batch would be that one and there is
+        BatchNorm."""
+        count, size = len(self.train_dataset), self.args.per_device_train_batch_size
+        return int(count > size > 1 == count % size and has_batch_norm(self.model))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate the averaged weights, where an average is kept."""

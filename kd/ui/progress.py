@@ -12,6 +12,7 @@ from kd.ui.settings import on_page
 STAGES = ("Queue", "Pictures", "Teacher", "Targets", "Training", "Test")
 # Phase of a ``progress`` event -> what is being done.
 PHASES = {
+    "streaming": "Streaming the pictures",
     "looking for duplicates": "Looking for duplicates",
     "comparing pictures": "Comparing the pictures with each other",
     "throughput": "Measuring how many epochs fit into the minutes",
@@ -46,7 +47,7 @@ def progress_line(summary: Summary, status: str) -> tuple[str, str]:
     if summary.phase == "throughput":
         return PHASES["throughput"], f"{summary.share():.0%}"
     if summary.phase:
-        counted = f"{summary.done:,} of {summary.of:,}" if summary.of else ""
+        counted = f"{summary.done:,} of {summary.of:,}" if summary.of else f"{summary.done:,}" if summary.done else ""
         return PHASES.get(summary.phase, summary.phase), counted
     return AT_STAGE[summary.stage], ""
 

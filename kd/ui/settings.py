@@ -21,6 +21,7 @@ LABELS = {
     "seed": "Random seed",
     "ema": "Average of the weights (EMA)",
     "weight": "Weight of the method's loss",
+    "streaming": "Stream the pictures",
     "baseline": "Also train without the teacher, to see whether it helps",
     "heal": "Heal the student",
     "dkd_alpha": "Alpha",
@@ -34,6 +35,7 @@ LABELS = {
 HELP = {
     "teacher": "Hub id, folder, 'sample', run:ID",
     "dataset": "a Hub id, a folder, a file, or 'sample'",
+    "streaming": "a Hub id, parquet files or tar shards that are more than the disk holds: read once, in one pass",
     "label_map": "class=teacher class, …; else guessed by name",
     "student": "a name, a Hub id or a folder",
     "temperature": "higher is softer",

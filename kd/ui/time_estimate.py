@@ -220,7 +220,8 @@ def in_words(found: dict[str, Any], config: DistillConfig) -> str:
     parts["the rest"] = found["seconds"] - sum(parts.values())
     named = [f"{name} {roughly(seconds)}" for name, seconds in parts.items() if seconds >= 0.5]
     epochs = f", {found['epochs']} epoch{'s' if found['epochs'] > 1 else ''}" if config.minutes else ""
-    return f"About {roughly(found['seconds'])} here{epochs}" + (f": {', '.join(named)}" if len(named) > 1 else "")
+    line = f"About {roughly(found['seconds'])} here{epochs}" + (f": {', '.join(named)}" if len(named) > 1 else "")
+    return " ".join([f"{line}." if "unknown" in found else line, *found.get("unknown", [])])
 
 
 # --- The line under the button

@@ -133,8 +133,8 @@ class Request(Writes):
 
     def next_trouble(self) -> Trouble | None:
         """Write down what is asked for, and take the trouble that it meets."""
-        line = f"{self.command} {self.path}"
-        self.server.asked.append(line + (f" {self.headers['Range']}" if "Range" in self.headers else ""))
+        line = f"{self.command} {self.path}" + (f" {self.headers['Range']}" if "Range" in self.headers else "")
+        self.server.asked.append(line)
         trouble = next((one for one in self.server.troubles if one.where in line), None)
         if trouble:
             self.server.troubles.remove(trouble)
@@ -190,11 +190,12 @@ class Request(Writes):
             return self.refuse(404, "EntryNotFound", {"X-Repo-Commit": commit})
         data = path.read_bytes()
         headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
-        begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if begin is None:
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if part is None:
             return self.send(200, data, headers)
-        headers["Content-Range"] = f"bytes {begin[1]}-{len(data) - 1}/{len(data)}"
-        self.send(206, data[int(begin[1]) :], headers)
+        begin, end = int(part[1]), min(int(part[2] or len(data)), len(data) - 1)
+        headers["Content-Range"] = f"bytes {begin}-{end}/{len(data)}"
+        self.send(206, data[begin : end + 1], headers)
 
     def send_json(self, value: Any, status: int = 200) -> None:
         self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -1,5 +1,6 @@
 """Datasets, teachers and students from the Hub: the real libraries, against a Hub on this machine."""
 
+import hashlib
 import json
 import math
 import os
@@ -22,7 +23,9 @@ from datasets import ClassLabel, Dataset, Features, Image
 from safetensors.torch import load_file
 
 from kd.config import DistillConfig
+from kd.data.pixels import fingerprint
 from kd.data.splits import load_splits
+from kd.data.stream import open_source
 from kd.errors import UserError
 from kd.models.student import load_student
 from kd.models.teacher import load_teacher
@@ -52,6 +55,27 @@ def dataset(name: str, **settings: Any) -> tuple[dict[str, int], list[str]]:
     """Sizes of the splits, and the classes."""
     splits = load_splits(DistillConfig(dataset=name, **settings))
     return splits.sizes(), splits.classes
+
+
+def streamed(name: str, **settings: Any) -> tuple[dict[str, str], list[str], list[str]]:
+    """A fingerprint of each split, read as a stream; the classes; the files of train, without the Hub's address."""
+    import datasets
+
+    datasets.config.STREAMING_READ_RETRY_INTERVAL = 0  # not 5 s
+    source, found = open_source(DistillConfig(dataset=name, streaming="yes", **settings)), {}
+    for split, rows in source.splits.items():
+        digest = hashlib.blake2b(digest_size=16)
+        for chunk, _ in rows.chunks(None, 0):
+            for row in chunk:
+                digest.update(row.digest + row.label.to_bytes(8, "little", signed=True))
+        found[split] = digest.hexdigest()
+    return found, source.classes, [file.partition("data/")[2] for file in source.splits["train"].files]
+
+
+def read_at_once(name: str) -> dict[str, str]:
+    """The fingerprint of each split, downloaded."""
+    splits = load_splits(DistillConfig(dataset=name))
+    return {split: fingerprint(getattr(splits, split)) for split in SIZES}
 
 
 def teacher(name: str) -> str:
@@ -108,8 +132,8 @@ def client(environment: dict[str, str]) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``owner/teacher``, ``owner/pickled`` (the same in a pickle), ``owner/colours``, ``owner/lights`` (two
-    configurations), and a model and a dataset ``owner/secret``."""
+    """``owner/teacher``, ``owner/pickled`` (the same in a pickle), ``owner/colours``, ``owner/many`` (train in two files),
+    ``owner/lights`` (two configurations), and a model and a dataset ``owner/secret``."""
     root, pictures = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("pictures")
     models, datasets = root / "models/owner", root / "datasets/owner"
     weights = teacher_folder(models / "teacher") / "model.safetensors"
@@ -121,6 +145,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_parquet(folder, datasets / f"colours/data/{split}-00000-of-00001.parquet")
         write_parquet(folder, datasets / f"lights/bright/{split}.parquet")
     write_parquet(pictures / "test", datasets / "lights/dark/train.parquet")
+    for seed in range(2):
+        folder = class_folders(pictures / f"part-{seed}", 20, 10 + seed)
+        write_parquet(folder, datasets / f"many/data/train-{seed:05}-of-00002.parquet")
+    for split in ("validation", "test"):
+        write_parquet(pictures / split, datasets / f"many/data/{split}-00000-of-00001.parquet")
     (datasets / "lights/README.md").write_text(TWO_CONFIGURATIONS)
     shutil.copytree(datasets / "colours", datasets / "secret")
     return root
@@ -279,6 +308,28 @@ def test_a_download_that_is_cut_goes_on_where_it_broke_off(ask, troubled, hub, r
     assert key == ask(teacher, str(root / "models/owner/teacher"))
     assert said == ["A download from the Hub broke off; going on from there."]
     assert any(line.endswith("bytes=4096-") for line in hub.asked if name in line)
+
+
+def test_a_stream_that_is_cut_goes_on_and_gives_what_a_download_gives(ask, hub):
+    begun = len(hub.asked)
+    hub.troubles[:] = [Trouble("train-00001-of-00002.parquet bytes=4-", cut=3000)]
+    found, classes, files = ask(streamed, "owner/many")
+    asked = [line for line in hub.asked[begun:] if "train-00001-of-00002.parquet bytes=4-" in line]
+    assert len(asked) == 2, "the read that was cut, and the same again"
+    assert classes == CLASSES and files == [f"train-{part:05}-of-00002.parquet" for part in range(2)]
+    assert found == ask(read_at_once, "owner/many")
+
+
+def test_a_stream_that_is_not_there_or_has_nothing_to_read_is_refused_in_words(ask, root):
+    with pytest.raises(UserError, match="no such id on the Hub"):
+        ask(streamed, "owner/nothing")
+    with pytest.raises(UserError, match="choose one with --dataset-config"):
+        ask(streamed, "owner/lights")
+    broken = root / "datasets/owner/broken/data"
+    broken.mkdir(parents=True, exist_ok=True)
+    (broken / "train-00000-of-00001.parquet").write_bytes(b"no table" * 10)
+    with pytest.raises(UserError, match="could not be read by the library"):
+        ask(streamed, "owner/broken")
 
 
 @pytest.mark.parametrize(
