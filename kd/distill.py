@@ -11,14 +11,15 @@ from kd.config import DistillConfig
 from kd.errors import UserError
 from kd.export.after_run import export_after_run
 from kd.export.bundle import Material
-from kd.runs.process import closed_by_an_event
-from kd.runs.queue import device_name, device_slot
+from kd.runs.process import closed_by_an_event, follow_run, start_run
+from kd.runs.queue import device_slot, devices_of
 from kd.runs.run import LIFECYCLE, Run
 from kd.runs.store import create_run, local_owner, resolve
 from kd.system import lazy_imports
 from kd.system.files import default_runs_folder
 from kd.system.hub import listening
 from kd.training import setup
+from kd.training.distributed import ALONE, Ranks, help_first, is_other, ranks_of
 from kd.training.loop import Lesson, Trained, train
 from kd.training.plan import Trial
 from kd.training.report import TestSplit, evaluate_on_test, kept_result, load_result, write_report
@@ -35,7 +36,8 @@ LIBRARIES = (
 
 
 def distill(config: DistillConfig | None = None, runs_dir: Path | str | None = None) -> dict[str, Any]:
-    """Distil in this process and return the report (``report.json``; assets/guide/numbers.md explains its fields).
+    """Distil in this process, or with ``processes`` in several others, and return the report (``report.json``;
+    assets/guide/numbers.md explains its fields).
 
     Args:
         config: the settings; default: those of the preset ``sample``.
@@ -48,17 +50,22 @@ def distill(config: DistillConfig | None = None, runs_dir: Path | str | None = N
     config = config or DistillConfig.preset("sample")
     owner = local_owner(folder)
     run = create_run(resolve(config, folder, owner), folder, owner)
-    execute(run)
+    if run.config().processes == 1:
+        execute(run)
+    elif follow_run(run, lambda event: None, start_run(run)) in ("failed", "died"):
+        failed = run.last("failed")
+        raise UserError(failed["message"] if failed else f"Run {run.id} died. {run.explain_death()} {run.goes_on}")
     report = run.report()
     if report is None:
         raise UserError(f"Run {run.id} was stopped. {run.goes_on}")
     return report
 
 
-def recipe(run: Run) -> None:
-    """Do all that a run does between its events ``started`` and ``done``."""
+def recipe(run: Run, ranks: Ranks = ALONE) -> None:
+    """Do all that a run does between its events ``started`` and ``done``. Where several processes work on it, all of them do
+    this: the first prepares and measures, and all of them ask the teacher and train (``kd.training.distributed``)."""
     import_libraries()
-    job = setup.start_job(run)
+    job = setup.start_job(run, ranks)
     with listening(lambda text: job.tell("hub", message=text), run.stop_asked):
         # --- Data: three splits; no image of validation or test is in train as well
         splits = setup.load_job_splits(job)
@@ -82,7 +89,11 @@ def recipe(run: Run) -> None:
         return train(job, Lesson(plan, trial, fresh_student(), pixels, targets), fresh_student)
 
     missing = [trial for trial in plan.trials if not trial.is_done(run)]  # a resumed run has others behind it
-    with side_by_side(run, learn, missing, plan.at_once) as trained:
+    with ranks.training(job.device), side_by_side(run, learn, missing, plan.at_once) as trained:
+        if not ranks.is_first:
+            for trial in missing:
+                learn(trial)
+            return
         for trial in plan.trials:
             done = evaluate_on_test(job, trained(trial), test, results) if trial in missing else load_result(run, trial)
             results.append(done)
@@ -98,11 +109,23 @@ def execute(run: Run, resume: bool = False) -> None:
 
     Raises what went wrong, after the ``failed`` event has said it in words.
     """
+    if is_other():
+        return help_first(run, help_with)
     with run.work():
         check_order(run, resume)
-        with closed_by_an_event(run), device_slot(run, device_name(run.config().device)):
+        config = run.config()
+        with closed_by_an_event(run), device_slot(run, *devices_of(config.device, config.processes)):
             run.begin(resume)
-            recipe(run)
+            import_libraries()
+            with ranks_of(run, config) as ranks:
+                recipe(run, ranks)
+
+
+def help_with(run: Run, ranks: Ranks) -> None:
+    """Do another process's part of a run, once the first process has prepared it."""
+    import_libraries()
+    ranks.wait(setup.PREPARED)
+    recipe(run, ranks)
 
 
 def check_order(run: Run, resume: bool) -> None:

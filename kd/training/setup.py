@@ -20,6 +20,7 @@ from kd.errors import UserError
 from kd.runs.queue import StopAsked
 from kd.runs.run import Run
 from kd.runs.store import existing_teacher, run_of_teacher
+from kd.training.distributed import ALONE, Ranks
 from kd.training.plan import Plan, fitting_epochs, mean_area, pixel_size, sizes_of, trials_of
 
 if TYPE_CHECKING:
@@ -36,18 +37,22 @@ if TYPE_CHECKING:
 
 # At most one ``progress`` event in this time.
 PROGRESS_SECONDS = 0.5
+# The first of several processes tells the others its plan under this name, once all is prepared but the targets.
+PREPARED = "plan"
 # Of a run's minutes, this share goes to measuring how many epochs fit into them.
 MEASURING_SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run at work: its folder, what was asked, the device it computes on, where pixels and targets are kept."""
+    """A run at work: its folder, what was asked, the device it computes on, where pixels and targets are kept, and this
+    process's place among those that work on it."""
 
     run: Run
     config: DistillConfig
     device: "torch.device"
     cache: Path
+    ranks: Ranks = ALONE
 
     def tell(self, event: str, **data: Any) -> None:
         """Write an event."""
@@ -78,13 +83,13 @@ class DecodedSplits:
     views: "Views"
 
 
-def start_job(run: Run) -> Job:
+def start_job(run: Run, ranks: Ranks = ALONE) -> Job:
     """Return the job of a run whose turn it is. Raises ``UserError`` where its device is not there."""
     from kd.models.device import pick_device
     from kd.system.files import cache_folder
 
     config = run.config()
-    return Job(run, config, pick_device(config.device), cache_folder(run.path.parent, config.dataset))
+    return Job(run, config, pick_device(config.device), cache_folder(run.path.parent, config.dataset), ranks)
 
 
 def load_job_splits(job: Job) -> "Splits":
@@ -177,7 +182,8 @@ def build_student(config: DistillConfig, splits: "Splits", seed: int, teacher: "
 
 
 def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "Student") -> Plan:
-    """Decide what the run will do and write it as the ``plan`` event; a resumed run keeps to its plan.
+    """Decide what the run will do and write it as the ``plan`` event; a resumed run keeps to its plan. Of several processes
+    the first decides for all, and this is where the others wait until it has prepared everything.
 
     Raises ``UserError`` for what exceeds the limits, and for a method or an input size that does not fit.
     """
@@ -185,6 +191,8 @@ def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "S
     from kd.models.device import pick_precision
     from kd.models.student import check_input_size
 
+    if not job.ranks.is_first:
+        return job.ranks.wait(PREPARED)
     config, size = job.config, student.normalization.size
     limits.check_pictures(sum(splits.sizes().values()), len(splits.classes))
     if not splits.labelled:
@@ -306,10 +314,11 @@ def run_threads(job: Job) -> Iterator[None]:
 
 def trainings_at_once(device: "torch.device", config: DistillConfig) -> int:
     """Return how many of a run's trainings go on at the same time: where each is given one thread of a CPU, as many as there
-    are threads. It is one on a GPU, on systems that cannot fork, and with more threads, which no forked process can begin."""
+    are threads. It is one on a GPU, on systems that cannot fork, with more threads, which no forked process can begin, and where
+    several processes train together."""
     import torch
 
-    if config.threads != 1 or device.type != "cpu" or not sys.platform.startswith("linux"):
+    if config.threads != 1 or config.processes > 1 or device.type != "cpu" or not sys.platform.startswith("linux"):
         return 1
     return min(torch.get_num_threads(), len(trials_of(config)))
 
@@ -392,6 +401,7 @@ def tell_models(job: Job, plan: Plan, teacher: "Teacher | None", student: "Stude
         warnings=plan.warnings,
         device=str(job.device),
         precision=plan.precision,
+        **({"processes": job.ranks.count} if job.ranks.count > 1 else {}),
     )
 
 
@@ -402,9 +412,11 @@ def teacher_targets(
     the ``teacher`` and ``targets`` events."""
     from kd.training.targets import Targets
 
+    validation = None if teacher is None else check_teacher(job, splits, teacher, pixels.validation)
+    if job.ranks.is_first:
+        job.ranks.tell(PREPARED, plan)
     if teacher is None:
         return Targets()
-    validation = check_teacher(job, splits, teacher, pixels.validation)
     teacher.to(job.device)
     if plan.config.targets == "online":
         job.tell("targets", cache="online", seconds=0, precision=plan.teacher_precision)
@@ -476,7 +488,7 @@ def ask_teacher(job: Job, plan: Plan, teacher: "Teacher", pixels: DecodedSplits,
     from kd.training.targets import TargetCache, load_targets
 
     cache = TargetCache(teacher, pixels.views, job.cache, Compute(job.device, plan.teacher_precision))
-    targets = load_targets(cache, pixels.train, count, job.progress("targets"))
+    targets = load_targets(cache, pixels.train, count, job.progress("targets"), job.ranks)
     job.tell("targets", cache=targets.cache, seconds=round(targets.seconds, 2), precision=plan.teacher_precision)
     return targets
 
