@@ -209,8 +209,11 @@ class ImageDistilTrainer(Trainer):
             )
         model, found = self.model.eval(), []
         for batch in dataloader:
-            loss, logits, labels = self.prediction_step(model, batch, prediction_loss_only=False)
-            found.append((loss.item() * len(labels), logits.float().cpu().numpy(), labels.cpu().numpy()))
+            # Not ``prediction_step``, which counts the images of all processes, each time that one has a batch.
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss, outputs = self.compute_loss(model, self._prepare_inputs(batch), return_outputs=True)
+            labels = batch["labels"].cpu().numpy()
+            found.append((loss.item() * len(labels), outputs["logits"].float().cpu().numpy(), labels))
         every = [part for parts in self.ranks.gather(found) for part in parts]
         losses, logits, labels = zip(*every, strict=True)
         answers = EvalPrediction(np.concatenate(logits), np.concatenate(labels))
