@@ -23,6 +23,7 @@ from functools import partial
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kd import limits
 from kd.config import DistillConfig
 from kd.errors import UserError
 from kd.runs.failures import failure_message
@@ -278,7 +279,9 @@ def check_batch(config: DistillConfig, count: int) -> None:
 
 
 def check_machine(config: DistillConfig) -> None:
-    """Raise ``UserError`` where this machine has fewer GPUs, or on the CPU fewer cores, than there are to be processes."""
+    """Raise ``UserError`` where this machine has fewer GPUs, or on the CPU fewer cores, than there are to be processes, and
+    ``ValueError`` where a server takes fewer."""
+    limits.check_processes(config.processes)
     device = device_name(config.device)
     if device == "mps":
         raise UserError("Several processes need CUDA GPUs or the CPU. Leave out the processes.", setting="processes")

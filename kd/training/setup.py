@@ -203,7 +203,7 @@ def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "S
     theirs = "fp32"
     if teacher:
         theirs = pick_precision(config.precision, job.device, teacher.model, teacher.normalization.size, job.cache)
-    at_once = trainings_at_once(job.device, config)
+    at_once = trainings_at_once(job.device, config) if job.ranks.count == 1 else 1
     with training_threads(job.device, size, config.threads):
         precision = pick_precision(config.precision, job.device, student.model, size, job.cache)
         trials = tuple(trials_of(config))

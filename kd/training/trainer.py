@@ -230,7 +230,7 @@ class ImageDistilTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """Save the state of the random numbers, before the first of several processes makes the checkpoint whole."""
         super()._save_rng_state(output_dir)
-        self.ranks.agree()
+        self.ranks.agree(False)  # all have come so far
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the averaged weights, where an average is kept."""

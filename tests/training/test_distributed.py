@@ -22,11 +22,18 @@ from kd.evaluation.scoring import load_run_student
 from kd.runs.process import follow_run, start_run
 from kd.runs.run import Run
 from kd.training.distributed import Ranks, SharedBatches, check_machine
+from tests.support import architectures
 from tests.support.command import flags, kd
 from tests.support.runs import make_run
 
-# The smallest student without BatchNorm: four patches a picture.
-DEIT = {"student": "deit_tiny", "image_size": 32, "learning_rate": 5e-4, "device": "cpu", "processes": 2}
+TWO = {"device": "cpu", "processes": 2}
+
+
+@pytest.fixture
+def deit(small, tmp_path) -> dict:
+    """The settings of a run with two processes whose student has no BatchNorm: a DeiT of one layer."""
+    folder = architectures.save("DeiTForImageClassification", tmp_path / "deit")
+    return {**small, **TWO, "student": str(folder), "image_size": None, "learning_rate": 5e-4}
 
 
 def curve(run: Run, name: str) -> list[float]:
@@ -75,7 +82,7 @@ def test_the_rows_of_all_processes_are_all_rows_once():
         assert [index for part in rows for index in range(count)[part]] == list(range(count))
 
 
-def test_a_batch_that_cannot_be_cut_and_too_many_processes_are_refused_in_words():
+def test_a_batch_that_cannot_be_cut_and_too_many_processes_are_refused_in_words(monkeypatch):
     with pytest.raises(ValueError, match=r"batch_size is 32 and there are 3 processes.*such as 33"):
         DistillConfig(processes=3)
     with pytest.raises(ValueError, match="whole number from 1 to 64"):
@@ -83,6 +90,10 @@ def test_a_batch_that_cannot_be_cut_and_too_many_processes_are_refused_in_words(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with pytest.raises(UserError, match=f"processes is 64, and this machine has {cores} core"):
         check_machine(DistillConfig(processes=64, batch_size=64, device="cpu"))
+    monkeypatch.setenv("KD_SHARED", "1")
+    with pytest.raises(ValueError, match="would take 2 processes; this server takes 1 at most"):
+        check_machine(DistillConfig(processes=2, device="cpu"))
+    monkeypatch.delenv("KD_SHARED")
     with pytest.raises(UserError, match="CUDA GPUs or the CPU"):
         check_machine(DistillConfig(processes=2, device="mps"))
 
@@ -96,11 +107,15 @@ def test_one_process_for_each_gpu_is_one_where_there_is_none(monkeypatch):
 # --- For real
 
 
-def test_two_processes_train_as_one_does_and_a_killed_one_ends_the_run_which_then_goes_on(small, tmp_path):
-    """The losses of 14 steps of one process and of two, one of which is killed in between."""
-    one = make_run({**small, **DEIT, "processes": 1}, tmp_path)
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"student": "deit_tiny", "image_size": 32, "epochs": 3}, marks=pytest.mark.slow)]
+)
+def test_two_processes_train_as_one_does_and_a_killed_one_ends_the_run_which_then_goes_on(deit, tmp_path, changes):
+    """The losses of all steps of one process and of two, one of which is killed in between."""
+    settings = {**deit, "epochs": 4, **changes}
+    one = make_run({**settings, "processes": 1}, tmp_path)
     assert follow_run(one, lambda event: None, start_run(one)) == "done"
-    two = make_run({**small, **DEIT}, tmp_path)
+    two = make_run(settings, tmp_path)
     process = start_run(two)
     wait_for(two, "eval")
     (other,) = others_of(process.pid)
@@ -132,8 +147,8 @@ def test_what_goes_wrong_in_a_process_is_said_of_the_run(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_where_the_first_process_is_killed_the_other_ends_too_and_the_run_goes_on(small, tmp_path):
-    run = make_run({**small, **DEIT, "baseline": "yes"}, tmp_path)
+def test_where_the_first_process_is_killed_the_other_ends_too_and_the_run_goes_on(deit, tmp_path):
+    run = make_run({**deit, "epochs": 8, "baseline": "yes"}, tmp_path)
     process = start_run(run)
     wait_for(run, "eval")
     (other,) = others_of(process.pid)
