@@ -295,8 +295,9 @@ def online_seconds(config: DistillConfig, teacher: "Teacher | None", compute: "C
         return 0.0
     from kd.models.device import batch_seconds
 
-    size, batch = teacher.normalization.size, config.batch_size
-    return batch_seconds(teacher, size, compute, batch, rounds=3) / batch
+    at_once = config.processes if compute.device.type == "cuda" else 1
+    size, batch = teacher.normalization.size, config.batch_size // at_once
+    return batch_seconds(teacher, size, compute, batch, rounds=3) / batch / at_once
 
 
 @contextmanager
