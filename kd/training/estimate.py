@@ -178,5 +178,5 @@ def _targets(config: DistillConfig, teacher: Any, train: Any, frame: Frame, wher
     views = Views(fingerprint(train), len(train), config.crop_area)
     kept = TargetCache(teacher, views, folder, compute).place((len(train), 3, *frame.size))
     missing = [view for view in range(views_of(config)) if not (kept / f"view-{view}.npy").exists()]
-    at_once = config.processes if device.type == "cuda" else 1
-    return len(missing) * len(train) * seconds / at_once
+    shares = config.processes if device.type == "cuda" else 1
+    return len(missing) * len(train) * seconds / shares

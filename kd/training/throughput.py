@@ -73,7 +73,6 @@ def measure_throughput(
         config = dataclasses.replace(config, batch_size=own, processes=1)
         alone = measure_throughput(student, config, size, compute, clock)
         return dataclasses.replace(alone, image=alone.image / count, evaluation=alone.evaluation / count)
-    config = dataclasses.replace(config, processes=1)
     once = dataclasses.replace(config, epochs=MOST)
     parts = 1
     while True:
