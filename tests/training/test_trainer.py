@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
+from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, DefaultDataCollator, TrainerCallback, TrainingArguments
@@ -17,7 +18,7 @@ from kd.models.device import Compute
 from kd.models.student import load_student
 from kd.training.losses import Method
 from kd.training.trainer import training_arguments
-from tests.support import toys
+from tests.support import architectures, toys
 
 
 class Losses(TrainerCallback):
@@ -363,3 +364,21 @@ def test_a_last_batch_of_one_picture_is_left_out_where_there_is_batch_norm(tmp_p
     epochs = [{value for batch in seen[start : start + steps] for value in batch} for start in (0, steps)]
     assert [len(epoch) for epoch in epochs] == [images - (images == 9)] * 2
     assert len(epochs[0] | epochs[1]) == images  # another one each time
+
+
+def test_a_checkpoint_whose_file_names_the_weights_as_older_versions_did_is_loaded_whole(tmp_path):
+    saved, fresh = (architectures.tiny("DeiTForImageClassification") for _ in range(2))
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.add_(1)
+    saved.save_pretrained(tmp_path / "checkpoint-1")
+    names = set(load_file(tmp_path / "checkpoint-1" / "model.safetensors"))
+    assert not names.issuperset(fresh.state_dict())  # else this test shows nothing
+    one = trainer(tmp_path, fresh)
+    for load in (one._load_from_checkpoint, lambda path: one._load_best_model()):
+        with torch.no_grad():
+            for parameter in fresh.parameters():
+                parameter.zero_()
+        one.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+        load(str(tmp_path / "checkpoint-1"))
+        assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in saved.state_dict().items())
