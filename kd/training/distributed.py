@@ -74,6 +74,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, count: int = 1, local_rank: int = 0, here: int = 1, store: Any = None) -> None:
         self.rank, self.count, self.local_rank, self.here, self.store = rank, count, local_rank, here, store
+        self.own_group: Any = None  # of this process alone, while they train
 
     @property
     def is_first(self) -> bool:
@@ -179,6 +180,7 @@ class Ranks:
             store=torch.distributed.PrefixStore("training", self.store),
             rank=self.rank, world_size=self.count, timeout=LONGEST_OPERATION,
         )  # fmt: skip
+        self.own_group, _ = torch.distributed.new_subgroups(1)
         try:
             yield
             torch.distributed.destroy_process_group()  # not after an error: it might wait for one that is gone

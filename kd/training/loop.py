@@ -264,6 +264,9 @@ def run_trainer(job: Job, lesson: Lesson, trainer: "ImageDistilTrainer") -> None
     run, trial, processor = job.run, lesson.trial, lesson.student.processor
     find = partial(last_checkpoint, Path(trainer.args.output_dir), bool(trainer.average))
     parts = trainer.args.gradient_accumulation_steps
+    if job.ranks.count > 1:
+        trainer.train_dataset.show(0, lesson.plan.input_size)  # the largest; each epoch has its own
+        trainer.check_memory()
     try:
         # Here the other processes wait while the first measures the student of the training before.
         trainer.train(resume_from_checkpoint=job.ranks.first(f"checkpoint of {trial.nth} in {parts}", find))

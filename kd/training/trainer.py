@@ -131,7 +131,8 @@ class ImageDistilTrainer(Trainer):
             try:
                 loss = super().training_step(model, inputs, num_items_in_batch)
             except RuntimeError as error:
-                if not memory.ran_out_on_gpu(error):
+                # The others may wait for this one's statistics: ``check_memory`` was to find this out before.
+                if not memory.ran_out_on_gpu(error) or shared_batch_norms(self.model):
                     raise
         ran_out, *self.agreed = self.ranks.agree(loss is None, *self.run_callback.asks())
         if ran_out:
@@ -140,6 +141,38 @@ class ImageDistilTrainer(Trainer):
         if self.accelerator.sync_gradients:
             self.ranks.average(parameter.grad for parameter in model.parameters() if parameter.grad is not None)
         return loss
+
+    def check_memory(self) -> None:
+        """Try a step before the first where several processes share BatchNorm's statistics. One whose memory ran out within a
+        step would leave the others waiting for them for ever; here each takes those of its own part. Nothing is changed.
+
+        Raises ``torch.OutOfMemoryError`` in all processes where the memory of one runs out.
+        """
+        layers, size = shared_batch_norms(self.model), self.args.per_device_train_batch_size
+        if self.ranks.count > 1 and not layers:
+            return
+        before, fits = [buffer.clone() for buffer in self.model.buffers()], True
+        for layer in layers:
+            layer.process_group = self.ranks.own_group
+        try:
+            batch = self.train_dataset.__getitems__(list(range(min(size, len(self.train_dataset)))))
+            devices = [self.args.device] if self.args.device.type == "cuda" else []
+            with torch.random.fork_rng(devices), self.accelerator.autocast():
+                loss = self.compute_loss(self.model.train(), self._prepare_inputs(batch))
+            loss.backward()
+        except RuntimeError as error:
+            if not memory.ran_out_on_gpu(error):
+                raise
+            fits = False
+        for layer in layers:
+            layer.process_group = None
+        self.model.zero_grad()
+        self.sums.zero_()
+        for buffer, value in zip(self.model.buffers(), before, strict=True):
+            buffer.data.copy_(value)
+        (self.ran_out_together,) = self.ranks.agree(not fits)
+        if self.ran_out_together:
+            raise torch.OutOfMemoryError("out of memory in one of the processes")
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the batches of training; of several processes, this one's parts of them."""
@@ -328,6 +361,11 @@ class ImageDistilTrainer(Trainer):
         total, soft, hard, count, labelled = self.ranks.sum(self.sums.clone()).tolist()
         self.sums.zero_()
         return DistillationLoss(total / max(count, 1), soft / max(count, 1), hard / max(labelled, 1)), int(count)
+
+
+def shared_batch_norms(model: nn.Module) -> list[nn.SyncBatchNorm]:
+    """Return the layers of a model that take the statistics of all processes' images."""
+    return [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -175,10 +175,10 @@ def test_a_student_with_batch_norm_trains_in_two_processes_until_it_is_asked_to_
     settings["config"] |= {"processes": 1}
     (run.path / "config.json").write_text(json.dumps(settings))
     process = start_run(run, resume=True)
-    wait_for(run, "resumed")
-    while run.last("step")["time"] < run.last("resumed")["time"]:
+    resumed = None
+    while not (resumed := run.last("resumed")) or run.last("step")["time"] < resumed["time"]:
+        assert process.poll() is None, (run.path / "stderr.txt").read_text()
         time.sleep(0.2)
-        assert run.status() == "running"
     run.ask_to_stop()
     assert follow_run(run, lambda event: None, process) == "stopped"
 
