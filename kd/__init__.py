@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kd.errors import UserError
     from kd.evaluation.compare import compare
     from kd.export.bundle import export_student
+    from kd.export.push import PushSettings, push_student
     from kd.training.losses import distillation_loss
     from kd.training.trainer import ImageDistilTrainer
 
@@ -21,21 +22,25 @@ __version__ = "0.1.0"
 __all__ = [
     "DistillConfig",
     "ImageDistilTrainer",
+    "PushSettings",
     "UserError",
     "compare",
     "distill",
     "distillation_loss",
     "export_student",
+    "push_student",
 ]
 
 _HOMES = {
     "DistillConfig": "kd.config",
     "ImageDistilTrainer": "kd.training.trainer",
+    "PushSettings": "kd.export.push",
     "UserError": "kd.errors",
     "compare": "kd.evaluation.compare",
     "distill": "kd.distill",
     "distillation_loss": "kd.training.losses",
     "export_student": "kd.export.bundle",
+    "push_student": "kd.export.push",
 }
 
 

@@ -380,35 +380,41 @@ def checked(field: dataclasses.Field, value: Any) -> Any:
 
     Text is accepted for numbers, as flags and text boxes deliver it. Raises ``ValueError`` in words for a user.
     """
-    rules, name = field.metadata, public_name(field)
+    rules = field.metadata
     kind, *none = get_args(field.type) or (field.type,)
-    example = "" if none else f", for example {field.default}"
-    problem = ValueError(f"{name} is {value!r}; expected {_expected(kind, rules)}{example}.")
     if isinstance(value, str):
         value = value.strip()
     if value is None or value == "":
         if none:
             return None
-        raise problem
+        raise _out_of_range(field, value)
     if kind is str:
         matches = isinstance(value, str) and re.fullmatch(rules.get("pattern", "(?s:.*)"), value)
         if not matches or value not in rules.get("choices", (value,)):
-            raise problem
+            raise _out_of_range(field, value)
         return value
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise problem from None
+        raise _out_of_range(field, value) from None
     out_of_range = number < rules.get("low", -math.inf) or number > rules.get("high", math.inf)
     if not math.isfinite(number) or out_of_range or number <= rules.get("above", -math.inf):
-        raise problem
+        raise _out_of_range(field, value)
     if kind is int and number != int(number):
-        raise problem
+        raise _out_of_range(field, value)
     return kind(number)
 
 
-def _expected(kind: type, rules: Any) -> str:
-    """Return what a field takes: "a number above 0", "a whole number from 16 to 1024", "one of cached, online"."""
+def _out_of_range(field: dataclasses.Field, value: Any) -> ValueError:
+    """Return the error for a value that a setting does not take. It is not made before it is needed: a page reads settings
+    many times a second."""
+    example = "" if type(None) in get_args(field.type) else f", for example {field.default}"
+    return ValueError(f"{public_name(field)} is {value!r}; expected {expected(field)}{example}.")
+
+
+def expected(field: dataclasses.Field) -> str:
+    """Return what a setting takes: "a number above 0", "a whole number from 16 to 1024", "one of cached, online"."""
+    rules, kind = field.metadata, (get_args(field.type) or (field.type,))[0]
     if "choices" in rules:
         return f"one of {', '.join(rules['choices'])}"
     if "expected" in rules:

@@ -11,8 +11,9 @@ from kd.config import DistillConfig
 from kd.errors import UserError
 from kd.export.after_run import export_after_run
 from kd.export.bundle import Material
+from kd.runs.pieces import Piece, is_in_pieces
 from kd.runs.process import closed_by_an_event, follow_run, start_run
-from kd.runs.queue import device_slot, devices_of
+from kd.runs.queue import StopAsked, device_slot, devices_of
 from kd.runs.run import LIFECYCLE, Run
 from kd.runs.store import create_run, local_owner, resolve
 from kd.system import lazy_imports
@@ -20,7 +21,7 @@ from kd.system.files import default_runs_folder
 from kd.system.hub import listening
 from kd.training import setup
 from kd.training.distributed import ALONE, Ranks, help_first, is_other, ranks_of
-from kd.training.loop import Lesson, Trained, train
+from kd.training.loop import Lesson, Trained, load_trained, train
 from kd.training.plan import Trial
 from kd.training.report import TestSplit, evaluate_on_test, kept_result, load_result, write_report
 from kd.training.side_by_side import side_by_side
@@ -61,11 +62,15 @@ def distill(config: DistillConfig | None = None, runs_dir: Path | str | None = N
     return report
 
 
-def recipe(run: Run, ranks: Ranks = ALONE) -> None:
-    """Do all that a run does between its events ``started`` and ``done``. Where several processes work on it, all of them do
-    this: the first prepares and measures, and all of them ask the teacher and train (``kd.training.distributed``)."""
+def recipe(run: Run, piece: Piece | None = None, ranks: Ranks = ALONE) -> None:
+    """Do all that a run does between its events ``started`` and ``done``; or a ``piece`` of it, where its GPU is lent for a
+    while only: one without the GPU ends in ``teacher_targets``, one that has it after the last training.
+
+    Where several processes work on it, all of them do this: the first prepares and measures, and all of them ask the teacher
+    and train (``kd.training.distributed``).
+    """
     import_libraries()
-    job = setup.start_job(run, ranks)
+    job = setup.start_job(run, piece, ranks)
     with listening(lambda text: job.tell("hub", message=text), run.stop_asked):
         # --- Data: three splits; no image of validation or test is in train as well
         splits = setup.load_job_splits(job)
@@ -85,13 +90,20 @@ def recipe(run: Run, ranks: Ranks = ALONE) -> None:
     test, results = TestSplit(job, splits, targets), []
 
     def learn(trial: Trial) -> Trained:
+        if trained := load_trained(run, trial):
+            return trained
         fresh_student = partial(setup.build_student, job.config, splits, trial.seed, teacher)
         return train(job, Lesson(plan, trial, fresh_student(), pixels, targets), fresh_student)
 
     missing = [trial for trial in plan.trials if not trial.is_done(run)]  # a resumed run has others behind it
+    if piece and piece.has_gpu:
+        for trial in missing:
+            learn(trial)
+        job.needs_no_gpu()
+    untrained = ranks.first("trainings", lambda: [trial for trial in missing if not trial.is_trained(run)])
     with ranks.training(job.device), side_by_side(run, learn, missing, plan.at_once) as trained:
         if not ranks.is_first:
-            for trial in missing:
+            for trial in untrained:
                 learn(trial)
             return
         for trial in plan.trials:
@@ -118,14 +130,26 @@ def execute(run: Run, resume: bool = False) -> None:
             run.begin(resume)
             import_libraries()
             with ranks_of(run, config) as ranks:
-                recipe(run, ranks)
+                recipe(run, Piece() if is_in_pieces(run) else None, ranks)
 
 
 def help_with(run: Run, ranks: Ranks) -> None:
     """Do another process's part of a run, once the first process has prepared it."""
     import_libraries()
     ranks.wait(setup.PREPARED)
-    recipe(run, ranks)
+    recipe(run, ranks=ranks)
+
+
+def execute_piece(run: Run, ends: float) -> None:
+    """Work on a run while this process has the GPU, which is taken away when ``time.monotonic()`` is ``ends``.
+
+    Whoever calls this holds the run's lock and its place in the queue meanwhile. Raises as ``execute`` does.
+    """
+    with closed_by_an_event(run):
+        run.begin(resume=True)
+        if run.stop_asked():
+            raise StopAsked
+        recipe(run, Piece.with_gpu(run, ends))
 
 
 def check_order(run: Run, resume: bool) -> None:

@@ -16,7 +16,7 @@ from kd.distill import LIBRARIES
 from kd.runs.run import Run
 from kd.runs.store import create_run
 from kd.system import lazy_imports as imports
-from tests.support import photos, toys
+from tests.support import checkouts, photos, toys
 
 TESTS = Path(__file__).resolve().parent
 
@@ -99,3 +99,9 @@ def planted(tmp_path_factory) -> Path:
 def bad_dataset(tmp_path_factory) -> Path:
     """Parquet files with every problem that the check of a dataset finds."""
     return photos.bad_dataset(tmp_path_factory.mktemp("bad"))
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory) -> Path:
+    """A git checkout of this project, with all that is here committed."""
+    return checkouts.make_checkout(tmp_path_factory.mktemp("checkout"))

@@ -92,7 +92,19 @@ def test_each_figure_in_the_readme_is_one_that_a_command_prints():
 
 
 def test_the_map_is_of_guides_that_are_there():
-    assert [guide.stem for guide in GUIDES] == ["data", "export", "methods", "numbers", "robustness", "server", "speed"]
+    assert [guide.stem for guide in GUIDES] == [
+        "agents",
+        "data",
+        "export",
+        "hub",
+        "methods",
+        "numbers",
+        "robustness",
+        "server",
+        "space",
+        "speed",
+        "zerogpu",
+    ]
 
 
 @pytest.mark.parametrize("guide", [*GUIDES, STUDIES], ids=shown_path)

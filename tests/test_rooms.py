@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "experiments": BASE | {"runs", "data", "evaluation"},
     "ui": BASE | {"data", "models", "runs", "evaluation", "training", "export", "distill", "experiments"},
 }
+# Imported on a ZeroGPU Space only, whose package ``spaces`` brings torch into the page's process.
+HAS_TORCH = {"ui.zerogpu"}
 ANYTHING = {"devtools", "cli", "__main__", "__init__"}
 
 
@@ -86,7 +88,15 @@ def test_only_the_page_imports_gradio_and_it_never_imports_torch():
     for name, source in modules().items():
         packages = {one.split(".")[0] for one in imported(source)}
         assert room(name) == "ui" or "gradio" not in packages, name
-        assert room(name) != "ui" or "torch" not in packages, name
+        assert room(name) != "ui" or "torch" not in packages or name in HAS_TORCH, name
+        assert "spaces" not in packages or name in HAS_TORCH, name
+
+
+def test_what_brings_torch_into_the_page_is_imported_inside_functions_only():
+    for name, source in modules().items():
+        whole = ast.parse(source)
+        whole.body = [node for node in whole.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not {f"kd.{one}" for one in HAS_TORCH} & imported(ast.unparse(whole)), name
 
 
 def test_the_plan_is_made_without_torch():

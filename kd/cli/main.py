@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kd import limits
-from kd.cli import datasets, measure, runs
+from kd.cli import datasets, measure, push, runs, space
 from kd.cli.options import BadUsage, Command, add_json, quiet
 from kd.cli.screen import table
 from kd.errors import UserError
@@ -69,9 +69,11 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     runs.add(partial(command, "training runs"))
+    push.add(partial(command, "training runs"))
     datasets.add(partial(command, "pictures"))
     measure.add(partial(command, "proof and measuring"))
     add(partial(command, "server and project"), commands)
+    space.add(partial(command, "server and project"))
     top.epilog = grouped(groups)
     return top
 

@@ -29,6 +29,7 @@ from kd.errors import UserError
 from kd.experiments.sweep import Sweep
 from kd.export.bundle import FORMATS, check_formats, check_has_student, check_out, check_packages, export_student
 from kd.export.job import check_not_exporting, work_on_export
+from kd.export.push_job import check_not_pushing
 from kd.runs.process import follow_run, start_run
 from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import create_run, list_runs, local_owner
@@ -185,6 +186,7 @@ def resume(options: argparse.Namespace) -> int:
     if status in ("running", "queued"):
         raise UserError(f"Run {run.id} is {status}. Use `python -m kd watch {run.id}`.")
     check_not_exporting(run, "resume the run")
+    check_not_pushing(run, "resume the run")
     return _follow(run, options.json, start_run(run, resume=True), run.read()[1])
 
 
@@ -331,6 +333,8 @@ def _follow(run: Run, as_json: bool, process: Any = None, cursor: int = 0) -> in
         screen.line(
             f"Run {run.id} died: its process is gone. {run.explain_death()} `python -m kd resume {run.id}` goes on with it."
         )
+    if status == "paused":
+        screen.line(f"Run {run.id} is paused. {run.last('paused')['message']} {run.goes_on}")
     report = run.report()
     if status != "done" or report is None:
         return 1

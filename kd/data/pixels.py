@@ -19,6 +19,7 @@ from kd.data.images import BadPicture, file_bytes, open_row
 from kd.data.views import Frame
 from kd.errors import UserError
 from kd.system.files import mapped, npy_writer, write_whole
+from kd.system.processes import may_have_children
 
 
 def fingerprint(dataset: Any) -> str:
@@ -190,8 +191,9 @@ def decoding_processes() -> int:
     """Return how many processes decode images: one for each core that this one may use.
 
     It is 0, for this process alone, where processes cannot be forked: a spawned one would run a user's script again.
+    Nor may a process have any that has the GPU of ZeroGPU.
     """
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" and may_have_children() else 0
 
 
 def in_batches(items: Any, size: int) -> Iterator[Any]:

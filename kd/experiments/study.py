@@ -224,7 +224,7 @@ def train_to_the_end(config: DistillConfig, folder: Path, tell: Callable[[str], 
             same[run.status()] = run
     if "done" in same:
         return same["done"]
-    old = next((same[status] for status in ("running", "queued", "stopped", "died") if status in same), None)
+    old = next((same[status] for status in ("running", "queued", "stopped", "paused", "died") if status in same), None)
     run = old or create_run(wanted, folder, local_owner(folder))
     tell(f"run {run.id}")
     try:

@@ -155,7 +155,7 @@ def check_has_student(run: Run) -> None:
     run.settings()
     if not (run.path / "student" / "config.json").exists():
         status = run.status()
-        again = f" {run.goes_on}" if status in ("stopped", "failed", "died") else ""
+        again = f" {run.goes_on}" if status in ("stopped", "paused", "failed", "died") else ""
         raise UserError(
             f"Run {run.id} ({status}) has no student, so there is nothing to export. A run saves one when a training ends or is "
             f"stopped.{again}"
@@ -163,8 +163,8 @@ def check_has_student(run: Run) -> None:
 
 
 @contextmanager
-def _alone(run: Run) -> Iterator[None]:
-    """Hold the lock of a run's export. Raises ``UserError`` where another process exports it."""
+def hold_export(run: Run) -> Iterator[None]:
+    """Hold the lock of a run's export, which nobody changes then. Raises ``UserError`` where another process has it."""
     lock = FileLock(run.path / "export.lock")
     try:
         free = try_acquire(lock)
@@ -173,7 +173,9 @@ def _alone(run: Run) -> Iterator[None]:
             f"Run {run.id} cannot be exported: nothing can be written to {run.path} ({error.strerror}). Make it writable."
         ) from error
     if not free:
-        raise UserError(f"Run {run.id} is being exported by another process already. Wait until that is done.")
+        raise UserError(
+            f"Run {run.id} is being exported or pushed by another process already. Wait until that is done."
+        )
     try:
         yield
     finally:
@@ -272,7 +274,7 @@ def build(material: Material, formats: tuple[str, ...], progress: Progress, demo
     from kd.export.card import write_card
 
     run = material.run
-    with _alone(run), _words_for_a_full_disk(run):
+    with hold_export(run), _words_for_a_full_disk(run):
         clear_parts(run)
         part = run.path / f"{PART}{secrets.token_hex(4)}"
         try:
@@ -502,7 +504,7 @@ def zipped(run: Run) -> Path:
     """Return the zip of a run's export, ``export.zip`` in its folder, which is written where it is not there yet."""
     path = run.path / ZIP
     if not path.exists():
-        with _alone(run), _words_for_a_full_disk(run):
+        with hold_export(run), _words_for_a_full_disk(run):
             part = run.path / f"{PART}{secrets.token_hex(4)}.zip"
             try:
                 write_zip(run, part)

@@ -107,7 +107,8 @@ def work_on_export(run: Run) -> None:
             raise
         except BaseException as error:
             if job.path.exists():  # else the run was deleted meanwhile
-                job.close("failed", message=failure_message(error, job), error=type(error).__name__)
+                kind = error.kind if isinstance(error, UserError) else ""
+                job.close("failed", message=failure_message(error, job), error=type(error).__name__, kind=kind)
             raise
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from kd.config import SMALL_SIDE
 from kd.errors import UserError
 from kd.system.files import write_whole
+from kd.system.zerogpu import is_zerogpu
 
 # bf16 is chosen where it makes a batch this many times faster: it has only eight bits of precision, and timings are noisy.
 BF16_GAIN = 1.1
@@ -44,7 +45,8 @@ def pick_device(asked: str) -> torch.device:
 
     Raises ``UserError`` for a device that this machine does not have.
     """
-    asked = os.environ.get("KD_DEVICE", asked)  # set by kd.runs.queue.single_gpu_environment
+    # KD_DEVICE is set by kd.runs.queue.single_gpu_environment, and by kd.ui.zerogpu where the GPU is lent.
+    asked = os.environ.get("KD_DEVICE", "cpu" if is_zerogpu() else asked)
     if asked == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda:0")

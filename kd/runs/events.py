@@ -43,6 +43,13 @@ class Stopped(Event):
     message: str
 
 
+class Paused(Event):
+    """The run goes on later: its GPU is lent for a while only (``kd.runs.pieces``, which has the reasons)."""
+
+    reason: Literal["gpu", "time", "cpu", "quota", "pending", "duration", "queue", "worker", "closed"]
+    message: str
+
+
 class Failed(Event):
     message: str
     error: str  # the class of the exception
@@ -138,6 +145,14 @@ class Memory(Event):
 
     parts: int
     batch_size: int
+
+
+class Saved(Event):
+    """How many seconds saving a checkpoint takes, and the student on validation before it: at most, so far, and only where
+    the GPU is lent."""
+
+    saving: float
+    evaluating: float | None
 
 
 class Training(Event):
@@ -269,7 +284,9 @@ OF_RUNS: dict[str, Any] = {
     "exported": Exported,
     "arm": Arm,
     "result": Result,
+    "saved": Saved,
     "stopped": Stopped,
+    "paused": Paused,
     "failed": Failed,
     "done": Event,
 }

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from kd.errors import UserError
 from kd.runs.failures import failure_message
+from kd.runs.pieces import PauseAsked
 from kd.runs.queue import POLL_SECONDS, StopAsked, device_name, devices_of, single_gpu_environment
 from kd.runs.run import CLOSED, Run
 from kd.system.processes import start_kd
@@ -71,9 +72,9 @@ def niceness(run: Run) -> int:
 
 @contextmanager
 def closed_by_an_event(run: Run) -> Iterator[None]:
-    """Close a run or a sweep that this process works on, whatever ends the work: ``stopped`` or ``failed``.
+    """Close a run or a sweep that this process works on, whatever ends the work: ``stopped``, ``paused`` or ``failed``.
 
-    Being asked to stop is no error. Every error is raised again after the event has said it in words. Nothing is written
+    Being asked to stop or to pause is no error. Every error is raised again after the event has said it in words. Nothing is written
     where the lock was lost to another process. Raises ``RunDeleted`` where the folder is gone.
     """
     try:
@@ -81,6 +82,11 @@ def closed_by_an_event(run: Run) -> Iterator[None]:
         yield
     except (StopAsked, KeyboardInterrupt):
         run.close("stopped", message=f"Stopped. {run.goes_on}")
+    except PauseAsked as pause:
+        if run.stop_asked():  # just now: nobody is to go on with it
+            run.close("stopped", message=f"Stopped. {run.goes_on}")
+        else:
+            run.close("paused", reason=pause.reason, message=str(pause))
     except BaseException as error:
         if not run.is_taken():
             kind = error.kind if isinstance(error, UserError) else ""

@@ -17,7 +17,11 @@ from filelock import FileLock
 from kd.errors import UserError
 from kd.runs.run import LIFECYCLE, Run, RunDeleted
 from kd.runs.store import list_runs
-from kd.system.files import try_acquire
+from kd.system.files import text_of, try_acquire
+from kd.system.zerogpu import is_zerogpu
+
+# The device of the runs that are worked on in pieces, while they have the GPU or wait for it (``kd.runs.pieces``).
+LENT = "zerogpu"
 
 # How often a process checks whether another has gone on.
 POLL_SECONDS = 0.25
@@ -49,13 +53,14 @@ def device_slot(run: Run, *devices: str) -> Iterator[None]:
             looked, (ahead, running) = time.monotonic(), line_before(run, *devices)
             if free and not ahead and (held := _try_all(locks)):
                 break
-            now = QueuePlace(time.time(), len(ahead) + 1, expected_wait(running, ahead, time.time()))
+            wait = None if LENT in devices else expected_wait(running, ahead, time.time())  # its runs take turns
+            now = QueuePlace(time.time(), len(ahead) + 1, wait)
             if said is None or now.differs(said):
                 said = now
                 waits = {} if now.wait is None else {"wait": now.wait}
                 run.append("queued", place=now.place, device=devices[0], **waits)
         time.sleep(POLL_SECONDS)
-    (run.path / "turn").touch()
+    (run.path / "turn").write_text(" ".join(devices))
     with held:
         yield
 
@@ -86,7 +91,12 @@ class QueuePlace:
 
 
 def device_name(asked: str) -> str:
-    """Return the device that a run waits for, without torch: a process that waits should take little memory."""
+    """Return the device that a run's process waits for, without torch: a process that waits should take little memory.
+
+    On ZeroGPU a process has the CPU only; the pieces of a run that have the GPU wait for ``LENT``.
+    """
+    if is_zerogpu():
+        return "cpu"
     has_gpu = Path("/dev/nvidia0").exists() and "+cpu" not in version("torch")
     if asked == "cuda" or (asked == "auto" and has_gpu):
         return "cuda:0"
@@ -154,15 +164,23 @@ def line_before(run: Run, *devices: str) -> tuple[list[Run], list[Run]]:
             if other == run or not other.is_locked():
                 continue
             status = LIFECYCLE[other.last(*LIFECYCLE)["event"]]
-            config = other.settings()["config"]
-            theirs = devices_of(config.get("device", "auto"), config.get("processes", 1))
-            if not set(theirs).isdisjoint(devices):
+            if not set(_devices_of(other, status)).isdisjoint(devices):
                 waiting |= {other.id: other} if status == "queued" else {}
                 running += [other] if status == "running" else []
         except UserError:  # deleted since the listing, or damaged
             continue
     ids = queue_order([(id, one.owner()) for id, one in waiting.items()], turns)
     return [waiting[id] for id in ids[: ids.index(run.id)]], running
+
+
+def _devices_of(run: Run, status: str) -> list[str]:
+    """Return the devices that a run waits for, or has. It says so itself, since some wait for one after the other."""
+    config = run.settings()["config"]
+    asked = devices_of(config.get("device", "auto"), config.get("processes", 1))
+    said = (run.last("queued") or {}).get("device") if status == "queued" else None
+    if said and said not in asked:
+        return [said]
+    return text_of(run.path / "turn").split() or asked if status == "running" else asked
 
 
 def _time_of(path: Path) -> float | None:

@@ -37,10 +37,11 @@ LIFECYCLE = {
     "done": "done",
     "failed": "failed",
     "stopped": "stopped",
+    "paused": "paused",
 }
 
 # The statuses of a run that nobody works on.
-CLOSED = ("done", "failed", "stopped", "died")
+CLOSED = ("done", "failed", "stopped", "paused", "died")
 
 # A process that has been started needs this long at most to take the run's lock.
 START_SECONDS = 20
@@ -200,7 +201,7 @@ class Run:
         return line and json.loads(line)
 
     def status(self) -> str:
-        """Return ``queued``, ``running``, ``done``, ``failed``, ``stopped`` or ``died``."""
+        """Return ``queued``, ``running``, ``done``, ``failed``, ``stopped``, ``paused`` or ``died``."""
         last = self.last(*LIFECYCLE)
         if last is None:
             return "died"
@@ -308,7 +309,7 @@ class Run:
 
     def forget_old_stop(self) -> None:
         """Remove a ``STOP`` that the run has obeyed already, not one that came since, before it is resumed."""
-        closed, stop = self.last("done", "failed", "stopped"), self.path / "STOP"
+        closed, stop = self.last("done", "failed", "stopped", "paused"), self.path / "STOP"
         if closed and stop.exists() and stop.stat().st_mtime <= closed["time"]:
             stop.unlink()
 

@@ -14,6 +14,7 @@ from filelock import FileLock
 from kd.config import NO_TEACHER, RUN_TEACHER, DistillConfig
 from kd.data.library.store import UPLOAD_PREFIX, Upload, find_upload, refuse_archive
 from kd.errors import UserError
+from kd.runs.bucket import forget
 from kd.runs.run import CLOSED, Run
 from kd.system.files import SWEEPS, text_of, write_whole
 from kd.system.ids import GONE, ID, new_id, one_of, owner_hash
@@ -162,6 +163,7 @@ def delete_run(run: Run) -> None:
         raise UserError(f"Run {run.id} is still running. Stop it first, then delete it.")
     if other := run_using(run.path / "student", run.path.parent):
         raise UserError(f"Run {other} learns from run {run.id}. Stop that first, or wait until it is done.")
+    forget(run.path)
     gone = run.path.with_name(GONE + run.id)
     os.replace(run.path, gone)  # at once: nobody finds half of it
     for left in run.path.parent.glob(GONE + "*"):  # this one, and what a killed deletion has left
@@ -175,6 +177,7 @@ def delete_dataset(dataset: Upload) -> None:
     """Remove an imported dataset. Raises ``UserError`` while a run needs it, naming the run."""
     if run := run_using(dataset.path, dataset.path.parent.parent):
         raise UserError(f"The dataset {dataset.info()['name']!r} is in use by run {run}. Stop that first.")
+    forget(dataset.path)
     dataset.delete()
 
 
@@ -199,8 +202,11 @@ def list_runs(folder: Path) -> list[Run]:
     return [run for run in runs if (run.path / "config.json").exists()]
 
 
-def local_owner(folder: Path) -> str:
-    """Return the one token that owns all runs made on this machine by hand; it is made when it is first needed."""
+def local_owner(folder: Path, kept: str = "") -> str:
+    """Return the one token that owns all runs made on this machine by hand; it is made when it is first needed.
+
+    ``kept``: the one that there was before the disk was lost, which it is to be again where there is none.
+    """
     path = Path(folder) / ".owner"
     if token := text_of(path):
         return token
@@ -214,6 +220,6 @@ def local_owner(folder: Path) -> str:
         if not text_of(path):  # an empty one is from a kill between its making and its filling
             fresh = path.with_name(f".owner.{secrets.token_hex(4)}")
             fresh.touch(mode=0o600)
-            fresh.write_text(secrets.token_hex(16))
+            fresh.write_text(kept or secrets.token_hex(16))
             fresh.replace(path)
         return path.read_text()

@@ -21,7 +21,7 @@ class Summary:
     Of trainings that go on at the same time, ``at_once``, it follows the first until that has ended.
 
     ``lifecycle`` is the name of its last lifecycle event, ``stage`` as in ``STAGE_OF``; ``phase`` is what is done at the
-    moment, ``done`` of ``of``. ``place`` in the queue, ``ready`` the Unix time at which its turn is expected. Training
+    moment, ``done`` of ``of``. ``message`` and ``reason`` are those of the event that closed it. ``place`` in the queue, ``ready`` the Unix time at which its turn is expected. Training
     number ``nth`` of ``trials`` is at ``epoch`` of ``epochs`` and ``step`` of ``steps``, after ``seconds``. ``accuracy``
     and ``agreement`` are the run's own student's on validation.
     """
@@ -35,6 +35,7 @@ class Summary:
     ready: float | None = None
     device: str | None = None
     message: str | None = None
+    reason: str | None = None
     oom_kills: int | None = None
     epochs: int | None = None
     epoch: float = 0.0
@@ -57,7 +58,7 @@ class Summary:
         """Return the summary once ``event`` (``kd.runs.events``) has happened."""
         name, changes = event["event"], {}
         if name in LIFECYCLE:
-            changes = {"lifecycle": name, "message": event.get("message"), "place": event.get("place")}
+            changes = {"lifecycle": name, **{key: event.get(key) for key in ("message", "reason", "place")}}
             changes["ready"] = event["time"] + event["wait"] if "wait" in event else None
         if name in ("started", "resumed"):
             changes["oom_kills"] = event.get("oom_kills")

@@ -6,6 +6,8 @@ Runs are in the folder itself, sweeps in ``.sweeps``, datasets in ``.datasets`` 
 
 import json
 import math
+import os
+import re
 import shutil
 import time
 from collections import defaultdict
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from kd import limits
 from kd.errors import UserError
+from kd.runs.bucket import forget
 from kd.runs.run import CLOSED, Run
 from kd.runs.store import list_runs, local_owner
 from kd.system.files import DATASETS, SWEEPS, VISITORS, folder_size, write_whole
@@ -29,6 +32,9 @@ CLEAN_SECONDS = 3600
 
 # Seconds of a day.
 DAY = 24 * 3600
+
+# A token's hash.
+OWNER = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,7 @@ def clean(folder: Path, days: float) -> list[Belonging]:
     """Delete what is ``idle`` now and return it. Raises ``OSError`` where something cannot be deleted."""
     gone = idle(folder, days, time.time())
     for one in gone:
+        forget(one.path)
         with suppress(FileNotFoundError):  # its owner has just deleted it
             shutil.rmtree(one.path)
         (Path(folder) / VISITORS / one.owner).unlink(missing_ok=True)
@@ -163,6 +170,22 @@ def clean_if_due(folder: Path) -> list[Belonging]:
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
     return clean(folder, days)
+
+
+def last_seen(folder: Path) -> dict[str, float]:
+    """Return when each owner (a token's hash) was last here, Unix seconds."""
+    marks = (Path(folder) / VISITORS).glob("[!.]*")
+    return {path.name: _time_of(path) for path in marks}
+
+
+def note_seen(folder: Path, when: dict[str, float]) -> None:
+    """Note that owners (a token's hash) were here at these times, unless they have been here since."""
+    for owner, seconds in when.items():
+        path = Path(folder) / VISITORS / owner
+        if OWNER.fullmatch(owner) and _time_of(path) < seconds:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            os.utime(path, (seconds, seconds))
 
 
 def _time_of(path: Path) -> float:

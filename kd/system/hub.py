@@ -5,7 +5,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -45,10 +45,20 @@ def from_hub(kind: str, name: str, load: Callable[[], T], is_local: bool = False
     A download goes on where it broke off. ``is_local``: the name stands for a folder here, so the Hub is not asked first.
     Raises ``UserError``.
     """
+
+    def attempt() -> T:
+        with explained(kind, name, is_local):
+            return load()
+
+    return patiently(attempt)
+
+
+def patiently(attempt: Callable[[], T]) -> T:
+    """Return what ``attempt`` returns, calling it again after each ``HubBusy``, later each time and never sooner than that
+    asks for. Raises what ``attempt`` does, the last ``HubBusy`` among it."""
     for nth in range(len(WAITS) + 1):
         try:
-            with explained(kind, name, is_local):
-                return load()
+            return attempt()
         except HubBusy as busy:
             if nth == len(WAITS) or busy.seconds > PATIENCE:
                 raise
@@ -128,8 +138,8 @@ def explained(kind: str, name: str, is_local: bool = False) -> Iterator[None]:
             _ask_hub(kind, name)
         yield
     except Exception as error:
-        chain = _chain(error)
-        if busy := _busy(chain):
+        chain = chain_of(error)
+        if busy := busy_with(chain):
             raise HubBusy(
                 f"The Hub {busy[0]} when it was asked for the {kind} {name!r}, and did so when asked again. Try in some "
                 "minutes; what was downloaded is kept.",
@@ -158,7 +168,7 @@ def _ask_hub(kind: str, name: str) -> None:
         HfApi().repo_info(name, repo_type=repo_type, timeout=10)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def chain_of(error: BaseException) -> list[BaseException]:
     """Return an error and all that caused it."""
     chain: list[BaseException] = []
     link: BaseException | None = error
@@ -168,21 +178,32 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _busy(chain: list[BaseException]) -> tuple[str, float] | None:
+def busy_with(chain: list[BaseException]) -> tuple[str, float] | None:
     """Return what the Hub does, if it may pass, and the seconds that it asks to wait."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for link in chain:
         if isinstance(link, HfHubHTTPError) and (status := link.response.status_code) in BUSY:
-            asked = link.response.headers.get("Retry-After", "")
-            return BUSY[status].format(status=status), float(asked) if asked.isdigit() else 0.0
+            return BUSY[status].format(status=status), _seconds_asked(link.response.headers)
     names = {base.__name__ for link in chain for base in type(link).__mro__}
     if names & {"RemoteProtocolError", "ReadError"} or any("Consistency check failed" in str(link) for link in chain):
         return "broke off a download", 0.0
     return ("did not answer in time", 0.0) if "ReadTimeout" in names else None
 
 
-def _status(chain: list[BaseException]) -> int | None:
+def _seconds_asked(headers: Mapping[str, str]) -> float:
+    """Return the seconds that an answer asks to wait: in ``Retry-After``, or in ``RateLimit``, which is in each of the Hub's
+    answers and counts where nothing remains."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    asked = headers.get("Retry-After", "")
+    if asked.isdigit():
+        return float(asked)
+    limit = parse_ratelimit_headers(headers)
+    return limit.reset_in_seconds + 1.0 if limit and not limit.remaining else 0.0  # a second, because it is rounded
+
+
+def refused_with(chain: list[BaseException]) -> int | None:
     """Return the HTTP status with which the Hub has refused, if it has."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -207,9 +228,9 @@ def _hub_reason(error: BaseException, chain: list[BaseException]) -> str | None:
             "The {kind} {name!r} is not on this machine, and offline mode is on (HF_HUB_OFFLINE). Unset it, or name a "
             "folder."
         )
-    if _status(chain) == 401 and not unknown:
+    if refused_with(chain) == 401 and not unknown:
         return "The Hub does not accept your token (401), asked for the {kind} {name!r}. Log in anew: `hf auth login`."
-    if _status(chain) == 403:
+    if refused_with(chain) == 403:
         return "The Hub forbids it (403): your token has no right to the {kind} {name!r}. Use one that has: `hf auth login`."
     if unreachable:
         return (

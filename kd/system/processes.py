@@ -54,19 +54,20 @@ def kd_environment() -> dict[str, str]:
 
 
 def start_kd(
-    *arguments: str, environment: dict[str, str] | None = None, nice: int = 0, **streams: Any
+    *arguments: str, environment: dict[str, str | None] | None = None, nice: int = 0, **streams: Any
 ) -> subprocess.Popen:
     """Start ``python -m kd`` with these arguments in a process group of its own, which outlives this process.
 
     Args:
-        environment: variables that are added to those of this process.
+        environment: variables that are added to those of this process, or with ``None`` taken away from them.
         nice: by so much its priority is lower than this process's.
         streams: ``stdin``, ``stdout`` and ``stderr`` as ``Popen`` takes them; by default nothing is read or kept.
     """
+    variables = {**kd_environment(), **(environment or {})}
     process = subprocess.Popen(
         kd_command(*arguments),
         start_new_session=True,
-        env={**kd_environment(), **(environment or {})},
+        env={name: value for name, value in variables.items() if value is not None},
         **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **streams},
     )
     if nice and sys.platform != "win32":
@@ -91,6 +92,12 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def may_have_children() -> bool:
+    """Tell whether this process may start others with ``multiprocessing``: not one that ends with its parent, such as
+    ZeroGPU's, which has the GPU."""
+    return not multiprocessing.current_process().daemon
 
 
 # --- Lines of JSON between a parent and its child
@@ -302,6 +309,11 @@ def _serve(pipe: Connection, prepare: Callable[[], None], seconds: float) -> Non
 def follow_parent() -> None:
     """Leave Ctrl-C to the parent of this child process, and end when it has ended, whatever ended it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this child process when its parent has ended, whatever ended it."""
     Thread(target=_end_with_parent, daemon=True).start()
 
 

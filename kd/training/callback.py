@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 
 from kd.runs.run import Run
 from kd.training.batches import ViewBatches
+from kd.training.lent_gpu import LentGpu
 from kd.training.plan import Plan, Trial
 from kd.training.trainer import Diverged, ImageDistilTrainer
 
@@ -23,6 +24,7 @@ class RunCallback(TrainerCallback):
         self.seconds_before = seconds_before
         self.whose = {"arm": trial.name, "seed": trial.seed}  # other trainings may write events at the same time
         self.trainer: ImageDistilTrainer | None = None
+        self.lent: LentGpu | None = None  # where the GPU is lent for a while only
 
     @property
     def seconds(self) -> float:

@@ -1,6 +1,7 @@
 """Train one student: `Trainer` with our batches, loss and events; from its last checkpoint, and on a GPU that is too small."""
 
 import dataclasses
+import json
 import math
 import shutil
 import statistics
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from kd.config import DistillConfig
 from kd.errors import UserError
+from kd.runs.pieces import PauseAsked
 from kd.runs.queue import StopAsked
 from kd.runs.run import Run, events_by_trial
 from kd.system import memory
+from kd.system.files import text_of, write_whole
 from kd.training.checkpoints import checkpoints_folder, last_checkpoint, save_best, student_folder
-from kd.training.plan import Plan, Trial
+from kd.training.plan import TRAINED, Plan, Trial
 from kd.training.setup import DecodedSplits, Job, training_threads
 
 if TYPE_CHECKING:
@@ -53,8 +56,8 @@ class Trained:
 
 
 def train(job: Job, lesson: Lesson, fresh_student: Callable[[], "Student"]) -> Trained | None:
-    """Train a student, keep the best by validation accuracy in the trial's folder, and say what came of it; of several
-    processes that train together only the first does so.
+    """Train a student, keep the best by validation accuracy in the trial's folder, and say and write down what came of it; of
+    several processes that train together only the first does so.
 
     Where a GPU's memory runs out, training goes on from the last checkpoint with batches in smaller parts, whose
     gradients are summed, and with a ``fresh_student``. (`Trainer`'s ``auto_find_batch_size`` would begin again, with other
@@ -66,7 +69,7 @@ def train(job: Job, lesson: Lesson, fresh_student: Callable[[], "Student"]) -> T
             with training_threads(job.device, lesson.plan.input_size, lesson.plan.config.threads):
                 run_trainer(job, lesson, trainer)
             save_best(job.run, lesson.trial, trainer, lesson.student.processor)
-            return what_came(job.run, lesson, trainer) if job.ranks.is_first else None
+            return keep_trained(job.run, what_came(job.run, lesson, trainer)) if job.ranks.is_first else None
         except RuntimeError as error:
             if not memory.ran_out_on_gpu(error) or (job.ranks.count > 1 and not trainer.ran_out_together):
                 raise
@@ -79,6 +82,22 @@ def train(job: Job, lesson: Lesson, fresh_student: Callable[[], "Student"]) -> T
         del trainer
         memory.free()
         lesson = dataclasses.replace(lesson, student=fresh_student())
+
+
+def keep_trained(run: Run, trained: Trained) -> Trained:
+    """Write down what a training came to, for whoever goes on with the run if this process ends before it is measured."""
+    values = {name: value for name, value in dataclasses.asdict(trained).items() if name != "trial"}
+    write_whole(trained.trial.folder(run) / TRAINED, json.dumps(values))
+    return trained
+
+
+def load_trained(run: Run, trial: Trial) -> Trained | None:
+    """Return what a training came to that was over before the run was resumed, ``None`` where it is still to do; the
+    ``exported`` event."""
+    if not (said := text_of(trial.folder(run) / TRAINED)):
+        return None
+    run.append("exported", folder=str(student_folder(run, trial).relative_to(run.path)))
+    return Trained(trial, **json.loads(said))
 
 
 def what_came(run: Run, lesson: Lesson, trainer: "ImageDistilTrainer") -> Trained:
@@ -166,6 +185,11 @@ def build_trainer(job: Job, lesson: Lesson) -> "ImageDistilTrainer":
         callbacks=[callback, *([tensorboard(run, trial)] if job.ranks.is_first else [])],
         ranks=job.ranks,
     )
+    if job.piece:
+        from kd.training.lent_gpu import LentGpu
+
+        callback.lent = LentGpu(run, job.piece, len(held_out))
+        trainer.add_callback(callback.lent)
     trainer.remove_callback(PrinterCallback)
     callback.trainer, trainer.run_callback = trainer, callback
     trainer.teacher_autocast = Compute(job.device, plan.teacher_precision).autocast
@@ -257,7 +281,8 @@ def method_of(config: DistillConfig) -> "Method":
 def run_trainer(job: Job, lesson: Lesson, trainer: "ImageDistilTrainer") -> None:
     """Train, from the last checkpoint if there is one; the trainer's model is then the best by validation accuracy.
 
-    Raises ``StopAsked`` when stopped and ``UserError`` when the loss diverges, after the best so far has been saved.
+    Raises ``StopAsked`` when stopped and ``UserError`` when the loss diverges, after the best so far has been saved;
+    ``PauseAsked`` before the GPU is taken away, after a checkpoint.
     """
     from kd.training.trainer import Diverged
 
@@ -283,11 +308,15 @@ def run_trainer(job: Job, lesson: Lesson, trainer: "ImageDistilTrainer") -> None
             f"Training diverged: {error}. Try a learning rate ten times lower. {kept}",
             kind="diverged", setting="learning_rate",
         ) from error  # fmt: skip
+    lent = trainer.run_callback.lent
+    if lent and lent.is_paused and trainer.state.global_step < trainer.state.max_steps:
+        raise PauseAsked("time")
     if run.stop_asked():
         save_best(run, trial, trainer, processor)
         raise StopAsked
 
 
 def forget_checkpoints(run: Run, trial: Trial) -> None:
-    """Remove a trial's checkpoints: its best student is kept, and the rest only takes space."""
+    """Remove a trial's checkpoints, since its best student and its scores are kept, and the rest only takes space."""
     shutil.rmtree(checkpoints_folder(run, trial), ignore_errors=True)
+    (trial.folder(run) / TRAINED).unlink(missing_ok=True)

@@ -14,6 +14,8 @@ from kd.runs.run import Run
 if TYPE_CHECKING:
     from kd.training.throughput import EpochCost
 
+# What a training came to, in the trial's folder until its student is measured on the test split.
+TRAINED = "trained.json"
 # An input that grows does so in steps of so many pixels.
 GROWTH = 16
 # The mean area of an input that grows is worked out over at most so many epochs: with more it is the same.
@@ -42,9 +44,18 @@ class Trial:
         """Return where the trial's student, its test logits (``test.npz``) and its ``scores.json`` are kept."""
         return run.path / "arms" / f"{self.name}-{self.seed}"
 
+    def is_trained(self, run: Run) -> bool:
+        """Tell whether it was trained, and perhaps measured too, before the run was resumed."""
+        return (self.folder(run) / TRAINED).exists() or self.is_done(run)
+
     def is_done(self, run: Run) -> bool:
         """Tell whether it was trained and measured on the test split already, before the run was resumed."""
         return (self.folder(run) / "scores.json").exists()
+
+
+def is_trained(run: Run, plan: "Plan") -> bool:
+    """Tell whether all trainings of a run are over."""
+    return all(trial.is_trained(run) for trial in plan.trials)
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def write_report(
         "onnx": deployed or None,
         **(cost_ratios(sides["teacher"], sides["student"]) if test.teacher else {"speedup": None, "size_ratio": None}),
         "train": {name: own[name] for name in ("seconds", "images_per_second", "epochs", "best_epoch")},
-        "targets": {"seconds": round(targets.seconds, 2) if targets.logits else 0, "cache": targets.cache},
+        "targets": {"seconds": round(targets.seconds, 2), "cache": targets.cache},
     }
     if test.teacher:
         write_disagreement(run, plan, test, kept["distilled"])

@@ -17,11 +17,13 @@ from kd import limits
 from kd.config import NO_TEACHER, PRETRAINED, SMALL_SIDE, STUDENT_NAMES, DistillConfig
 from kd.data.views import Frame
 from kd.errors import UserError
+from kd.runs.pieces import PauseAsked, Piece
 from kd.runs.queue import StopAsked
 from kd.runs.run import Run
 from kd.runs.store import existing_teacher, run_of_teacher
+from kd.system.processes import may_have_children
 from kd.training.distributed import ALONE, Ranks
-from kd.training.plan import Plan, fitting_epochs, mean_area, pixel_size, sizes_of, trials_of
+from kd.training.plan import Plan, fitting_epochs, is_trained, mean_area, pixel_size, sizes_of, trials_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,13 +47,14 @@ MEASURING_SHARE = 0.02
 
 @dataclass(frozen=True)
 class Job:
-    """A run at work: its folder, what was asked, the device it computes on, where pixels and targets are kept, and this
-    process's place among those that work on it."""
+    """A run at work: its folder, what was asked, the device it computes on, where pixels and targets are kept; which
+    ``piece`` of it this is, where its GPU is lent for a while only; and this process's place among those that work on it."""
 
     run: Run
     config: DistillConfig
     device: "torch.device"
     cache: Path
+    piece: Piece | None = None
     ranks: Ranks = ALONE
 
     def tell(self, event: str, **data: Any) -> None:
@@ -59,19 +62,36 @@ class Job:
         self.run.append(event, **data)
 
     def progress(self, phase: str) -> Callable[[int, int], None]:
-        """Return a function of (done, of) that writes ``progress`` events, two a second at most, and obeys ``STOP``."""
-        told = -math.inf
+        """Return a function of (done, of) that writes ``progress`` events, two a second at most, and obeys ``STOP``.
+
+        Where the GPU is lent it ends the piece while there is still the time that passed between two of its calls.
+        """
+        told, longest = -math.inf, 0.0
 
         def tell(done: int, of: int) -> None:
-            nonlocal told
-            if time.perf_counter() - told < PROGRESS_SECONDS:
+            nonlocal told, longest
+            passed = time.perf_counter() - told
+            if passed < PROGRESS_SECONDS:
                 return
+            longest = max(longest, passed if told > 0 else 0.0)
             told = time.perf_counter()
             if self.run.stop_asked():
                 raise StopAsked
             self.tell("progress", phase=phase, done=done, of=of)
+            if self.piece and self.piece.is_over(longest):
+                raise PauseAsked("time")
 
         return tell
+
+    def needs_gpu(self, plan: Plan) -> None:
+        """End this piece of a run here where the next one has the GPU, and there is something to train."""
+        if self.piece and not self.piece.has_gpu and not is_trained(self.run, plan):
+            raise PauseAsked("gpu")
+
+    def needs_no_gpu(self) -> None:
+        """End this piece of a run here where it has the GPU, which is not needed any more."""
+        if self.piece and self.piece.has_gpu:
+            raise PauseAsked("cpu")
 
 
 @dataclass(frozen=True)
@@ -83,13 +103,13 @@ class DecodedSplits:
     views: "Views"
 
 
-def start_job(run: Run, ranks: Ranks = ALONE) -> Job:
-    """Return the job of a run whose turn it is. Raises ``UserError`` where its device is not there."""
+def start_job(run: Run, piece: Piece | None = None, ranks: Ranks = ALONE) -> Job:
+    """Return the job of a run, or of a piece of it, whose turn it is. Raises ``UserError`` where its device is not there."""
     from kd.models.device import pick_device
     from kd.system.files import cache_folder
 
     config = run.config()
-    return Job(run, config, pick_device(config.device), cache_folder(run.path.parent, config.dataset), ranks)
+    return Job(run, config, pick_device(config.device), cache_folder(run.path.parent, config.dataset), piece, ranks)
 
 
 def load_job_splits(job: Job) -> "Splits":
@@ -268,6 +288,8 @@ def with_epochs(job: Job, plan: Plan, splits: "Splits", teacher: "Teacher | None
     from kd.models.device import Compute
 
     config, made = plan.config, job.run.last("plan")
+    if made is None and config.minutes is not None and job.piece and not job.piece.has_gpu:
+        return config  # what fits into the minutes is measured where it is trained
     if made is None:
         speed = {}
         if config.minutes is not None:
@@ -315,11 +337,12 @@ def run_threads(job: Job) -> Iterator[None]:
 
 def trainings_at_once(device: "torch.device", config: DistillConfig) -> int:
     """Return how many of a run's trainings go on at the same time: where each is given one thread of a CPU, as many as there
-    are threads. It is one on a GPU, on systems that cannot fork, with more threads, which no forked process can begin, and where
+    are threads. It is one on a GPU, where no process can be forked, with more threads, which no forked one can begin, and where
     several processes train together."""
     import torch
 
-    if config.threads != 1 or config.processes > 1 or device.type != "cpu" or not sys.platform.startswith("linux"):
+    one = config.threads != 1 or config.processes > 1 or device.type != "cpu"
+    if one or not sys.platform.startswith("linux") or not may_have_children():
         return 1
     return min(torch.get_num_threads(), len(trials_of(config)))
 
@@ -416,8 +439,13 @@ def teacher_targets(
     validation = None if teacher is None else check_teacher(job, splits, teacher, pixels.validation)
     if job.ranks.is_first:
         job.ranks.tell(PREPARED, plan)
+    job.needs_gpu(plan)
     if teacher is None:
         return Targets()
+    if job.piece and not job.piece.has_gpu:  # all is trained
+        asked = [event for event in job.run.events() if event["event"] == "targets"]
+        made = max(asked, key=lambda event: event["seconds"])  # the others found them there
+        return Targets([], made["seconds"], made["cache"], teacher, validation)
     teacher.to(job.device)
     if plan.config.targets == "online":
         job.tell("targets", cache="online", seconds=0, precision=plan.teacher_precision)
@@ -498,7 +526,7 @@ def label_pixels(job: Job, plan: Plan, splits: "Splits", pixels: DecodedSplits, 
     """Label images that have no labels with the teacher's first choices for the whole image; others stay as they are."""
     from kd.training.labels import label_by_teacher
 
-    if splits.labelled:
+    if splits.labelled or is_trained(job.run, plan):
         return pixels
     whole = ask_teacher(job, plan, targets.teacher, pixels, 1) if targets.online else targets
     return dataclasses.replace(

@@ -43,7 +43,7 @@ class Targets:
 
     Args:
         logits: for each view float32 ``[N, C]``, in the order of the dataset's classes; empty where the teacher is asked
-            in every step, or where there is none.
+            in every step, where there is none, or where all is trained.
         seconds: how long it took to load or compute them.
         cache: ``hit`` if all was there, ``partial`` if some views were, else ``miss``; ``online``, or ``none`` without a
             teacher.
@@ -60,7 +60,7 @@ class Targets:
     @property
     def online(self) -> bool:
         """Tell whether the teacher is asked in every step."""
-        return self.teacher is not None and not self.logits
+        return self.teacher is not None and self.cache == "online"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from kd.data.library.store import UPLOAD_PREFIX, Upload, list_uploads
 from kd.errors import UserError
 from kd.experiments.sweep import Sweep, find_sweep, list_sweeps
 from kd.export.job import is_exporting
+from kd.export.push_job import is_pushing
 from kd.runs import visitors
 from kd.runs.run import START_SECONDS, Run
 from kd.runs.store import find_run, list_runs, local_owner, resolve
@@ -86,7 +87,7 @@ def own(id: str, token: str) -> Run:
     """Return the run if it is the visitor's. ``UserError`` says the same of another's run as of one that does not exist."""
     if not shared():
         return find_run(default_runs_folder(), id if isinstance(id, str) else "")
-    run = _at(id)
+    run = find_by_id(id)
     if run is None or not _owns(run, token):
         raise UserError(f"There is no run {str(id)[:40]!r} among yours.")
     visitors.seen(default_runs_folder(), run.owner())
@@ -95,7 +96,7 @@ def own(id: str, token: str) -> Run:
 
 def readable(id: str, token: str, view: str = "") -> Run:
     """Return the run if it is the visitor's or ``view`` is its read-only key. Raises ``UserError`` for any other."""
-    run = _at(id)
+    run = find_by_id(id)
     if run and isinstance(view, str) and TOKEN.fullmatch(view) and hmac.compare_digest(view, view_key(run)):
         return run
     return own(id, token)
@@ -214,7 +215,7 @@ def _count_active(some: list[Run]) -> int:
 
 def _is_active(one: Run) -> bool:
     try:
-        if is_exporting(one):
+        if is_exporting(one) or is_pushing(one):
             return True
         return one.id in _resumed or status_of(one, summarize(one)) in ("queued", "running")
     except UserError:  # deleted meanwhile
@@ -268,27 +269,29 @@ def uploaded(image: Any) -> str:
     Raises ``UserError`` for any other: a caller could name one of the server's own files.
     """
     path = image.get("path") if isinstance(image, dict) else getattr(image, "path", image)
-    folder = Path(get_upload_folder()).resolve()
-    if not isinstance(path, str) or not Path(os.path.realpath(path)).is_relative_to(folder):
+    folder, runs = Path(get_upload_folder()).resolve(), default_runs_folder().resolve()
+    real = Path(os.path.realpath(path)) if isinstance(path, str) else None
+    in_runs = runs.is_relative_to(folder) and real is not None and real.is_relative_to(runs)
+    if real is None or not real.is_relative_to(folder) or in_runs:
         raise UserError(
             "Pictures must be uploaded to this server first: on the page, or with gradio_client's handle_file('picture.png')."
         )
     return path
 
 
-ServerFunction = Callable[[dict[str, Any]], dict[str, Any]]
+ServerFunction = Callable[..., dict[str, Any]]
 
 
 def served(function: ServerFunction) -> ServerFunction:
     """Make a function ready for the page's scripts to call.
 
     Anybody else can call it too, with anything: what is no object counts as an empty one. A ``problem`` in its answer is
-    put into the page's words.
+    put into the page's words. What gradio gives beside it, a request or what is in its session, is passed on.
     """
 
     @functools.wraps(function)
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        value = function(asked if isinstance(asked, dict) else {})
+    def answer(asked: dict[str, Any], *given: Any) -> dict[str, Any]:
+        value = function(asked if isinstance(asked, dict) else {}, *given)
         return {**value, "problem": on_page(value["problem"])} if "problem" in value else value
 
     return answer
@@ -317,7 +320,7 @@ def kind_errors() -> Iterator[None]:
         raise gr.Error(on_page(str(problem)), print_exception=False) from problem
 
 
-def _at(id: str) -> Run | None:
+def find_by_id(id: str) -> Run | None:
     """Return the run with an id from outside, which becomes a path only if it has the form of ours."""
     if not isinstance(id, str) or not ID.fullmatch(id):
         return None

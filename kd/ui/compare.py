@@ -38,8 +38,9 @@ EXAMPLES = [str(path) for path in theme.EXAMPLES]
 def side_by_side(run: Run, pictures: Sequence[str], thumbnails: bool = False) -> dict[str, Any]:
     """Compare teacher and student of a run (``kd.evaluation.compare``) on up to 64 files.
 
-    Each row has a ``disagreement`` and, if asked for, a ``thumbnail`` and the ``source``, where the page finds the file. Images with different first choices come first, then
-    those with the larger disagreement. Raises ``UserError`` for no images, too many, or none that can be read.
+    Each row has a ``number`` (its place among ``pictures``), a ``disagreement`` and, if asked for, a ``thumbnail`` and the
+    ``source``, where the page finds the file. Images with different first choices come first, then those with the larger
+    disagreement. Raises ``UserError`` for no images, too many, or none that can be read.
     """
     if not pictures:
         raise UserError("Choose at least one picture: upload or paste your own, or take an example.")
@@ -47,10 +48,10 @@ def side_by_side(run: Run, pictures: Sequence[str], thumbnails: bool = False) ->
         raise UserError(f"{len(pictures)} pictures are too many at once; the most is {MOST_PICTURES}.")
     check_teacher_exists(run)
     found = worker.ask(worker.side_by_side, run.path, list(pictures), thumbnails)
-    for row in found["pictures"]:
+    for nth, row in enumerate(found["pictures"], start=1):
         if thumbnails:
             row["source"] = in_browser.file_address(row["name"])
-        row |= {"name": Path(row["name"]).name, "disagreement": disagreement(row)}
+        row |= {"number": nth, "name": Path(row["name"]).name, "disagreement": disagreement(row)}
     found["pictures"].sort(key=lambda row: (row.get("agree", True), -row["disagreement"]))
     return found
 

@@ -60,43 +60,59 @@ def checked(asked: dict[str, Any]) -> dict[str, Any]:
     anew; ``teacher`` asks the teacher too; ``file`` is ``html`` or ``json`` to have the ``text`` of what is kept.
     """
     try:
-        config, key = _named(asked)
+        token = asked.get("owner", "")
+        if not is_token(token):
+            raise UserError("Reload the page: it has lost its key.")
+        config = settings.from_widgets(tuple(asked.get("values") or ()))
+        wanted = Wanted.of(config, token, bool(asked.get("teacher")))
         if asked.get("file") in ("html", "json"):
-            return _file(key, asked["file"])
-        return _answer(
-            config, key, str(asked.get("asker", ""))[:40], bool(asked.get("fresh")), bool(asked.get("teacher"))
-        )
+            return _file(wanted.key, asked["file"])
+        found = find_check(wanted, str(asked.get("asker", ""))[:40], bool(asked.get("fresh")))
+        return {"wait": found} if isinstance(found, str) else _shown(found)
     except (ValueError, TypeError, UserError, OSError) as problem:
         return {"problem": str(problem)}
 
 
-def _named(asked: dict[str, Any]) -> tuple[DistillConfig, str]:
-    """Return what is to be checked and the key of its answer: one visitor never gets another's. Raises ``UserError``."""
-    config, token = settings.from_widgets(tuple(asked.get("values") or ())), asked.get("owner", "")
-    if not is_token(token):
-        raise UserError("Reload the page: it has lost its key.")
-    check_names(config)
-    config = with_own(config, token)
-    values = {name: value for name, value in config.to_dict().items() if name in CHECKED}
-    return config, json.dumps([token, bool(asked.get("teacher")), values])
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be checked, and the key of its answer: one visitor never gets another's."""
+
+    config: DistillConfig
+    teacher: bool
+    key: str
+
+    @classmethod
+    def of(cls, config: DistillConfig, token: str, teacher: bool) -> "Wanted":
+        """Return it for the visitor with this ``token``; ``teacher`` asks the teacher too. Raises ``UserError``."""
+        check_names(config)
+        config = with_own(config, token)
+        values = {name: value for name, value in config.to_dict().items() if name in CHECKED}
+        return cls(config, teacher, json.dumps([token, teacher, values]))
 
 
-def _answer(config: DistillConfig, key: str, asker: str, fresh: bool, teacher: bool) -> dict[str, Any]:
+def find_check(wanted: Wanted, asker: str, fresh: bool = False) -> dict[str, Any] | str:
+    """Return what the check has found, or while that is not known, in words, what is being done: ask again.
+
+    ``fresh`` begins anew. Another check that ``asker`` has begun is given up. Raises ``UserError`` where the images could not be
+    checked.
+    """
     global _now
     with _lock:
         if fresh:
-            _kept.forget(key)
-        if (found := _kept.find(key)) is not None:
-            return _shown(found)
-        if _now and _now.asker == asker and _now.key != key:  # the page asks for something else now
+            _kept.forget(wanted.key)
+        if (found := _kept.find(wanted.key)) is not None:
+            if isinstance(found, UserError):
+                raise found
+            return found
+        if _now and _now.asker == asker and _now.key != wanted.key:  # the page asks for something else now
             _give_up()
         if _now is None:
-            _now = _begin(config, key, asker, teacher)
+            _now = _begin(wanted, asker)
             Thread(target=_finish, args=(_now,), daemon=True).start()
-        if _now.key != key:
-            return {"wait": OTHERS}
+        if _now.key != wanted.key:
+            return OTHERS
         _now.heard = time.monotonic()
-        return {"wait": _now.progress}
+        return _now.progress
 
 
 @served
@@ -116,13 +132,14 @@ def _give_up() -> None:
         _now = None
 
 
-def _begin(config: DistillConfig, key: str, asker: str, teacher: bool) -> Checking:
+def _begin(wanted: Wanted, asker: str) -> Checking:
     """Start ``python -m kd check`` with the settings that matter to it."""
-    values = {name: value for name, value in config.to_dict().items() if name in CHECKED and value is not None}
-    if not teacher:
+    values = wanted.config.to_dict()
+    values = {name: value for name, value in values.items() if name in CHECKED and value is not None}
+    if not wanted.teacher:
         del values["teacher"]
-    child = background.start("check", DistillConfig.preset("custom", **values), ask_teacher=teacher)
-    return Checking(key, asker, child)
+    child = background.start("check", DistillConfig.preset("custom", **values), ask_teacher=wanted.teacher)
+    return Checking(wanted.key, asker, child)
 
 
 def _finish(one: Checking) -> None:
@@ -153,10 +170,8 @@ def _finish(one: Checking) -> None:
         _kept.put(one.key, found)
 
 
-def _shown(found: dict[str, Any] | UserError) -> dict[str, Any]:
-    """Return what the page is told of a check. Raises ``UserError`` where that is what came of it."""
-    if isinstance(found, UserError):
-        raise found
+def _shown(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page is told of a check."""
     count = len(found["problems"])
     head = f"{count} problem{'s' * (count != 1)}" if count else "No problems"
     return {"html": dataset_report.body(found, settings.on_page), "title": f"{head} in {found['dataset']}"}

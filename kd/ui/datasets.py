@@ -112,19 +112,33 @@ def begin(asked: dict[str, Any]) -> dict[str, Any]:
     ``way`` is one of ``WAYS``, ``name`` the dataset's, and ``classes`` a list of (name, paths).
     """
     try:
-        token, source, name = owner(asked.get("owner", "")), _source(asked), str(asked.get("name") or "").strip()[:80]
-        one = Import(name or "The dataset")
-        with _lock:
-            if token in _imports and not _imports[token].over:
-                raise UserError("Your last import is not done yet. Wait for it, or cancel it.")
-            if sum(not other.over for other in _imports.values()) >= MOST_WAITING:
-                raise UserError("Several others are bringing pictures just now. Try again in a few minutes.")
-            _imports[token] = one
-            _needed.update(_files(source))
+        start_import(_source(asked), str(asked.get("name") or ""), asked.get("owner", ""))
     except (UserError, TypeError, ValueError) as problem:
         return {"problem": str(problem)}
-    Thread(target=_work, args=(one, source, name, token), daemon=True).start()
     return {}
+
+
+def start_import(source: Source, name: str, token: str) -> Import:
+    """Start to import uploaded files, which are removed once they are read, as a dataset called ``name``; return the import.
+
+    Raises ``UserError`` where the visitor's last import is at work still, or too many others' are.
+    """
+    token, name = owner(token), name.strip()[:80]
+    one = Import(name or "The dataset")
+    with _lock:
+        if token in _imports and not _imports[token].over:
+            raise UserError("Your last import is not done yet. Wait for it, or cancel it.")
+        if sum(not other.over for other in _imports.values()) >= MOST_WAITING:
+            raise UserError("Several others are bringing pictures just now. Try again in a few minutes.")
+        _imports[token] = one
+        _needed.update(_files(source))
+    Thread(target=_work, args=(one, source, name, token), daemon=True).start()
+    return one
+
+
+def last_import(token: str) -> Import | None:
+    """Return the visitor's last import since this server was started. Raises ``UserError`` for what is no token."""
+    return _imports.get(owner(token))
 
 
 @served

@@ -12,13 +12,18 @@ from kd.config import NO_TEACHER, OF_PICTURES, PRESETS, RUN_TEACHER, SAMPLE, STU
 from kd.data.library.store import UPLOAD_PREFIX, short_name
 from kd.errors import UserError
 from kd.export.job import check_not_exporting
+from kd.export.push import LICENSES
+from kd.export.push_job import check_not_pushing
+from kd.runs.pieces import GOES_ON, is_in_pieces
 from kd.runs.process import start_run
 from kd.runs.queue import device_name
 from kd.runs.run import CLOSED, Run
 from kd.runs.store import create_run
-from kd.runs.summary import status_of, summarize
+from kd.runs.summary import Summary, status_of, summarize
+from kd.system.cache import Cache
 from kd.system.files import default_runs_folder
-from kd.ui import dark_knowledge, dataset_check, settings, take_away, time_estimate
+from kd.system.zerogpu import is_zerogpu
+from kd.ui import dark_knowledge, dataset_check, push, settings, take_away, time_estimate
 from kd.ui.access import (
     admitted,
     check_names,
@@ -42,6 +47,9 @@ from kd.ui.figures import new_points, training_figures
 from kd.ui.progress import STAGES, progress_line
 from kd.ui.rendering import render
 from kd.ui.result import PROOF_SEEDS, proof_words, result
+
+# The figures of so many runs are kept.
+MOST_DRAWN = 16
 
 # Options of the page's own event handlers. Hiding them from the API protects nothing: each checks whom it answers.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -82,9 +90,10 @@ def stop(id: str, token: str) -> Run:
 def resume(id: str, token: str) -> Run:
     """Continue one of the visitor's runs that ended before it was done. Raises ``UserError`` for any other."""
     run = own(id, token)
-    if run.status() not in ("stopped", "failed", "died"):
+    if run.status() not in ("stopped", "paused", "failed", "died"):
         raise UserError(f"Run {run.id} is {run.status()}: there is nothing to resume.")
     check_not_exporting(run, "resume the run")
+    check_not_pushing(run, "resume the run")
     with admitted(token, run.id):
         time_estimate.give_way()
         start_run(run, resume=True, behind=True)
@@ -99,8 +108,8 @@ def poll(asked: dict[str, Any]) -> dict[str, Any]:
     """Return what has happened in ``run`` since ``cursor``, to its ``owner`` or to whoever has its read-only key ``view``.
 
     The answer always has ``status``, ``line``, ``stage``, ``share`` and ``cursor``. It has the whole ``figures`` at first,
-    whenever a training begins, and at the end; in between it has the new points as ``append``. It has ``title`` in the
-    first answer and ``result`` once the run is done. It is ``refused`` alone where this visitor may not see such a run.
+    whenever a training begins, and at the end; in between it has the new points as ``append``. Of a paused run it says what
+    is to come (``asks``, ``goes_on``). It has ``title`` in the first answer and ``result`` once the run is done. It is ``refused`` alone where this visitor may not see such a run.
     """
     try:
         run = shown(asked.get("run", ""), asked.get("owner", ""), asked.get("view", ""))
@@ -120,14 +129,14 @@ def _progress_since(run: Run, since: int, token: str) -> dict[str, Any]:
         words, figures = "Stopping: the student so far is kept", ""
     update = {
         "status": status, "line": [words, figures], "stage": summary.stage, "share": round(summary.share(), 3),
-        "cursor": cursor,
+        "cursor": cursor, **_next_piece(run, status, summary),
     }  # fmt: skip
     if since == 0:
         update |= _introduction(run, token)
     begins = any(event["event"] == "training" for event in events)
     if since == 0 or begins or (closed and events):
-        curves = training_figures(run.events(), None if closed else summary.epochs)
-        update["figures"] = {name: figure.to_plotly_json() for name, figure in curves.items()}
+        every, update["cursor"] = (events, cursor) if since == 0 else run.read()
+        update["figures"] = drawn(run, every, update["cursor"], None if closed else summary.epochs)
     elif any(event["event"] in ("step", "eval") for event in events):
         update["append"] = new_points(events)
     warnings = [settings.on_page(text) for event in events for text in event.get("warnings", [])]
@@ -137,6 +146,27 @@ def _progress_since(run: Run, since: int, token: str) -> dict[str, Any]:
         may_start = run == EXAMPLE or _is_own(run, token)
         update["result"] = result(report, proof_words(report, run.events()) if may_start else "")
     return update
+
+
+# Run, cursor and the axis's end -> the figures. Many visitors open the example, or a run that was shared, at the same time, and
+# to draw takes ten times as long as all else that a page asks for.
+_drawn = Cache(lambda: MOST_DRAWN)
+
+
+def drawn(run: Run, events: list[dict[str, Any]], cursor: int, epochs: float | None) -> dict[str, Any]:
+    """Return the figures of a run's events up to ``cursor``, ready for JSON; ``epochs`` as in ``training_figures``."""
+    return _drawn.get(
+        (run.path, cursor, epochs),
+        lambda: {name: figure.to_plotly_json() for name, figure in training_figures(events, epochs).items()},
+    )
+
+
+def _next_piece(run: Run, status: str, summary: Summary) -> dict[str, bool]:
+    """Say of a paused run that the page has to ask for its next piece itself (``asks``), or that it ``goes_on``: by itself,
+    or where the page asks, once it has been seen at work there."""
+    if status != "paused" or not is_in_pieces(run):
+        return {}
+    return {"asks": summary.reason != "cpu", "goes_on": summary.reason in ("cpu", *GOES_ON)}
 
 
 def _introduction(run: Run, token: str) -> dict[str, Any]:
@@ -231,6 +261,8 @@ def build() -> DistillTab:
             with gr.Column(elem_id="go"):
                 button = gr.Button("Distill", variant="primary", size="lg", elem_id="distill")
                 minutes = time_estimate.build()
+                if is_zerogpu():
+                    gr.HTML(render("zerogpu"), js_on_load=None, apply_default_css=False, elem_id="lent-gpu")
             with gr.Accordion("More", open=False, elem_id="more"):
                 every["method"] = settings.widget("method")
                 with gr.Row(visible=False) as own_row:
@@ -281,12 +313,13 @@ def _run_panel() -> gr.HTML:
     """
     return gr.HTML(
         value={},
-        html_template=render("distill", machine=machine(), rules=house_rules(), stages=STAGES),
+        html_template=render("distill", machine=machine(), rules=house_rules(), stages=STAGES, licenses=LICENSES),
         js_on_load="""distillery.distill({
             element, props, server, watch,
             compare: run => trigger('compare', {run}), prove: run => trigger('prove', {run}), useAsTeacher: run => trigger('use_as_teacher', {run}),
+            goOn: run => trigger('go_on', {run}),
         })""",
-        server_functions=[poll, stop_it, resume_it, analysis, *take_away.SERVED],
+        server_functions=[poll, stop_it, resume_it, analysis, *take_away.SERVED, *push.SERVED],
         apply_default_css=False,
         elem_id="live",
     )
@@ -388,6 +421,8 @@ def to_teacher(event: gr.EventData) -> str:
 
 def machine() -> str:
     """Say what a run is trained on: "this machine's CPU (2 cores)"."""
+    if is_zerogpu():
+        return "a GPU that is lent to the open page, a few minutes a day"
     if device_name("auto").startswith("cuda"):
         return "this machine's GPU"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

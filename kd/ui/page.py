@@ -1,5 +1,6 @@
 """The page: five tabs over a folder of runs. It keeps no state itself; a second tab or a restart shows the same."""
 
+import inspect
 import math
 import os
 import sys
@@ -9,16 +10,29 @@ from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from kd import limits
 from kd.data.library.store import UPLOAD_PREFIX
 from kd.errors import UserError
+from kd.runs import backup
 from kd.system.files import default_runs_folder
-from kd.ui import api, compare, datasets, distill, login, runs, settings, students, sweep, theme
+from kd.system.zerogpu import is_zerogpu
+from kd.ui import compare, datasets, distill, login, runs, settings, students, sweep, theme
 from kd.ui.access import keep_clean, kind_errors, own, own_upload, token_of, visitor
+from kd.ui.api import public
+from kd.ui.api.students import ROUTES
+from kd.ui.body_limit import BodyLimit
 
 # Visitors' uploaded pictures are deleted from the server after this time.
 CACHE_SECONDS = 3600
+
+# gradio keeps 0.24 MB for each session, and a call by HTTP counts as one too. The page keeps nothing there, so that one
+# that is dropped is made again with the next request.
+MOST_SESSIONS = 400
+
+# On ZeroGPU so many events may wait for each other.
+MOST_QUEUED = 100
 
 # How long, in seconds, a thread that computes may keep the others waiting. A poll waits many times before it is
 # answered, and Python's own 5 ms each time would add up.
@@ -39,11 +53,17 @@ def serve(host: str | None = None, port: int | None = None, shared: bool = False
     """
     if shared:
         os.environ["KD_SHARED"] = "1"  # for the page's child processes too
+    if is_zerogpu():
+        from kd.ui import zerogpu
+
+        zerogpu.prepare()
     sys.setswitchinterval(SWITCH_SECONDS)
     options = launch_options()
+    backup.begin(default_runs_folder())
     keep_clean()
     students.ask_hub()
     page = build()
+    tell_mcp()
     try:
         page.launch(server_name=host, server_port=port, **options)
     except OSError as error:
@@ -75,13 +95,19 @@ def build() -> gr.Blocks:
                 comparing = compare.build(distilling.live)
             with gr.Tab("Runs", id="runs"):
                 listed = runs.build()
-        api.add()
+        public.add()
         private, live = distill.PRIVATE, distilling.live
         # Through the queue, next to any number of others: outside it gradio shows no error.
         queued = {**private, "queue": True, "concurrency_limit": None}
         for button, begin in ((distilling.button, distill.on_distill), (distilling.make, distill.on_make)):
             button.click(begin, [saved, live, *distilling.widgets], [saved, live], **queued)
         live.prove(distill.on_prove, [saved, live], [saved, live], **queued)
+        if is_zerogpu():
+            from kd.ui import zerogpu
+
+            # One piece may be asked for before the page has the answer to the one before.
+            live.go_on(zerogpu.on_go_on, live, None, trigger_mode="multiple", **queued)
+            page.queue(max_size=MOST_QUEUED)  # else gradio lets one event wait on ZeroGPU
         sweeping.button.click(sweep.on_sweep, [live, *sweeping.widgets], sweeping.board, **queued)
         compare_tab.select(compare.offer, [live, comparing.run], comparing.run, **private)
         for source in (live, listed):
@@ -91,7 +117,18 @@ def build() -> gr.Blocks:
         pictures.use(to_dataset, live, [tabs, *distilling.chosen], **private)
         page.load(arrive, saved, [saved, live, sweeping.board, listed, pictures, tabs], **private)
         page.load(students.offer, None, distilling.student, **private)
+    keep_signatures(page)
     return page
+
+
+def keep_signatures(page: gr.Blocks) -> None:
+    """Keep the signature of each kind of component.
+
+    gradio describes all components of a page anew for each session, before its first request is answered, while nobody
+    else's is. It works out their signatures each time; that is half of the time.
+    """
+    for kind in {type(block) for block in page.blocks.values()}:
+        kind.__init__.__signature__ = inspect.signature(kind.__init__)
 
 
 def arrive(
@@ -165,6 +202,8 @@ def launch_options() -> dict[str, Any]:
         "enable_monitoring": False,
         "max_file_size": None if (most := limits.current().upload_mb) == math.inf else int(most * 1e6),
         "mcp_server": has_mcp(),
+        "state_session_capacity": MOST_SESSIONS,
+        "app_kwargs": {"routes": ROUTES, "middleware": [Middleware(BodyLimit)]},
         "footer_links": ["api"],
         "blocked_paths": blocked_paths(),
     }
@@ -176,8 +215,18 @@ def blocked_paths() -> list[str]:
     return [str(runs_folder)] if runs_folder.is_relative_to(uploads) else []
 
 
+def tell_mcp() -> None:
+    """Say how agents can use the page, where it lacks a package for that."""
+    if not has_mcp():
+        print("Agents cannot use this page by MCP: `pip install 'mcp<2'`, then start it again.", file=sys.stderr)
+
+
 def has_mcp() -> bool:
-    """Tell whether an ``mcp`` package is installed that gradio can serve: the first major version."""
+    """Tell whether an ``mcp`` package is installed that gradio can serve: the first major version.
+
+    Where it is, the page is an MCP server: that offers the public API, to the same callers and with the same checks, so
+    installing the package is all that has to be decided.
+    """
     try:
         return version("mcp").startswith("1.")
     except PackageNotFoundError:

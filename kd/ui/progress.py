@@ -63,6 +63,7 @@ def _closing(summary: Summary, status: str) -> str:
         "done": "Done",
         "failed": on_page(summary.message or "Failed"),
         "stopped": f"Stopped{where}. Resume goes on from the last checkpoint.",
+        "paused": f"Paused{where}. {summary.message or ''}",
         "died": f"The run's process is gone: it ended{where} without a word. {memory.explain_death(summary.oom_kills)} "
         "Resume goes on from the last checkpoint.",
     }[status]
@@ -84,11 +85,18 @@ def _epoch(summary: Summary) -> int:
     return min(int(summary.epoch - 1e-6) + 1, summary.epochs or 1) if summary.epoch else 1
 
 
-def _throughput(summary: Summary) -> str:
-    if not summary.images_per_second or not summary.step:
-        return ""
+def seconds_left(summary: Summary) -> float | None:
+    """Return how long the trainings will go on; ``None`` where that is not known."""
+    if summary.stage != TRAINING or not summary.images_per_second or not summary.step:
+        return None
     rounds = math.ceil((summary.trials - summary.nth + 1) / summary.at_once)
-    left = (summary.steps * rounds - summary.step) * summary.seconds / summary.step
+    return (summary.steps * rounds - summary.step) * summary.seconds / summary.step
+
+
+def _throughput(summary: Summary) -> str:
+    left = seconds_left(summary)
+    if left is None:
+        return ""
     return f"{summary.images_per_second:,.0f} images/s on the {_device(summary)}, {duration(left)} left"
 
 

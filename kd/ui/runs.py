@@ -10,6 +10,8 @@ from kd.config import NO_TEACHER
 from kd.data.library.store import short_name
 from kd.errors import UserError
 from kd.export.job import check_not_exporting
+from kd.export.push_job import check_not_pushing
+from kd.runs.backup import what_is_lost
 from kd.runs.run import CLOSED, LONGEST_NAME, Run
 from kd.runs.store import delete_run
 from kd.runs.summary import Summary, status_of, summarize
@@ -34,11 +36,11 @@ COLUMNS = (
 @served
 def rows(asked: dict[str, Any]) -> dict[str, Any]:
     """Return the table's body as ``html`` with its ``mark``, or ``{}`` where the page already has it (``seen``). The example
-    comes last."""
+    comes last. ``lost`` says what a restart of the server would lose."""
     mine = own_runs(asked.get("owner", ""))
-    body = "".join(row(run) for run in [*mine[:MOST_ROWS], EXAMPLE])
-    mark = hashlib.sha256(body.encode()).hexdigest()[:16]
-    return {} if mark == asked.get("seen") else {"html": body, "mark": mark}
+    body, lost = "".join(row(run) for run in [*mine[:MOST_ROWS], EXAMPLE]), what_is_lost()
+    mark = hashlib.sha256((body + lost).encode()).hexdigest()[:16]
+    return {} if mark == asked.get("seen") else {"html": body, "mark": mark, "lost": lost}
 
 
 def row(run: Run) -> str:
@@ -128,6 +130,7 @@ def delete(id: str, token: str) -> None:
     if run.status() not in CLOSED:
         raise UserError(f"Run {run.id} is {run.status()}. Stop it first, then delete it.")
     check_not_exporting(run, "delete the run")
+    check_not_pushing(run, "delete the run")
     delete_run(run)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from kd.errors import UserError
 from kd.export.bundle import FILES, FOLDER, find_export, zip_size, zipped
 from kd.export.job import is_exporting, job_of, start_export
+from kd.export.push_job import check_not_pushing
 from kd.runs.run import CLOSED, Run
 from kd.system.browser_runtime import browser_runtime
 from kd.ui.access import admitted, outcome, own, served
@@ -41,7 +42,7 @@ def export_state(asked: dict[str, Any]) -> dict[str, Any]:
         if not (run.path / "student" / "config.json").exists() or run.status() not in CLOSED:
             return {}
         results = find_export(run)
-        answer = {**_progress(run), "missing": results is None or _lacks(run, results)}
+        answer = {**progress_of(run), "missing": results is None or lacks(run, results)}
         if results:
             answer |= {"html": render("take_away_files", files=files_table(results), notes=results["notes"]),
                        "bytes": zip_size(run)}  # fmt: skip
@@ -52,14 +53,14 @@ def export_state(asked: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _lacks(run: Run, results: dict[str, Any]) -> bool:
+def lacks(run: Run, results: dict[str, Any]) -> bool:
     """Tell whether an export lacks a format, or the page for browsers that could be made here."""
     names = {name for names in FILES.values() for name in names}
     has_page = (run.path / FOLDER / "demo.html").exists() or browser_runtime() is None
     return not (names <= set(results["files"]) and has_page)
 
 
-def _progress(run: Run) -> dict[str, Any]:
+def progress_of(run: Run) -> dict[str, Any]:
     """Return ``status``, ``line`` and ``share`` of the last export that was started here."""
     job = job_of(run)
     if job is None:
@@ -126,6 +127,7 @@ def export(id: str, token: str) -> Run:
     run = own(id, token)
     if is_exporting(run):
         return run
+    check_not_pushing(run, "export it")
     with admitted(token):
         start_export(run)
     return run

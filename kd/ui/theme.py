@@ -93,6 +93,7 @@ def head() -> str:
     tabs = (
         "distill",
         "time_estimate",
+        "push",
         "take_away",
         "check",
         "dark_knowledge",

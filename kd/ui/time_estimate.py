@@ -23,6 +23,7 @@ from kd.runs.summary import status_of, summarize
 from kd.system.cache import Cache
 from kd.system.files import default_runs_folder
 from kd.system.processes import Child, ChildEnded
+from kd.system.zerogpu import is_zerogpu
 from kd.training.plan import views_of
 from kd.ui import background, settings
 from kd.ui.access import check_names, served, with_own
@@ -78,6 +79,8 @@ def expected(asked: dict[str, Any]) -> dict[str, Any]:
     try:
         config = settings.from_widgets(tuple(asked.get("values") or ()))
         check_names(config)
+        if is_zerogpu() and config.device != "cpu":
+            return {"wait": ""}  # this CPU says nothing of that GPU
         config = with_own(config, asked.get("owner", ""))
         return _answer(config, str(asked.get("asker", ""))[:40])
     except (ValueError, TypeError, UserError, OSError) as problem:

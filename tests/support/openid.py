@@ -28,19 +28,22 @@ class Provider(ThreadingHTTPServer):
     """The endpoints that a client of OpenID Connect asks (https://openid.net/specs/openid-connect-core-1_0.html, the
     authorization code flow). ``user`` has agreed already."""
 
-    def __init__(self) -> None:
+    def __init__(self, scopes: str = "openid profile") -> None:
         super().__init__(("127.0.0.1", 0), Request)
+        self.scopes = scopes
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.user = Account("0", "nobody")
         self.key = ECKey.generate_key("P-256", auto_kid=True)
         self.codes: dict[str, dict[str, Any]] = {}
         """Code -> what was asked for, and for whom: each is good once."""
+        self.issued: list[str] = []
+        """The access tokens that were given out."""
 
     def environment(self) -> dict[str, str]:
         """What a Space with ``hf_oauth: true`` has, this provider's client."""
         return {
             "SYSTEM": "spaces", "SPACE_ID": "someone/distillery", "OAUTH_CLIENT_ID": CLIENT_ID,
-            "OAUTH_CLIENT_SECRET": CLIENT_SECRET, "OAUTH_SCOPES": "openid profile", "OPENID_PROVIDER_URL": self.url,
+            "OAUTH_CLIENT_SECRET": CLIENT_SECRET, "OAUTH_SCOPES": self.scopes, "OPENID_PROVIDER_URL": self.url,
             "NO_PROXY": "127.0.0.1",
         }  # fmt: skip
 
@@ -92,9 +95,10 @@ class Request(BaseHTTPRequestHandler):
             "name": user.name, "preferred_username": user.name, "profile": f"{self.server.url}/{user.name}", "picture": "",
         }  # fmt: skip
         id_token = jwt.encode({"alg": "ES256", "kid": self.server.key.kid}, claims, self.server.key)
+        self.server.issued.append(secrets.token_hex(16))
         self.send_json(
             {
-                "access_token": secrets.token_hex(16), "token_type": "bearer", "expires_in": 28800, "scope": "openid profile",
+                "access_token": self.server.issued[-1], "token_type": "bearer", "expires_in": 28800, "scope": self.server.scopes,
                 "id_token": id_token,
             }
         )  # fmt: skip

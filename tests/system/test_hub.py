@@ -254,6 +254,20 @@ def test_a_hub_that_is_busy_is_asked_again_and_each_wait_is_said(ask, troubled, 
     ]
 
 
+def test_the_hubs_own_header_says_how_long_to_wait(ask, troubled, root, tmp_path):
+    """It sends ``RateLimit`` with each answer, and no ``Retry-After``; what counts is that nothing remains."""
+    limits = {"RateLimit": '"api";r=0;t=2', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
+    name = troubled(
+        "model", Trouble("/api/models", 429, limits), Trouble("/api/models", 503, {"RateLimit": '"api";r=9;t=99'})
+    )
+    key, said = ask(in_a_run, teacher, name, tmp_path)
+    assert key == ask(teacher, str(root / "models/owner/teacher"))
+    assert said == [
+        "The Hub asks for fewer requests (429); trying again in 3 s.",
+        "The Hub has trouble of its own (503); trying again in 2 s.",
+    ]
+
+
 def test_a_dataset_waits_for_a_busy_hub_too(ask, troubled, tmp_path):
     found, said = ask(in_a_run, dataset, troubled("dataset", Trouble("/tree/", 502)), tmp_path)
     assert found == (SIZES, CLASSES) and said == ["The Hub is busy; trying again in 1 s."]

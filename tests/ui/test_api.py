@@ -1,22 +1,31 @@
 """The public API, as a program calls it: ``gradio_client`` and raw requests against the real server."""
 
+import ast
+import base64
 import functools
 import json
-import time
+import re
+import urllib.parse
 import urllib.request
+from pathlib import Path
 
+import httpx
 import pytest
+from gradio.utils import get_function_description
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from kd.config import DistillConfig
+from kd.config import PRESETS, STUDENT_NAMES, DistillConfig
 from kd.experiments.grid import Grid
 from kd.experiments.sweep import create_sweep
+from kd.runs.run import CLOSED
 from kd.runs.store import create_run, delete_run, find_run, list_runs, local_owner
 from kd.system.ids import owner_hash
 from kd.ui.access import view_key
+from kd.ui.api.public import FUNCTIONS
 from tests.support.pages import shared_site, site, until
 from tests.support.paths import ROOT
+from tests.support.uploads import packed
 
 pytestmark = pytest.mark.xdist_group("page")
 
@@ -30,55 +39,193 @@ def client():
 def settings(colours, teacher) -> dict:
     return {
         "teacher": str(teacher), "dataset": str(colours), "student": "mobilenet_v2_0.35", "image_size": 32,
-        "epochs": 2, "batch_size": 16, "views": 1,
+        "epochs": 2, "batch_size": 16, "views": 1, "export": "no",
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(client, settings) -> dict:
-    """A run that was started and followed to its end: the last answer, with all its events."""
+    """A run that was started and waited for: its whole record."""
     run = client.predict("custom", settings, api_name="/start_run")["run"]
-    cursor, events, deadline = 0, [], time.monotonic() + 120
-    while True:
-        found = client.predict(run, "", cursor, api_name="/get_run")
-        events, cursor = events + found["events"], found["cursor"]
-        if found["status"] not in ("queued", "running"):
-            return {**found, "events": events}
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
+    assert ended(client, run)["status"] == "done"
+    return client.predict(run, api_name="/get_run")
 
 
-def test_a_run_is_started_and_followed_to_its_report(finished):
+def ended(client, run: str, token: str = "") -> dict:
+    """What ``wait_for_run`` says once the run has ended."""
+    return until(
+        lambda: (now := client.predict(run, token, 20, api_name="/wait_for_run"))["status"] in CLOSED and now, 600
+    )
+
+
+def test_a_run_is_started_and_followed_to_its_report(client, finished):
     names = [event["event"] for event in finished["events"]]
     assert names[0] == "created" and names[-1] == "done" and names.count("eval") == 2
-    assert finished["status"] == "done" and finished["line"] == "Done"
+    assert finished["status"] == "done" and finished["config"]["epochs"] == 2
     assert {"teacher", "student", "agreement", "speedup"} <= finished["report"].keys()
+    later = client.predict(finished["run"], "", finished["cursor"], api_name="/get_run")
+    assert later["events"] == [] and later["cursor"] == finished["cursor"]
 
 
-def test_compare_answers_for_uploaded_pictures_and_names_the_bad_one(client, finished, colours, tmp_path):
+def test_waiting_answers_a_short_summary_with_figures_and_what_to_do(client, finished):
+    state = client.predict(finished["run"], "", 0, api_name="/wait_for_run")
+    assert (state["line"], state["stage"], state["epochs"], state["share"]) == ("Done", "Test", 2, 1)
+    assert state["result"]["accuracy"]["student"] == finished["report"]["student"]["accuracy"]
+    assert state["loss"].keys() == {"total", "soft", "hard"} and "export_student" in state["next"]
+    assert len(json.dumps(state)) < 2500 < len(json.dumps(finished))
+
+
+def test_runs_are_listed_newest_first_with_what_they_are_of(client, finished):
+    row = next(one for one in client.predict(api_name="/list_runs")["runs"] if one["run"] == finished["run"])
+    assert (row["status"], row["accuracy_on"], row["student"]) == ("done", "test", "mobilenet_v2_0.35")
+    assert row["accuracy"] == finished["report"]["student"]["accuracy"] and row["dataset"].startswith("colours")
+
+
+def test_compare_answers_for_each_form_of_a_picture_and_names_the_bad_one(client, finished, colours, tmp_path):
     (tmp_path / "notes.jpg").write_text("hello")
-    images = [handle_file(str(path)) for path in (colours / "red brick" / "000.png", tmp_path / "notes.jpg")]
+    red = colours / "red brick" / "000.png"
+    path = upload(red)
+    images = [
+        handle_file(str(red)), handle_file(str(tmp_path / "notes.jpg")), path, f"/gradio_api/file={path}",
+        f"{site().url.replace('127.0.0.1', 'localhost')}/gradio_api/file={urllib.parse.quote(path)}", data_url(red),
+    ]  # fmt: skip
     found = client.predict(finished["run"], images, api_name="/compare")
-    good, bad = found["pictures"]
-    assert good["teacher"][0]["label"] == "red brick" and len(good["student"]) == 3
-    assert 0 <= good["disagreement"] <= 1
+    *good, bad = found["pictures"]
+    assert [one["teacher"][0]["label"] for one in good] == ["red brick"] * 5 and len(good[0]["student"]) == 3
+    assert {one["name"] for one in good} == {"000.png", "picture-6.png"}
+    assert sorted(one["number"] for one in found["pictures"]) == [1, 2, 3, 4, 5, 6] and bad["number"] == 2
+    assert 0 <= good[0]["disagreement"] <= 1
     assert bad["name"] == "notes.jpg" and "is not a picture" in bad["error"]
     assert found["teacher"]["latency_ms"]["p95"] >= found["teacher"]["latency_ms"]["p50"] > 0
 
 
+def upload(path: Path) -> str:
+    """Upload a file as any program does; return its path on the server."""
+    return httpx.post(f"{site().url}/gradio_api/upload", files={"files": (path.name, path.read_bytes())}).json()[0]
+
+
+def data_url(path: Path, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        ("https://example.com/cat.png", "'example.com', which is another server, and this one fetches nothing"),
+        ("http://127.0.0.1:1/gradio_api/file=/tmp/x", "another server"),
+        ("ftp://example.com/cat.png", "another server"),
+        ("http://[::1/x", "an address that cannot be read"),
+        ("SITE/config", "not of an uploaded file"),
+        ("SITE/gradio_api/file=/etc/hostname", "was not uploaded to this server"),
+        ("SITE/gradio_api/file=/tmp/gradio/../../etc/hostname", "was not uploaded to this server"),
+        ("/tmp/gradio/gone.png", "not on this server any more|was not uploaded"),
+        ("/etc/hostname", "was not uploaded to this server"),
+        ("\0", "was not uploaded to this server"),
+        ("x" * 10_000, "was not uploaded to this server"),
+        ("data:image/png;base64,####", "content is not in base64"),
+        ("data:image/png;base64,", "without content"),
+        ("data:image/png,hello", "cannot be read; expected data:TYPE;base64"),
+        ("data:" + "x" * 1000, "cannot be read"),
+        ("data:image/png;base64," + "A" * 90_000_000, "longer than 64 MB"),
+        ({"path": "/etc/hostname"}, "was not uploaded to this server"),
+        (7, "was not uploaded to this server"),
+        (None, "was not uploaded to this server"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_picture_from_elsewhere_is_refused_in_words_and_nothing_is_fetched(finished, picture, words):
+    picture = picture.replace("SITE", site().url) if isinstance(picture, str) else picture
+    response = httpx.post(
+        f"{site().url}/gradio_api/call/compare", json={"data": [finished["run"], [picture], ""]}, timeout=60
+    )
+    if response.status_code == 413:
+        assert words in response.text
+        return
+    answer = httpx.get(f"{site().url}/gradio_api/call/compare/{response.json()['event_id']}", timeout=60).text
+    said = json.loads(answer.split("data: ", 1)[1])["error"]
+    assert "event: error" in answer and re.search(words, said), said
+
+
 def test_a_file_of_the_server_is_not_taken_for_an_upload(client, finished):
     for path in (str(ROOT / "assets" / "examples" / "coat-1.png"), "/etc/hostname"):
-        with pytest.raises(AppError, match="must be uploaded"):
+        with pytest.raises(AppError, match="was not uploaded to this server"):
             client.predict(finished["run"], [{"path": path}], api_name="/compare")
 
 
-def test_a_run_is_stopped(client, settings):
+def test_a_run_is_stopped_resumed_and_deleted(client, settings):
     run = client.predict("custom", {**settings, "epochs": 500}, api_name="/start_run")["run"]
-    until(lambda: client.predict(run, api_name="/get_run")["status"] == "running")
+    until(lambda: client.predict(run, "", 0, api_name="/wait_for_run")["status"] == "running", 120)
+    with pytest.raises(AppError, match="Stop it first, then delete it"):
+        client.predict(run, api_name="/delete")
+    with pytest.raises(AppError, match="there is nothing to resume"):
+        client.predict(run, api_name="/resume_run")
     client.predict(run, api_name="/stop_run")
-    until(lambda: client.predict(run, api_name="/get_run")["status"] == "stopped")
+    stopped = ended(client, run)
+    assert stopped["status"] == "stopped" and "resume_run" in stopped["next"]
     with pytest.raises(AppError, match="is not running: it is stopped"):
         client.predict(run, api_name="/stop_run")
+    client.predict(run, api_name="/resume_run")
+    client.predict(run, api_name="/stop_run")
+    assert ended(client, run)["status"] == "stopped"
+    assert client.predict(run, api_name="/delete") == {"deleted": run}
+    with pytest.raises(AppError, match="There is no run"):
+        client.predict(run, api_name="/get_run")
+
+
+def test_an_archive_becomes_a_dataset_that_is_checked_listed_and_deleted(client, colours, tmp_path):
+    files = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in sorted(colours.rglob("*.png"))[::4]}
+    archive = packed(tmp_path / "colours.zip", files)
+    found = imported(client, handle_file(str(archive)))
+    assert found["name"] == "colours" and sum(found["pictures"]["train"].values()) == len(files)
+    assert imported(client, data_url(archive, "application/zip"))["dataset"] == found["dataset"]  # the same archive
+    assert found["dataset"] in [one["dataset"] for one in client.predict(api_name="/list_datasets")["datasets"]]
+    checked = until(
+        lambda: (
+            (now := client.predict(found["dataset"], None, "", 20, api_name="/check_dataset"))["status"] == "done"
+            and now
+        ),
+        600,
+    )
+    assert "30 pictures" in checked["line"] and len(checked["counts"]) == 3
+    assert all({"rank", "what", "why", "do"} == one.keys() for one in checked["problems"])
+    assert client.predict(found["dataset"], api_name="/delete") == {"deleted": found["dataset"]}
+    with pytest.raises(AppError, match="There is no dataset"):
+        client.predict(found["dataset"], api_name="/delete")
+
+
+def imported(client, file) -> dict:
+    """What ``import_pictures`` says of a file once it has read it."""
+    found = client.predict(file, "", "", 20, api_name="/import_pictures")
+    return until(
+        lambda: (
+            found
+            if found["status"] == "done"
+            else found.update(client.predict("", "", "", 20, api_name="/import_pictures"))
+        ),
+        600,
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (("", "", "", 0, "/import_pictures"), "No import is under way|nothing was stored|"),
+        (("/etc/hostname", "", "", 0, "/import_pictures"), "The archive was not uploaded to this server"),
+        (("data:application/zip;base64,aGVsbG8=", "", "", 50, "/import_pictures"), "."),
+        (("x", "", "", -1, "/wait_for_run"), "."),
+        (("upload:none", None, "", 0, "/check_dataset"), "There is no dataset"),
+        (("sample", {"epochs": 3}, "", 0, "/check_dataset"), "'epochs' does not matter to a check"),
+        (("sample", None, "", 51, "/check_dataset"), "timeout is 51; expected seconds from 0 to 50"),
+        (("sample", "upload:x", {}, "", "/make_teacher"), "The model to fine-tune is 'sample'"),
+        (("none", "", 0, "/export_student"), "There is no run"),
+        (("none", "", "/get_student"), "There is no run"),
+        ((["none"], "", "/delete"), "There is no run"),
+    ],
+)
+def test_a_wrong_question_is_answered_with_a_sentence(client, call, words):
+    with pytest.raises(AppError, match=words) as refusal:
+        client.predict(*call[:-1], api_name=call[-1])
+    assert "Traceback" not in str(refusal.value) and len(str(refusal.value)) < 500
 
 
 @pytest.mark.parametrize(
@@ -97,10 +244,46 @@ def test_what_makes_no_sense_is_refused_in_the_command_lines_words(client, call,
         client.predict(*call, api_name="/start_run")
 
 
-def test_the_four_functions_are_all_that_is_public_and_say_what_they_do(client):
+def test_the_lines_of_the_guide_work_as_they_stand(colours, teacher, settings, tmp_path, monkeypatch, capsys):
+    """Only the names in them are put in place: of the server, of the teacher, and settings that suit toys."""
+    lines = re.search(r"```\n(from gradio_client.*?)\n```", (ROOT / "assets/guide/agents.md").read_text(), re.DOTALL)[1]
+    assert len(lines.splitlines()) == 10
+    packed(
+        tmp_path / "photos.zip", {f"{p.parent.name}/{p.name}": p.read_bytes() for p in sorted(colours.rglob("*.png"))}
+    )
+    (tmp_path / "picture.png").write_bytes((colours / "red brick" / "000.png").read_bytes())
+    toys = {name: value for name, value in settings.items() if name not in ("teacher", "dataset")}
+    for shown, here in (
+        ("http://127.0.0.1:7860", site().url), ("google/vit-base-patch16-224", str(teacher)), ('"epochs": 5', f"**{toys}"),
+    ):  # fmt: skip
+        assert lines.count(shown) == 1
+        lines = lines.replace(shown, here)
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    *_, answer = capsys.readouterr().out.splitlines()
+    (said,) = ast.literal_eval(answer)
+    assert said["name"] == "picture.png" and said["teacher"][0]["label"] == "red brick"
+    assert len(said["student"]) == 3
+
+
+def test_the_options_are_those_of_the_settings_with_ranges_defaults_and_help(client):
+    found = client.predict(api_name="/list_options")
+    settings = {one["setting"]: one for one in found["settings"]}
+    assert settings.keys() == DistillConfig().to_dict().keys()
+    assert settings["lambda"]["expected"] == "a number from 0 to 1" and settings["lambda"]["default"] == 0.9
+    assert settings["minutes"]["expected"].endswith("or null") and settings["dkd_beta"]["only"] == ["dkd", "dkd+std"]
+    assert {one["preset"] for one in found["presets"]} == set(PRESETS) and found["shared"] is False
+    assert [one["student"] for one in found["students"]] == list(STUDENT_NAMES)
+
+
+def test_all_public_functions_say_what_they_do_and_what_each_argument_is(client):
     info = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(info) == {"/start_run", "/get_run", "/stop_run", "/compare"}
-    assert all(endpoint["description"] for endpoint in info.values())
+    assert set(info) == {f"/{function.__name__}" for function in FUNCTIONS}
+    for function in FUNCTIONS:
+        description, arguments, returns = get_function_description(function)
+        assert description and returns
+        shown = [one["parameter_name"] for one in info[f"/{function.__name__}"]["parameters"]]
+        assert shown == [name for name in arguments if name != "request"] and all(arguments[name] for name in shown)
 
 
 # --- On a shared server
@@ -113,7 +296,11 @@ def stranger():
 
 def test_a_stranger_cannot_read_stop_or_compare_a_run(stranger, finished):
     for token in ("", "0" * 32, "x"):
-        for call in ((finished["run"], token, 0, "/get_run"), (finished["run"], token, "/stop_run")):
+        for call in (
+            (finished["run"], token, 0, "/get_run"), (finished["run"], token, 0, "/wait_for_run"),
+            (finished["run"], token, "/stop_run"), (finished["run"], token, "/resume_run"), (finished["run"], token, "/delete"),
+            (finished["run"], token, 0, "/export_student"), (finished["run"], token, "/get_student"),
+        ):  # fmt: skip
             with pytest.raises(AppError, match="among yours"):
                 stranger.predict(*call[:-1], api_name=call[-1])
         with pytest.raises(AppError, match="among yours"):
@@ -238,6 +425,9 @@ SCRIPT = {
     ("live", "export_it"): lambda run, sweep: {"run": run},
     ("live", "cancel_it"): lambda run, sweep: {"run": run},
     ("live", "zip_part"): lambda run, sweep: {"run": run, "start": 0},
+    ("live", "push_state"): lambda run, sweep: {"run": run},
+    ("live", "push_it"): lambda run, sweep: {"run": run, "repo": "", "license": ""},
+    ("live", "cancel_push"): lambda run, sweep: {"run": run},
     ("in-browser", "offered"): lambda run, sweep: {"run": run},
     ("in-browser", "part"): lambda run, sweep: {"run": run, "name": "student.onnx", "start": 0},
     ("in-browser", "ask_teacher"): lambda run, sweep: {"run": run, "path": "frame.png"},
@@ -347,9 +537,17 @@ def test_a_script_that_asks_nonsense_is_answered_in_words(element, function):
 def test_the_public_api_gives_nothing_of_anothers_with_any_token(theirs, unchanged):
     run, _ = theirs
     for kind, token in tokens().items():
-        for name, *data in (("get_run", run.id, token, 0), ("stop_run", run.id, token), ("compare", run.id, [], token)):
+        calls = (
+            ("get_run", run.id, token, 0), ("stop_run", run.id, token), ("compare", run.id, [], token),
+            ("wait_for_run", run.id, token, 0), ("resume_run", run.id, token), ("delete", run.id, token),
+            ("export_student", run.id, token, 0), ("get_student", run.id, token),
+        )  # fmt: skip
+        for name, *data in calls:
             answer = called(name, *data)
             assert "error" in answer and says_nothing(answer), (kind, name, answer)
+        for name in ("list_runs", "list_datasets"):
+            answer = called(name, token)
+            assert says_nothing(answer) and run.id not in answer, (kind, name, answer)
 
 
 def test_an_id_that_is_a_path_or_a_part_finds_nothing_even_for_the_owner(theirs, unchanged):
@@ -363,6 +561,7 @@ def test_an_id_that_is_a_path_or_a_part_finds_nothing_even_for_the_owner(theirs,
         assert "among yours" in scripted("runs", "act", {"run": id, "owner": VICTIM, "do": "delete"})
         if isinstance(id, str):
             assert says_nothing(called("get_run", id, VICTIM, 0))
+            assert "error" in called("delete", id, VICTIM)
     for id in (f"../{sweep.id}", str(sweep.path), run.id, "last", sweep.id[:13], [sweep.id]):
         assert "among yours" in scripted("sweep", "poll", {"sweep": id, "owner": VICTIM})
 

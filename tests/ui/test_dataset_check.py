@@ -55,8 +55,8 @@ def test_what_cannot_be_checked_says_why(tmp_path, alone, monkeypatch):
     assert "lost its key" in dataset_check.checked(asked("sample", owner={"a": 1}))["problem"]
     owner = "0" * 32
     assert "a path" in dataset_check.checked(asked(tmp_path, owner=owner))["problem"]
-    key = dataset_check._named(asked("some/pictures", owner=owner))[1]
-    dataset_check._kept.put(key, UserError("mine"))
+    config = settings.from_widgets(tuple(asked("some/pictures")["values"]))
+    dataset_check._kept.put(dataset_check.Wanted.of(config, owner, False).key, UserError("mine"))
     assert dataset_check.checked(asked("some/pictures", owner=owner)) == {"problem": "mine"}
-    assert dataset_check._kept.find(dataset_check._named(asked("some/pictures", owner="1" * 32))[1]) is None
+    assert dataset_check._kept.find(dataset_check.Wanted.of(config, "1" * 32, False).key) is None
     assert dataset_check._now is None

@@ -6,7 +6,7 @@ window.distillery.distill = (() => {
 
   const EXAMPLE = "example"; // the run that is shown as long as there is none of the visitor's
 
-  function distill({ element, props, server, watch, compare, prove, useAsTeacher }) {
+  function distill({ element, props, server, watch, compare, prove, useAsTeacher, goOn }) {
     let shows = 0; // how many runs have been shown: an answer about an earlier one is dropped
     const $ = (selector) => element.querySelector(selector);
     const takeAway = window.distillery.takeAway($(".kd-take-away"), server);
@@ -23,13 +23,14 @@ window.distillery.distill = (() => {
         stage.toggleAttribute("aria-current", stage.className === "now");
       });
       if (update.title) describe(update);
-      const mine = $(".kd-run").dataset.mine === "yes", closed = ["done", "failed", "stopped", "died"].includes(update.status);
+      const mine = $(".kd-run").dataset.mine === "yes", closed = ["done", "failed", "stopped", "paused", "died"].includes(update.status);
       $(".kd-stop").hidden = !mine || closed;
       $(".kd-resume").hidden = !mine || !closed || update.status === "done";
       const hasTeacher = $(".kd-run").dataset.hasTeacher === "yes";
       $(".kd-compare").hidden = update.status !== "done" || !hasTeacher || "example" in $(".kd-run").dataset;
       $(".kd-as-teacher").hidden = update.status !== "done" || hasTeacher || !mine;
       $(".kd-share").hidden = !mine;
+      $(".kd-resume").dataset.asks = update.asks ? "yes" : "no"; // of a piece with a lent GPU, in a request of the page's own
       if (update.result && !$(".kd-result").firstChild) $(".kd-result").innerHTML = update.result;
       for (const words of update.warnings ?? []) addWarning(words);
       if (update.status === "done" && $(".kd-analysis").hidden) {
@@ -103,7 +104,11 @@ window.distillery.distill = (() => {
       text(".kd-title", ""); text(".kd-detail", ""); text(".kd-figures", "");
       text("[role=status]", value.run ? "Looking for the run" : "");
       $(".kd-stop").onclick = () => act("stop_it");
-      $(".kd-resume").onclick = () => act("resume_it");
+      $(".kd-resume").onclick = () => {
+        if ($(".kd-resume").dataset.asks !== "yes") return act("resume_it");
+        goOn(value.run);
+        follow({ ...props.value, new: true, asked: true });
+      };
       $(".kd-compare").onclick = () => compare(value.run);
       $(".kd-as-teacher").onclick = () => {
         useAsTeacher(value.run);
@@ -116,8 +121,9 @@ window.distillery.distill = (() => {
     }
     async function follow(asked) {
       const value = { ...asked, run: shownRun() };
-      const nth = ++shows, resumesUntil = value.new ? Date.now() + RESUME_TIME : 0;
-      let cursor = 0, wasClosed = false, drawing = Promise.resolve(); // drawing waits for Plotly on a slow line; the words do not
+      const nth = ++shows;
+      let resumesUntil = value.new ? Date.now() + RESUME_TIME : 0, asksUntil = value.asked ? resumesUntil : 0;
+      let cursor = 0, wasClosed = false, wasAtWork = false, drawing = Promise.resolve(); // drawing waits for Plotly on a slow line; the words do not
       reset(value);
       while (value.run && nth === shows && element.isConnected) {
         let update;
@@ -141,9 +147,20 @@ window.distillery.distill = (() => {
         const closed = show(update);
         if (closed && !wasClosed) takeAway({ run: value.run, owner: value.owner });
         wasClosed = closed;
+        // A piece of a paused run is over: the page that has seen it at work asks for the next, any other waits for a click.
+        if (update.goes_on && wasAtWork && $(".kd-run").dataset.mine === "yes") {
+          asksUntil = resumesUntil = Date.now() + RESUME_TIME;
+          if (update.asks) goOn(value.run);
+        }
+        if (update.goes_on && Date.now() < asksUntil) {
+          text("[role=status]", update.asks ? "Asking for the GPU" : "Going on without the GPU");
+          $(".kd-resume").hidden = true;
+        }
+        wasAtWork = !closed;
         drawing = drawing.then(() => nth === shows && drawCurves(update));
         cursor = update.cursor;
-        if (closed && (update.status === "done" || Date.now() > resumesUntil)) return;
+        const isGoingOn = update.goes_on && !update.asks; // in a process that may take its time to start
+        if (closed && !isGoingOn && (update.status === "done" || Date.now() > resumesUntil)) return;
         await sleep(document.hidden ? POLL_HIDDEN : POLL);
       }
     }

@@ -37,6 +37,8 @@ window.distillery.runs = (() => {
       if (!update.mark) return;
       mark = update.mark;
       fill(update.html);
+      $(".kd-lost").textContent = update.lost;
+      $(".kd-lost").hidden = !update.lost;
       if (drawn || chosen().length) await overlay();
     }
     const tryRefresh = () => refresh().catch(() => { say("Reconnecting"); $(".kd-message").dataset.away = "yes"; });

@@ -12,6 +12,7 @@
       $(".kd-exporting").classList.toggle("kd-problem", isProblem);
     };
     const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 0)} MB`;
+    const push = window.distillery.pushing($(".kd-push"), server, () => watch(value));
     let follows = 0, value = {}; // how many runs have been followed: an answer about an earlier one is dropped
 
     function show(state) {
@@ -37,10 +38,14 @@
       if (hadFocus && document.activeElement?.hidden) element.querySelector("button:not([hidden])")?.focus();
       return works;
     }
-    async function follow(asked) {
+    function follow(asked) {
+      show({});
+      push(asked);
+      return watch(asked);
+    }
+    async function watch(asked) {
       const nth = ++follows;
       value = asked;
-      show({});
       if (!asked.run) return;
       while (nth === follows && element.isConnected) {
         const state = await answer(server.export_state(asked)).catch(() => null);
@@ -53,7 +58,7 @@
     async function act(name) {
       const { problem } = await answer(server[name](value)).catch(() => ({ problem: "The server gave no answer. Try again." }));
       if (problem) say(problem, true);
-      else follow(value);
+      else watch(value);
     }
     async function download() {
       const asked = value, parts = [];
