@@ -89,6 +89,10 @@ def measure_gpu(out: Path, seconds: float, small: bool, tell: Callable[[str], No
     if not small and gpu_count() == 0:
         raise UserError("There is no GPU here. Add --small to try the same stages on the CPU, on little.")
     batches = (8, 16) if small else BATCHES
+    if small:
+        import torch
+
+        torch.set_num_threads(1)  # those of so small operations wait for each other, and for whatever else runs here
     with tempfile.TemporaryDirectory(prefix="kd-gpu-") as name:
         bench = Bench(out, seconds, small, tell, Path(name))
         bench.stage("machine", 5, speed.machine)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -43,19 +44,19 @@ def measure_processes(plan: Plan, counts: list[int], tell: Callable[[str], None]
 
 def followed(run: Run) -> dict[str, Any]:
     """Work on a run and return its ``seconds_by_stage``, throughput, accuracy on validation and peak memory in MB."""
-    process, peak, told = start_run(run), 0.0, 0.0
+    process, peak = start_run(run), 0.0
 
-    def watch(event: dict[str, Any]) -> None:
-        nonlocal peak, told
-        if time.monotonic() - told > 0.2:
-            told, now = time.monotonic(), 0.0
-            with suppress(psutil.Error):
-                parent = psutil.Process(process.pid)
+    def watch() -> None:
+        nonlocal peak
+        with suppress(psutil.Error):  # until it is gone
+            parent = psutil.Process(process.pid)
+            while parent.is_running():
                 every = [parent.pid, *(child.pid for child in parent.children(recursive=True))]
-                now = sum(private_megabytes(pid) or 0.0 for pid in every)
-            peak = max(peak, now)
+                peak = max(peak, sum(private_megabytes(pid) or 0.0 for pid in every))
+                time.sleep(0.2)
 
-    if follow_run(run, watch, process) != "done":
+    Thread(target=watch, daemon=True).start()
+    if follow_run(run, lambda event: None, process) != "done":
         failed = run.last("failed")
         raise UserError(failed["message"] if failed else f"The run {run.status()}. {run.explain_death()}")
     arm = run.last("arm")
