@@ -210,6 +210,13 @@ class DistillConfig:
         pattern=r"auto|cpu|mps|cuda(:\d+)?",
         expected="auto, cpu, mps, cuda or cuda:N",
     )
+    processes: int = setting(
+        1,
+        "processes that train together, each on a GPU of its own with its part of every batch, and ask the teacher about their "
+        "parts of the pictures; auto: one for each GPU. On a CPU it is slower",
+        low=1,
+        high=64,
+    )
     precision: str = setting("auto", "arithmetic while training", choices=("auto", "fp32", "bf16", "fp16"))
     threads: int | None = setting(
         None,
@@ -224,6 +231,12 @@ class DistillConfig:
             value = checked(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         label_pairs(self.label_map or "")
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size is {self.batch_size} and there are {self.processes} processes: each takes an equal part of every "
+                f"batch. Choose a batch size that {self.processes} divides, such as "
+                f"{self.processes * max(1, round(self.batch_size / self.processes))}."
+            )
         if self.teacher == NO_TEACHER:
             if self.baseline == "yes":
                 raise ValueError(

@@ -12,14 +12,15 @@ from kd.errors import UserError
 from kd.export.after_run import export_after_run
 from kd.export.bundle import Material
 from kd.runs.pieces import Piece, is_in_pieces
-from kd.runs.process import closed_by_an_event
-from kd.runs.queue import StopAsked, device_name, device_slot
+from kd.runs.process import closed_by_an_event, follow_run, start_run
+from kd.runs.queue import StopAsked, device_slot, devices_of
 from kd.runs.run import LIFECYCLE, Run
 from kd.runs.store import create_run, local_owner, resolve
 from kd.system import lazy_imports
 from kd.system.files import default_runs_folder
 from kd.system.hub import listening
 from kd.training import setup
+from kd.training.distributed import ALONE, Ranks, help_first, is_other, ranks_of
 from kd.training.loop import Lesson, Trained, load_trained, train
 from kd.training.plan import Trial
 from kd.training.report import TestSplit, evaluate_on_test, kept_result, load_result, write_report
@@ -37,7 +38,8 @@ LIBRARIES = (
 
 
 def distill(config: DistillConfig | None = None, runs_dir: Path | str | None = None) -> dict[str, Any]:
-    """Distil in this process and return the report (``report.json``; assets/guide/numbers.md explains its fields).
+    """Distil in this process, or with ``processes`` in several others, and return the report (``report.json``;
+    assets/guide/numbers.md explains its fields).
 
     Args:
         config: the settings; default: those of the preset ``sample``.
@@ -50,18 +52,26 @@ def distill(config: DistillConfig | None = None, runs_dir: Path | str | None = N
     config = config or DistillConfig.preset("sample")
     owner = local_owner(folder)
     run = create_run(resolve(config, folder, owner), folder, owner)
-    execute(run)
+    if run.config().processes == 1:
+        execute(run)
+    elif follow_run(run, lambda event: None, start_run(run)) in ("failed", "died"):
+        failed = run.last("failed")
+        raise UserError(failed["message"] if failed else f"Run {run.id} died. {run.explain_death()} {run.goes_on}")
     report = run.report()
     if report is None:
         raise UserError(f"Run {run.id} was stopped. {run.goes_on}")
     return report
 
 
-def recipe(run: Run, piece: Piece | None = None) -> None:
+def recipe(run: Run, piece: Piece | None = None, ranks: Ranks = ALONE) -> None:
     """Do all that a run does between its events ``started`` and ``done``; or a ``piece`` of it, where its GPU is lent for a
-    while only: one without the GPU ends in ``teacher_targets``, one that has it after the last training."""
+    while only: one without the GPU ends in ``teacher_targets``, one that has it after the last training.
+
+    Where several processes work on it, all of them do this: the first prepares and measures, and all of them ask the teacher
+    and train (``kd.training.distributed``).
+    """
     import_libraries()
-    job = setup.start_job(run, piece)
+    job = setup.start_job(run, piece, ranks)
     with listening(lambda text: job.tell("hub", message=text), run.stop_asked):
         # --- Data: three splits; no image of validation or test is in train as well
         splits = load_job_splits(job)
@@ -91,7 +101,12 @@ def recipe(run: Run, piece: Piece | None = None) -> None:
         for trial in missing:
             learn(trial)
         job.needs_no_gpu()
-    with side_by_side(run, learn, missing, plan.at_once) as trained:
+    untrained = ranks.first("trainings", lambda: [trial for trial in missing if not trial.is_trained(run)])
+    with ranks.training(job.device), side_by_side(run, learn, missing, plan.at_once) as trained:
+        if not ranks.is_first:
+            for trial in untrained:
+                learn(trial)
+            return
         for trial in plan.trials:
             done = evaluate_on_test(job, trained(trial), test, results) if trial in missing else load_result(run, trial)
             results.append(done)
@@ -107,11 +122,23 @@ def execute(run: Run, resume: bool = False) -> None:
 
     Raises what went wrong, after the ``failed`` event has said it in words.
     """
+    if is_other():
+        return help_first(run, help_with)
     with run.work():
         check_order(run, resume)
-        with closed_by_an_event(run), device_slot(run, device_name(run.config().device)):
+        config = run.config()
+        with closed_by_an_event(run), device_slot(run, *devices_of(config.device, config.processes)):
             run.begin(resume)
-            recipe(run, Piece() if is_in_pieces(run) else None)
+            import_libraries()
+            with ranks_of(run, config) as ranks:
+                recipe(run, Piece() if is_in_pieces(run) else None, ranks)
+
+
+def help_with(run: Run, ranks: Ranks) -> None:
+    """Do another process's part of a run, once the first process has prepared it."""
+    import_libraries()
+    ranks.wait(setup.PREPARED)
+    recipe(run, ranks=ranks)
 
 
 def execute_piece(run: Run, ends: float) -> None:

@@ -34,6 +34,7 @@ class Limits:
     unreadable_share: float = limit(0.1, 0.1, "share of pictures that may be unreadable before an import is refused")
     decoder_mb: float = limit(2000, 2000, "memory of the process that decodes a visitor's files, MB")
     steps: float = limit(math.inf, 50_000, "training steps of a run, over all its trainings")
+    processes: float = limit(math.inf, 1, "processes of a run that train together")
     open_runs: float = limit(math.inf, 3, "runs that one visitor may have running or waiting")
     queue: float = limit(math.inf, 20, "runs that may be running or waiting in all")
     quota_mb: float = limit(math.inf, 3000, "disk that one visitor's runs and datasets may take, MB")
@@ -116,6 +117,14 @@ def check_steps(epochs: int, pictures: int, batch: int, trainings: int) -> None:
         raise ValueError(
             f"The run would take {each * trainings:,} training steps: {epochs} epochs of {pictures:,} pictures, {batch} at a "
             f"time{several}. This server takes {most:,.0f} at most. Choose fewer epochs or a larger batch."
+        )
+
+
+def check_processes(count: int) -> None:
+    """Raise ``ValueError``, in words, for a run of more processes than the limit allows."""
+    if count > current().processes:
+        raise ValueError(
+            f"The run would take {count} processes; this server takes {current().processes:,.0f} at most. Choose fewer."
         )
 
 

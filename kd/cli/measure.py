@@ -82,6 +82,20 @@ def add(command: Command) -> None:
     what.add_argument(
         "--page", action="store_true", help="the page, in a browser: start, first point, polls, an open page"
     )
+    what.add_argument(
+        "--processes", metavar="N", help="a run with one process and with N: what they give, what they cost"
+    )
+    what.add_argument(
+        "--gpu", action="store_true", help="all that a machine with a GPU can show, the most telling first"
+    )
+    one.add_argument("--small", action="store_true", help="with --gpu: the same on the CPU, on little")
+    one.add_argument(
+        "--out", type=Path, default=Path("bench-gpu.jsonl"), metavar="FILE",
+        help="with --gpu: where each stage's result is written, and those that are done are read (default: bench-gpu.jsonl)",
+    )  # fmt: skip
+    one.add_argument(
+        "--seconds", type=float, default=480, help="with --gpu: no stage begins that would take longer (default: 480)"
+    )
     one.add_argument("--rows", metavar="NAMES", help="only these rows of the table, for example loop,online")
     add_json(one, FIGURES)
 
@@ -195,7 +209,13 @@ def bench(options: argparse.Namespace) -> int:
     quiet()
     sizes = _scale_sizes(options.scale)
     found: dict[str, Any] = {}
-    if options.page:
+    if options.gpu:
+        from kd.devtools.gpu import measure_gpu
+
+        found = measure_gpu(options.out, options.seconds, options.small, tell)
+    elif options.processes:
+        found = _bench_processes(plan, options.processes, tell)
+    elif options.page:
         found = _bench_page(plan, tell)
     elif not (options.scale or "").isdigit():
         found = _bench_rows(plan, options, tell)
@@ -209,6 +229,17 @@ def bench(options: argparse.Namespace) -> int:
 def end_tidily() -> None:
     """Let a command that is asked to end (SIGTERM) leave no temporary folder and no process behind."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def _bench_processes(plan: Plan, asked: str, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    from kd.devtools import several
+
+    if not asked.isdecimal() or int(asked) < 2:
+        raise BadUsage(f"--processes is {asked}; expected a whole number, 2 or more.")
+    found = several.measure_processes(plan, [1, int(asked)], tell)
+    head, *lines = several.rows(found)
+    print(table(head, lines))
+    return found
 
 
 def _bench_page(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from kd.cli.screen import Screen
 from kd.config import PRESETS, RUN_TEACHER, SAMPLE, DistillConfig, public_name
 from kd.data.library.store import UPLOAD_PREFIX, ImportRefused, Library, Upload, import_dataset
+from kd.runs.queue import gpu_count
 from kd.runs.run import Run
 from kd.runs.store import find_run, local_owner, resolve
 
@@ -76,6 +77,9 @@ def with_folders(config: DistillConfig, folder: Path) -> DistillConfig:
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that were given as flags. A label map's file is read. Raises ``BadUsage``."""
     given = {name.removeprefix("set_"): value for name, value in vars(options).items() if name.startswith("set_")}
+    if given.get("processes") == "auto":
+        size = given.get("batch_size") or PRESETS.get(getattr(options, "preset", ""), {}).get("batch_size")
+        given["processes"] = process_count("auto", size or DistillConfig.batch_size)
     label_map = given.get("label_map")
     if label_map and "=" not in label_map and "{" not in label_map:
         try:
@@ -86,6 +90,15 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
                 "'sneakers=running shoe, mug=coffee mug'."
             ) from error
     return {name: value for name, value in given.items() if value is not None}
+
+
+def process_count(asked: str, batch_size: Any) -> Any:
+    """Return how many processes ``auto`` stands for: one for each GPU, as far as batches can be cut into so many equal parts;
+    anything else as it is, to be checked as other settings are."""
+    size = str(batch_size)
+    if asked != "auto" or not size.isdecimal():
+        return 1 if asked == "auto" else asked
+    return next(count for count in range(max(1, min(64, gpu_count())), 0, -1) if int(size) % count == 0)
 
 
 def help_of(field: dataclasses.Field) -> str:

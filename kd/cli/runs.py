@@ -36,6 +36,7 @@ from kd.runs.store import create_run, list_runs, local_owner
 from kd.system import lazy_imports, memory
 from kd.system.files import default_runs_folder
 from kd.system.processes import answer_parent
+from kd.training.distributed import is_other
 
 # The settings that a run without a teacher does not have. ``student`` is given as ``--base`` there.
 NOT_OF_FINETUNING = (
@@ -82,7 +83,11 @@ def add(command: Command) -> None:
     add_settings(one, but=NOT_OF_FINETUNING)
     add_json(one, REPORT)
 
-    one = command("run", run_folder, "work on the run in FOLDER, in this process (what distill starts)")
+    one = command(
+        "run",
+        run_folder,
+        "work on the run in FOLDER, in this process (what distill starts, and accelerate launch on several machines)",
+    )
     one.add_argument("folder", type=Path)
     one.add_argument("--resume", action="store_true", help="go on with a run that was closed, or died")
 
@@ -168,8 +173,9 @@ def run_folder(options: argparse.Namespace) -> int:
         return work_on_sweep_here(Sweep(run.path))
     signal.signal(signal.SIGTERM, lambda *_: run.ask_to_stop())
     memory.prefer_to_be_killed()
+    helps = is_other()
     execute(run, resume=options.resume)
-    return 0 if run.status() == "done" else 1
+    return 0 if helps or run.status() == "done" else 1
 
 
 def resume(options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from kd.models.processor import run_processor
 from kd.models.teacher import load_teacher
 from kd.runs.queue import is_any_run_training
 from kd.runs.run import Run
-from kd.runs.store import check_teacher_exists
+from kd.runs.store import check_teacher_exists, teacher_here
 from kd.system.cache import Cache, folder_stamp
 from kd.text import some
 
@@ -93,7 +93,7 @@ def compare(run: Run | Path | str, images: list[Any], device: str = "cpu") -> di
     student = cached_student(run)
     id2label = student.model.config.id2label
     classes = [id2label[i] for i in range(len(id2label))]
-    teacher = cached_teacher(run.config().teacher, classes, run.config().label_map)
+    teacher = cached_teacher(teacher_here(run), classes, run.config().label_map)
     both, torch_device = {"teacher": teacher, "student": student}, torch.device(device)
     rows, first, inputs = _read_images(images, both)
     predictions = {name: _top(one.model, inputs[name], classes, torch_device) for name, one in both.items()}

@@ -27,7 +27,7 @@ from kd.data.library.store import short_name
 from kd.data.streamed import looked_at
 from kd.errors import UserError
 from kd.runs.run import Run
-from kd.runs.store import existing_teacher, lost_teacher
+from kd.runs.store import existing_teacher, lost_teacher, teacher_here
 from kd.system.files import cache_folder, try_acquire
 
 if TYPE_CHECKING:
@@ -252,13 +252,13 @@ def _teacher_of(run: Run) -> tuple["Teacher | None", tuple[str, ...]]:
     """Load a run's teacher, to be timed; and say why there is none where there was one."""
     from kd.models.teacher import load_teacher
 
-    config = run.config()
-    if config.teacher == NO_TEACHER:
+    teacher = teacher_here(run)
+    if teacher == NO_TEACHER:
         return None, ()
-    if lost := lost_teacher(config.teacher):
+    if lost := lost_teacher(teacher):
         return None, (f"The teacher is not timed: it was the student of run {lost}, which is gone.",)
     try:
-        return load_teacher(existing_teacher(config.teacher), None), ()
+        return load_teacher(existing_teacher(teacher), None), ()
     except UserError:  # whose words may name a folder of this machine; notes go out with the model card
         return None, ("The teacher is not timed: it cannot be loaded any more.",)
 

@@ -128,6 +128,7 @@ class Models(Event):
     healed: list[str]
     device: str
     precision: str
+    processes: NotRequired[int]  # that train together, where there are several
 
 
 class Teacher(Event):

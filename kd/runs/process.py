@@ -10,7 +10,7 @@ from typing import BinaryIO
 from kd.errors import UserError
 from kd.runs.failures import failure_message
 from kd.runs.pieces import PauseAsked
-from kd.runs.queue import POLL_SECONDS, StopAsked, device_name, single_gpu_environment
+from kd.runs.queue import POLL_SECONDS, StopAsked, device_name, devices_of, single_gpu_environment
 from kd.runs.run import CLOSED, Run
 from kd.system.processes import start_kd
 
@@ -38,7 +38,8 @@ def start_run(run: Run, resume: bool = False, behind: bool = False) -> subproces
     ``behind``: on a CPU it has low priority, so that whoever waits for an answer of the page goes first. Raises
     ``UserError`` where nothing can be written to the run's folder.
     """
-    environment = training_environment(run.config().device)
+    config = run.config()
+    environment = training_environment(config.device, config.processes)
     flags = ["--resume"] if resume else []
     with open_log(run) as log:
         if resume:
@@ -57,10 +58,11 @@ def open_log(run: Run) -> BinaryIO:
         raise UserError(run.not_writable(error)) from error
 
 
-def training_environment(device: str) -> dict[str, str]:
-    """Return the variables for a process that trains on the ``device`` of a configuration; what is set already stays."""
+def training_environment(device: str, processes: int = 1) -> dict[str, str]:
+    """Return the variables for a process that trains on the ``device`` of a configuration, one of so many; what is set already
+    stays."""
     settings = {name: os.environ.get(name, value) for name, value in CPU_SETTINGS.items()}
-    return single_gpu_environment(device_name(device)) | settings
+    return single_gpu_environment(*devices_of(device, processes)) | settings
 
 
 def niceness(run: Run) -> int:

@@ -2,10 +2,11 @@
 
 import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,36 +35,44 @@ class StopAsked(Exception):
 
 
 @contextmanager
-def device_slot(run: Run, device: str) -> Iterator[None]:
-    """Wait until it is ``run``'s turn and the device is free, then hold the device.
+def device_slot(run: Run, *devices: str) -> Iterator[None]:
+    """Wait until it is ``run``'s turn and its device, or all of several, are free, then hold them.
 
     The system releases the lock when the process that holds it ends, however that happens. While the run waits, its place
     is an event (``queued``, ``place`` 1 for the next, and ``wait`` in seconds where it is known). Raises ``StopAsked`` if
     it is asked to stop before its turn.
     """
-    lock = FileLock(slot_path(run.path.parent, device))
+    locks = [FileLock(slot_path(run.path.parent, device)) for device in devices]
     looked, said = -math.inf, None
     while True:
         if run.stop_asked():
             raise StopAsked
-        free = try_acquire(lock)
-        if free:  # to hold it while the queue is read would keep out the run whose turn it is
-            lock.release()
+        if free := _try_all(locks):  # to hold it while the queue is read would keep out the run whose turn it is
+            free.close()
         if free or time.monotonic() - looked > PLACE_SECONDS:
-            looked, (ahead, running) = time.monotonic(), line_before(run, device)
-            if free and not ahead and try_acquire(lock):
+            looked, (ahead, running) = time.monotonic(), line_before(run, *devices)
+            if free and not ahead and (held := _try_all(locks)):
                 break
-            wait = None if device == LENT else expected_wait(running, ahead, time.time())  # its runs take turns
+            wait = None if LENT in devices else expected_wait(running, ahead, time.time())  # its runs take turns
             now = QueuePlace(time.time(), len(ahead) + 1, wait)
             if said is None or now.differs(said):
                 said = now
-                run.append("queued", place=now.place, device=device, **({} if now.wait is None else {"wait": now.wait}))
+                waits = {} if now.wait is None else {"wait": now.wait}
+                run.append("queued", place=now.place, device=devices[0], **waits)
         time.sleep(POLL_SECONDS)
-    (run.path / "turn").write_text(device)
-    try:
+    (run.path / "turn").write_text(" ".join(devices))
+    with held:
         yield
-    finally:
-        lock.release()
+
+
+def _try_all(locks: list[FileLock]) -> ExitStack | None:
+    """Take all locks if all are free now, else none; return what releases them."""
+    with ExitStack() as held:
+        for lock in locks:
+            if not try_acquire(lock):
+                return None
+            held.callback(lock.release)
+        return held.pop_all()
 
 
 @dataclass(frozen=True)
@@ -94,16 +103,33 @@ def device_name(asked: str) -> str:
     return "cpu" if asked == "auto" else asked
 
 
-def single_gpu_environment(device: str) -> dict[str, str]:
-    """Return the variables with which a process sees one GPU only, as ``cuda:0``: `Trainer` uses all that it sees."""
-    if not device.startswith("cuda:"):
+def devices_of(asked: str, processes: int) -> list[str]:
+    """Return all devices that a run waits for: one GPU for each of its processes, from the one it asked for on."""
+    first = device_name(asked)
+    if not first.startswith("cuda:"):
+        return [first]
+    nth = int(first.removeprefix("cuda:"))
+    return [f"cuda:{nth + more}" for more in range(processes)]
+
+
+def gpu_count() -> int:
+    """Return how many GPUs this process may use, without torch."""
+    if device_name("auto") == "cpu":
+        return 0
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
+
+
+def single_gpu_environment(*devices: str) -> dict[str, str]:
+    """Return the variables with which a process sees the GPUs of its run only, from ``cuda:0`` on: `Trainer` uses all that
+    it sees."""
+    if not devices[0].startswith("cuda:"):
         return {}
-    nth = int(device.removeprefix("cuda:"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return {
-        "CUDA_VISIBLE_DEVICES": visible[nth] if nth < len(visible) and visible[nth] else str(nth),
-        "KD_DEVICE": "cuda:0",
-    }
+    numbers = [int(device.removeprefix("cuda:")) for device in devices]
+    named = [visible[nth] if nth < len(visible) and visible[nth] else str(nth) for nth in numbers]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(named), "KD_DEVICE": "cuda:0"}
 
 
 def slot_path(folder: Path, device: str) -> Path:
@@ -127,8 +153,9 @@ def queue_order(waiting: list[tuple[str, str]], turns: dict[str, float]) -> list
     return [id for *_, id in sorted(ranks)]
 
 
-def line_before(run: Run, device: str) -> tuple[list[Run], list[Run]]:
-    """Return the runs that have the device before ``run``: those that wait with a better place, and those that hold it."""
+def line_before(run: Run, *devices: str) -> tuple[list[Run], list[Run]]:
+    """Return the runs that have one of the devices before ``run``: those that wait with a better place, and those that hold
+    it."""
     waiting, running, turns = {run.id: run}, [], {}
     for other in list_runs(run.path.parent):
         try:
@@ -137,7 +164,7 @@ def line_before(run: Run, device: str) -> tuple[list[Run], list[Run]]:
             if other == run or not other.is_locked():
                 continue
             status = LIFECYCLE[other.last(*LIFECYCLE)["event"]]
-            if _device_of(other, status) == device:
+            if not set(_devices_of(other, status)).isdisjoint(devices):
                 waiting |= {other.id: other} if status == "queued" else {}
                 running += [other] if status == "running" else []
         except UserError:  # deleted since the listing, or damaged
@@ -146,11 +173,14 @@ def line_before(run: Run, device: str) -> tuple[list[Run], list[Run]]:
     return [waiting[id] for id in ids[: ids.index(run.id)]], running
 
 
-def _device_of(run: Run, status: str) -> str:
-    """Return the device that a run waits for, or has. It says so itself, since some wait for one after the other."""
-    said = run.last("queued") if status == "queued" else None
-    asked = run.settings()["config"].get("device", "auto")
-    return (said and said.get("device")) or (status == "running" and text_of(run.path / "turn")) or device_name(asked)
+def _devices_of(run: Run, status: str) -> list[str]:
+    """Return the devices that a run waits for, or has. It says so itself, since some wait for one after the other."""
+    config = run.settings()["config"]
+    asked = devices_of(config.get("device", "auto"), config.get("processes", 1))
+    said = (run.last("queued") or {}).get("device") if status == "queued" else None
+    if said and said not in asked:
+        return [said]
+    return text_of(run.path / "turn").split() or asked if status == "running" else asked
 
 
 def _time_of(path: Path) -> float | None:

@@ -21,10 +21,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kd import limits
 from kd.config import DistillConfig
 from kd.errors import UserError
 from kd.system import memory
-from kd.system.files import text_of, write_whole
+from kd.system.files import SWEEPS, text_of, write_whole
 from kd.system.ids import owner_hash
 
 # Lifecycle event -> status. *died* is derived: the run is not closed, and nobody holds its lock.
@@ -104,16 +105,31 @@ class Run:
         return _owner_of(self, now.st_mtime_ns, now.st_ino)
 
     def is_owned_by(self, token: str) -> bool:
-        """Return whether ``token`` is the one that the run was created with; no for one that is damaged or gone."""
+        """Return whether ``token`` is the one that the run was created with; no for one that is damaged or gone.
+
+        On one's own machine it may also be the one that owns all runs there: a folder that was copied from another machine
+        belongs to whoever has put it beside the others.
+        """
         try:
-            return secrets.compare_digest(self.owner(), owner_hash(token))
+            return secrets.compare_digest(self.owner(), owner_hash(token)) or self._is_copied_to(token)
         except UserError:
             return False
 
     def check_owner(self, token: str) -> None:
-        """Raise ``PermissionError`` unless ``token`` is the one that the run was created with."""
-        if not secrets.compare_digest(self.owner(), owner_hash(token)):
+        """Raise ``PermissionError`` unless ``is_owned_by``, and ``RunDeleted`` where the folder is gone."""
+        self.owner()
+        if not self.is_owned_by(token):
             raise PermissionError(f"Run {self.id} belongs to somebody else.")
+
+    def _is_copied_to(self, token: str) -> bool:
+        """Return whether ``token`` owns all that is in the folder of the runs (``kd.runs.store.local_owner``)."""
+        folder = self.path.parent.parent if self.path.parent.name == SWEEPS else self.path.parent
+        kept = text_of(folder / ".owner")
+        return (
+            bool(kept)
+            and not limits.is_shared(dict(os.environ))
+            and secrets.compare_digest(owner_hash(kept), owner_hash(token))
+        )
 
     def name(self) -> str:
         """Return what its owner calls it, an empty text until it has been given a name."""

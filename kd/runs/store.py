@@ -88,6 +88,22 @@ def run_of_teacher(teacher: str) -> Run | None:
     return Run(folder.parent) if is_run else None
 
 
+def teacher_here(run: Run) -> str:
+    """Return the teacher of a run where it is on this machine.
+
+    The run may have been copied from another machine, on which its teacher was a folder. Then that is the folder ``teacher``
+    in the run's own, where somebody has copied it, or the student of the run beside it that has made the teacher.
+    """
+    teacher = run.config().teacher
+    if not Path(teacher).is_absolute() or Path(teacher).is_dir():
+        return teacher
+    if (run.path / "teacher" / "config.json").exists():
+        return str(run.path / "teacher")
+    made = run_of_teacher(teacher)
+    beside = made and run.path.parent / made.id / "student"
+    return str(beside) if beside and beside.is_dir() else teacher
+
+
 def lost_teacher(teacher: str) -> str | None:
     """Return the id of the run whose student this ``teacher`` was, if its folder is gone; else ``None``."""
     run = run_of_teacher(teacher)
@@ -106,7 +122,7 @@ def existing_teacher(teacher: str) -> str:
 
 def check_teacher_exists(run: Run) -> None:
     """Raise ``UserError`` where a run's student cannot be compared with its teacher: there was none, or it is gone."""
-    teacher = run.config().teacher
+    teacher = teacher_here(run)
     if teacher == NO_TEACHER:
         raise UserError(
             f"Run {run.id} learned from the labels alone: it has no teacher to be compared with. Distil from it with the "
@@ -116,7 +132,13 @@ def check_teacher_exists(run: Run) -> None:
         raise UserError(
             f"The teacher of run {run.id} is gone: it was the student of run {lost}, which has been deleted or moved. So the "
             "two cannot be compared any more. The student alone still works, and the run keeps its report and where they "
-            "differed on the test pictures. To compare, make the teacher again, then distil from it once more."
+            "differed on the test pictures. To compare, make the teacher again, then distil from it once more. If it is on "
+            f"another machine, copy its folder to {run.path / 'teacher'}."
+        )
+    if Path(teacher).is_absolute() and not Path(teacher).is_dir():
+        raise UserError(
+            f"The teacher of run {run.id} is not on this machine: it was in {teacher} where the run was made. To compare the two, "
+            f"copy that folder to {run.path / 'teacher'}."
         )
 
 

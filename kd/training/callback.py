@@ -44,10 +44,15 @@ class RunCallback(TrainerCallback):
         self.batches.show(epoch % self.plan.views, self.plan.size_in(epoch))
         self.told = time.perf_counter()
 
+    def asks(self) -> tuple[bool, bool]:
+        """Return whether training is to stop after this step, and whether it is time for a ``step`` event."""
+        return self.run.stop_asked(), time.perf_counter() - self.told >= EVENT_SECONDS
+
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self.run.stop_asked():  # end as an epoch does: what was learned is evaluated and saved
+        stop, tell = self.trainer.agreed or self.asks()
+        if stop:  # end as an epoch does: what was learned is evaluated and saved
             control.should_training_stop = True
-        if time.perf_counter() - self.told >= EVENT_SECONDS or state.global_step == 1:
+        if tell or state.global_step == 1:
             self._tell(state)
 
     def on_epoch_end(self, args, state, control, **kwargs) -> None:

@@ -38,7 +38,9 @@ def is_whole(checkpoint: Path, averaged: bool = False) -> bool:
         for name in ("model.safetensors", *([OWN] if averaged else [])):
             with safe_open(checkpoint / name, "pt"):  # compares its size with its header
                 pass
-        pickles = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # zip files, whose table is at their end
+        # Several processes leave an ``rng_state_N.pth`` each, all of them before ``trainer_state.json`` is written.
+        random = [path.name for path in checkpoint.glob("rng_state_*.pth")] or ["rng_state.pth"]
+        pickles = ("optimizer.pt", "scheduler.pt", *random)  # zip files, whose table is at their end
         return bool(state) and all(zipfile.is_zipfile(checkpoint / name) for name in pickles)
     except (OSError, ValueError, SafetensorError):
         return False
@@ -50,7 +52,10 @@ def student_folder(run: Run, trial: Trial) -> Path:
 
 
 def save_best(run: Run, trial: Trial, trainer: "ImageDistilTrainer", processor: Any) -> None:
-    """Save the trainer's model and the student's processor into the trial's folder; the ``exported`` event."""
+    """Save the trainer's model and the student's processor into the trial's folder; the ``exported`` event. Of several
+    processes the first does it."""
+    if not trainer.ranks.is_first:
+        return
     folder = student_folder(run, trial)
     trial.folder(run).mkdir(parents=True, exist_ok=True)
     save_student(trainer.model.cpu(), processor, folder)

@@ -220,4 +220,5 @@ def _targets(
     views = Views(fingerprint(train), len(train), config.crop_area)
     kept = TargetCache(teacher, views, folder, compute).place((len(train), 3, *frame.size))
     missing = [view for view in range(views_of(config)) if not (kept / f"view-{view}.npy").exists()]
-    return len(missing) * count * seconds
+    shares = config.processes if device.type == "cuda" else 1
+    return len(missing) * count * seconds / shares

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +55,9 @@ class Trained:
     images_per_second: float
 
 
-def train(job: Job, lesson: Lesson, fresh_student: Callable[[], "Student"]) -> Trained:
-    """Train a student, keep the best by validation accuracy in the trial's folder, and say and write down what came of it.
+def train(job: Job, lesson: Lesson, fresh_student: Callable[[], "Student"]) -> Trained | None:
+    """Train a student, keep the best by validation accuracy in the trial's folder, and say and write down what came of it; of
+    several processes that train together only the first does so.
 
     Where a GPU's memory runs out, training goes on from the last checkpoint with batches in smaller parts, whose
     gradients are summed, and with a ``fresh_student``. (`Trainer`'s ``auto_find_batch_size`` would begin again, with other
@@ -66,12 +69,15 @@ def train(job: Job, lesson: Lesson, fresh_student: Callable[[], "Student"]) -> T
             with training_threads(job.device, lesson.plan.input_size, lesson.plan.config.threads):
                 run_trainer(job, lesson, trainer)
             save_best(job.run, lesson.trial, trainer, lesson.student.processor)
-            return keep_trained(job.run, what_came(job.run, lesson, trainer))
+            return keep_trained(job.run, what_came(job.run, lesson, trainer)) if job.ranks.is_first else None
         except RuntimeError as error:
-            if not memory.ran_out_on_gpu(error):
+            if not memory.ran_out_on_gpu(error) or (job.ranks.count > 1 and not trainer.ran_out_together):
                 raise
         # Outside of the handler: the error refers to everything that was on the GPU when it was raised.
-        use_smaller_parts(job.run, lesson.plan.config.batch_size, least_part(lesson.student.model))
+        before = trainer.args.gradient_accumulation_steps
+        job.ranks.first(
+            f"after {before} parts of training {lesson.trial.nth}", partial(use_smaller_parts_of, job, lesson)
+        )
         lesson.student.model.cpu()
         del trainer
         memory.free()
@@ -108,6 +114,12 @@ def what_came(run: Run, lesson: Lesson, trainer: "ImageDistilTrainer") -> Traine
     )
 
 
+def use_smaller_parts_of(job: Job, lesson: Lesson) -> None:
+    """Cut the batches of a training, or each process's part of them, into smaller parts from now on."""
+    size = lesson.plan.config.batch_size // job.ranks.count
+    use_smaller_parts(job.run, size, least_part(lesson.student.model))
+
+
 def use_smaller_parts(run: Run, size: int, least: int = 1) -> None:
     """Cut batches of ``size`` into twice as many parts from now on, or the next number that leaves them equal; the
     ``memory`` event. Raises ``UserError`` where the parts would have fewer than ``least`` images."""
@@ -142,23 +154,22 @@ def parts_of_batches(run: Run) -> int:
 def build_trainer(job: Job, lesson: Lesson) -> "ImageDistilTrainer":
     """Build `Trainer` with our batches, our loss and our events; its ``run_callback`` writes them."""
     import torch
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
     from transformers.trainer_callback import PrinterCallback
 
     from kd.models.device import Compute
     from kd.training.batches import ViewBatches
     from kd.training.callback import RunCallback
-    from kd.training.trainer import ImageDistilTrainer
+    from kd.training.trainer import ImageDistilTrainer, with_shared_batch_norm
 
     run, plan, trial, targets = job.run, lesson.plan, lesson.trial, lesson.targets
     config, taught = plan.config, trial.is_distilled and targets.teacher is not None
     train, held_out = build_batches(job, lesson)
+    model = with_shared_batch_norm(lesson.student.model, job.ranks, job.device)
     before = [e for e in events_by_trial(run.events()).get((trial.seed, trial.name), []) if e["event"] == "eval"]
     callback = RunCallback(run, train, plan, trial, before[-1]["seconds"] if before else 0.0)
     trainer = ImageDistilTrainer(
         teacher_model=targets.teacher if taught and targets.online else None,
-        student_model=lesson.student.model.to(memory_format=torch.channels_last),
+        student_model=model.to(memory_format=torch.channels_last),
         temperature=config.temperature,
         lambda_param=config.lambda_ if trial.is_distilled else 0.0,
         method=method_of(config),
@@ -171,7 +182,8 @@ def build_trainer(job: Job, lesson: Lesson) -> "ImageDistilTrainer":
         eval_dataset=held_out,
         data_collator=ViewBatches.collate,
         compute_metrics=metrics_against(targets, lesson.pixels.validation.labels),
-        callbacks=[callback, TensorBoardCallback(SummaryWriter(run.path / "logs" / trial.folder(run).name))],
+        callbacks=[callback, *([tensorboard(run, trial)] if job.ranks.is_first else [])],
+        ranks=job.ranks,
     )
     if job.piece:
         from kd.training.lent_gpu import LentGpu
@@ -183,6 +195,14 @@ def build_trainer(job: Job, lesson: Lesson) -> "ImageDistilTrainer":
     trainer.blocks = train.blocks
     trainer.teacher_autocast = Compute(job.device, plan.teacher_precision).autocast
     return trainer
+
+
+def tensorboard(run: Run, trial: Trial) -> Any:
+    """Return what writes a training's curves for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(run.path / "logs" / trial.folder(run).name))
 
 
 def build_batches(job: Job, lesson: Lesson) -> tuple["ViewBatches", "ViewBatches"]:
@@ -220,7 +240,10 @@ def arguments_of(job: Job, lesson: Lesson, train: "ViewBatches") -> Any:
     config = dataclasses.replace(lesson.plan.config, seed=lesson.trial.seed)
     compute = Compute(job.device, lesson.plan.precision)
     folder = checkpoints_folder(job.run, lesson.trial)
-    settings = training_arguments(config, len(train), compute, folder, parts_of_batches(job.run))
+    count = job.ranks.count
+    parts = math.gcd(parts_of_batches(job.run), config.batch_size // count)  # they may have been of other processes
+    settings = training_arguments(config, len(train), compute, folder, parts * count)
+    settings.gradient_accumulation_steps = parts
     settings.dataloader_num_workers = decoding_processes() if train.undecoded else 0
     return settings
 
@@ -265,8 +288,14 @@ def run_trainer(job: Job, lesson: Lesson, trainer: "ImageDistilTrainer") -> None
     from kd.training.trainer import Diverged
 
     run, trial, processor = job.run, lesson.trial, lesson.student.processor
+    find = partial(last_checkpoint, Path(trainer.args.output_dir), bool(trainer.average))
+    parts = trainer.args.gradient_accumulation_steps
+    if job.ranks.count > 1:
+        trainer.train_dataset.show(0, lesson.plan.input_size)  # the largest; each epoch has its own
+        trainer.check_memory()
     try:
-        trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir), bool(trainer.average)))
+        # Here the other processes wait while the first measures the student of the training before.
+        trainer.train(resume_from_checkpoint=job.ranks.first(f"checkpoint of {trial.nth} in {parts}", find))
     except Diverged as error:
         best, kept = trainer.state.best_model_checkpoint, "No epoch had ended before, so there is no student."
         if best:

@@ -22,6 +22,7 @@ from kd.runs.queue import StopAsked
 from kd.runs.run import Run
 from kd.runs.store import existing_teacher, run_of_teacher
 from kd.system.processes import may_have_children
+from kd.training.distributed import ALONE, Ranks
 from kd.training.plan import Plan, fitting_epochs, is_trained, mean_area, pixel_size, sizes_of, trials_of
 
 if TYPE_CHECKING:
@@ -38,20 +39,23 @@ if TYPE_CHECKING:
 
 # At most one ``progress`` event in this time.
 PROGRESS_SECONDS = 0.5
+# The first of several processes tells the others its plan under this name, once all is prepared but the targets.
+PREPARED = "plan"
 # Of a run's minutes, this share goes to measuring how many epochs fit into them.
 MEASURING_SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run at work: its folder, what was asked, the device it computes on, where pixels and targets are kept; and which
-    ``piece`` of it this is, where its GPU is lent for a while only."""
+    """A run at work: its folder, what was asked, the device it computes on, where pixels and targets are kept; which
+    ``piece`` of it this is, where its GPU is lent for a while only; and this process's place among those that work on it."""
 
     run: Run
     config: DistillConfig
     device: "torch.device"
     cache: Path
     piece: Piece | None = None
+    ranks: Ranks = ALONE
 
     def tell(self, event: str, **data: Any) -> None:
         """Write an event."""
@@ -99,13 +103,13 @@ class DecodedSplits:
     views: "Views"
 
 
-def start_job(run: Run, piece: Piece | None = None) -> Job:
+def start_job(run: Run, piece: Piece | None = None, ranks: Ranks = ALONE) -> Job:
     """Return the job of a run, or of a piece of it, whose turn it is. Raises ``UserError`` where its device is not there."""
     from kd.models.device import pick_device
     from kd.system.files import cache_folder
 
     config = run.config()
-    return Job(run, config, pick_device(config.device), cache_folder(run.path.parent, config.dataset), piece)
+    return Job(run, config, pick_device(config.device), cache_folder(run.path.parent, config.dataset), piece, ranks)
 
 
 def load_job_splits(job: Job) -> "Splits":
@@ -217,13 +221,16 @@ def build_student(config: DistillConfig, splits: "Splits", seed: int, teacher: "
 
 
 def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "Student") -> Plan:
-    """Decide what the run will do and write it as the ``plan`` event; a resumed run keeps to its plan.
+    """Decide what the run will do and write it as the ``plan`` event; a resumed run keeps to its plan. Of several processes
+    the first decides for all, and this is where the others wait until it has prepared everything.
 
     Raises ``UserError`` for what exceeds the limits, and for a method or an input size that does not fit.
     """
     from kd.models.device import pick_precision
     from kd.models.student import check_input_size
 
+    if not job.ranks.is_first:
+        return job.ranks.wait(PREPARED)
     config, size = job.config, student.normalization.size
     limits.check_pictures(sum(splits.sizes().values()), len(splits.classes))
     if not splits.labelled:
@@ -233,7 +240,7 @@ def make_plan(job: Job, splits: "Splits", teacher: "Teacher | None", student: "S
     theirs = "fp32"
     if teacher:
         theirs = pick_precision(config.precision, job.device, teacher.model, teacher.normalization.size, job.cache)
-    at_once = trainings_at_once(job.device, config)
+    at_once = trainings_at_once(job.device, config) if job.ranks.count == 1 else 1
     with training_threads(job.device, size, config.threads):
         precision = pick_precision(config.precision, job.device, student.model, size, job.cache)
         trials = tuple(trials_of(config))
@@ -327,8 +334,9 @@ def online_seconds(config: DistillConfig, teacher: "Teacher | None", compute: "C
         return 0.0
     from kd.models.device import batch_seconds
 
-    size, batch = teacher.normalization.size, config.batch_size
-    return batch_seconds(teacher, size, compute, batch, rounds=3) / batch
+    at_once = config.processes if compute.device.type == "cuda" else 1
+    size, batch = teacher.normalization.size, config.batch_size // at_once
+    return batch_seconds(teacher, size, compute, batch, rounds=3) / batch / at_once
 
 
 @contextmanager
@@ -346,10 +354,12 @@ def run_threads(job: Job) -> Iterator[None]:
 
 def trainings_at_once(device: "torch.device", config: DistillConfig) -> int:
     """Return how many of a run's trainings go on at the same time: where each is given one thread of a CPU, as many as there
-    are threads. It is one on a GPU, where no process can be forked, and with more threads, which no forked one can begin."""
+    are threads. It is one on a GPU, where no process can be forked, with more threads, which no forked one can begin, and where
+    several processes train together."""
     import torch
 
-    if config.threads != 1 or device.type != "cpu" or not sys.platform.startswith("linux") or not may_have_children():
+    one = config.threads != 1 or config.processes > 1 or device.type != "cpu"
+    if one or not sys.platform.startswith("linux") or not may_have_children():
         return 1
     return min(torch.get_num_threads(), len(trials_of(config)))
 
@@ -432,6 +442,7 @@ def tell_models(job: Job, plan: Plan, teacher: "Teacher | None", student: "Stude
         warnings=plan.warnings,
         device=str(job.device),
         precision=plan.precision,
+        **({"processes": job.ranks.count} if job.ranks.count > 1 else {}),
     )
 
 
@@ -443,6 +454,8 @@ def teacher_targets(
     from kd.training.targets import Targets
 
     validation = None if teacher is None else check_teacher(job, splits, teacher, pixels.validation)
+    if job.ranks.is_first:
+        job.ranks.tell(PREPARED, plan)
     job.needs_gpu(plan)
     if teacher is None:
         return Targets()
@@ -521,7 +534,7 @@ def ask_teacher(job: Job, plan: Plan, teacher: "Teacher", pixels: DecodedSplits,
     from kd.training.targets import TargetCache, load_targets
 
     cache = TargetCache(teacher, pixels.views, job.cache, Compute(job.device, plan.teacher_precision))
-    targets = load_targets(cache, pixels.train, count, job.progress("targets"))
+    targets = load_targets(cache, pixels.train, count, job.progress("targets"), job.ranks)
     job.tell("targets", cache=targets.cache, seconds=round(targets.seconds, 2), precision=plan.teacher_precision)
     return targets
 

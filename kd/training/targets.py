@@ -4,11 +4,12 @@ The key is a hash of all that the logits depend on, so a file is either right or
 at once take turns: the second finds it made.
 """
 
+import dataclasses
 import hashlib
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from filelock import FileLock
 
 from kd.data.images import open_row
-from kd.data.pixels import Pixels, in_batches, in_order
+from kd.data.pixels import Pixels, Undecoded, in_batches, in_order
 from kd.data.views import Views, crop
 from kd.evaluation.scoring import whole_array
 from kd.models.device import Compute
@@ -26,6 +27,7 @@ from kd.models.processor import run_processor
 from kd.models.teacher import Teacher
 from kd.system import memory
 from kd.system.files import mapped, npy_writer, rows_in
+from kd.training.distributed import ALONE, Ranks
 
 # It changes with the way in which views are made: logits that were kept before are of other images.
 VIEWS_VERSION = 2
@@ -63,12 +65,14 @@ class Targets:
 
 @dataclass(frozen=True)
 class TargetCache:
-    """Where a teacher's logits of a split's views are kept, in ``folder`` with all other caches."""
+    """Where a teacher's logits of a split's views are kept, in ``folder`` with all other caches. ``first_row`` is that of the
+    images that a teacher is asked about, where they are a part of the split."""
 
     teacher: Teacher
     views: Views
     folder: Path
     compute: Compute
+    first_row: int = 0
 
     def place(self, shape: tuple[int, ...]) -> Path:
         """Return the folder of the logits of decoded images of ``shape`` ``[N, 3, S, S]``, kept in ``view-V.npy``."""
@@ -81,8 +85,11 @@ class TargetCache:
         return Path(self.folder) / "targets" / key
 
 
-def load_targets(cache: TargetCache, pixels: Pixels, count: int, progress: Progress = lambda done, of: None) -> Targets:
-    """Load the first ``count`` views' logits from the cache; compute and keep what is missing.
+def load_targets(
+    cache: TargetCache, pixels: Pixels, count: int, progress: Progress = lambda done, of: None, ranks: Ranks = ALONE
+) -> Targets:
+    """Load the first ``count`` views' logits from the cache; compute and keep what is missing. Each of several processes
+    computes its own rows, and the first puts them together.
 
     ``progress`` is called with (logits done, of all that are to do).
     """
@@ -91,13 +98,64 @@ def load_targets(cache: TargetCache, pixels: Pixels, count: int, progress: Progr
     folder.mkdir(parents=True, exist_ok=True)
     size = len(pixels.labels)
     paths = {view: folder / f"view-{view}.npy" for view in range(count)}
-    with FileLock(folder / "lock"):
-        missing = {view: path for view, path in paths.items() if whole_array(path, size) is None}
-        if missing:
+    told = f"{count} views in {folder.name}"
+    with FileLock(folder / "lock") if ranks.is_first else nullcontext():
+        missing = ranks.first(told, lambda: {v: path for v, path in paths.items() if whole_array(path, size) is None})
+        if missing and ranks.count > 1:
+            _compute_rows(cache, pixels, missing, progress, ranks)
+            ranks.first(f"{told} together", lambda: _put_together(missing, ranks))
+        elif missing:
             _compute_within_memory(cache, pixels, missing, progress)
         logits = [mapped(path) for path in paths.values()]
     state = "hit" if not missing else "partial" if len(missing) < count else "miss"
     return Targets(logits, time.perf_counter() - started, state, cache.teacher)
+
+
+def rows_file(path: Path, rank: int, ranks: Ranks) -> Path:
+    """Return the file of one process's rows of a view, until all are put together."""
+    return path.with_name(f"{path.stem}.rows-{rank}-of-{ranks.count}.npy")
+
+
+def _compute_rows(
+    cache: TargetCache, pixels: Pixels, missing: dict[int, Path], progress: Progress, ranks: Ranks
+) -> None:
+    """Compute this process's rows of the missing views, as far as an interrupted run has not."""
+    rows = ranks.rows(len(pixels.labels))
+    files = {view: rows_file(path, ranks.rank, ranks) for view, path in missing.items()}
+    mine = {view: path for view, path in files.items() if whole_array(path, rows.stop - rows.start) is None}
+    if mine and rows.start < rows.stop:
+        part = part_of_pixels(pixels, rows)
+        own = dataclasses.replace(cache, first_row=rows.start)
+        _compute_within_memory(own, part, mine, lambda done, of: progress(done * ranks.count, of * ranks.count))
+    ranks.tell(f"rows {ranks.rank} of {sorted(map(str, missing.values()))}")
+
+
+def part_of_pixels(pixels: Pixels, rows: slice) -> Pixels:
+    """Return some rows of a split."""
+    values = pixels.values
+    if isinstance(values, Undecoded):
+        values = Undecoded(values.dataset.select(range(rows.start, rows.stop)), values.frame)
+    else:
+        values = values[rows]
+    originals = pixels.originals and pixels.originals.select(range(rows.start, rows.stop))
+    return dataclasses.replace(pixels, values=values, labels=pixels.labels[rows], originals=originals)
+
+
+def _put_together(missing: dict[int, Path], ranks: Ranks) -> None:
+    """Make each missing view of the rows that all processes have computed, once they have."""
+    for rank in range(1, ranks.count):
+        ranks.wait(f"rows {rank} of {sorted(map(str, missing.values()))}")
+    for path in missing.values():
+        files = [rows_file(path, rank, ranks) for rank in range(ranks.count)]
+        parts = [part for part in map(mapped, files) if part is not None]  # of few images some have none
+        temporary = path.with_suffix(".part")
+        with npy_writer(temporary, parts[0].shape[1:], np.float32) as write:
+            for part in parts:
+                write(part)
+        os.replace(temporary, path)
+    for path in missing.values():
+        for left in path.parent.glob(f"{path.stem}.rows-*"):  # those of an interrupted run of other processes too
+            left.unlink(missing_ok=True)
 
 
 def _compute_within_memory(cache: TargetCache, pixels: Pixels, missing: dict[int, Path], progress: Progress) -> None:
@@ -163,7 +221,8 @@ def _compute(cache: TargetCache, pixels: Pixels, missing: dict[int, Path], progr
     teacher, device = cache.teacher, cache.compute.device
     shape, of = (len(teacher.classes),), len(pixels.labels)
     parts = {view: path.with_suffix(".part") for view, path in missing.items()}
-    boxes = {view: [torch.from_numpy(values).to(device) for values in cache.views.boxes(view)] for view in missing}
+    own = slice(cache.first_row, cache.first_row + of)
+    boxes = {v: [torch.from_numpy(values[own]).to(device) for values in cache.views.boxes(v)] for v in missing}
     begun = min(min(rows_in(part, shape, np.float32) for part in parts.values()), of)
     done = begun * len(missing)
     with ExitStack() as stack:

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from kd.config import DistillConfig
 from kd.models.device import Compute
+from kd.system import memory
 from kd.training.batches import BlockOrder
+from kd.training.distributed import ALONE, Ranks, SharedBatches
 from kd.training.ema import WeightAverage
 from kd.training.losses import DistillationLoss, Method, distillation_loss
 
@@ -43,6 +46,8 @@ class ImageDistilTrainer(Trainer):
         mixup: parameter of mixup's Beta distribution; 0 turns mixup off.
         ema: decay of the average of the weights that is evaluated and saved (``kd.training.ema``); 0 turns it off.
         known: bool ``[C]``, the classes that the teacher knows, where it does not know all.
+        ranks: this process's place among those of a run that train together; with the default `Trainer` does what it does
+            by itself.
         training_args: the guide's name for `Trainer`'s ``args``.
 
     Raises:
@@ -61,6 +66,7 @@ class ImageDistilTrainer(Trainer):
         mixup: float = 0.0,
         ema: float = 0.0,
         known: Tensor | None = None,
+        ranks: Ranks = ALONE,
         training_args: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -73,7 +79,11 @@ class ImageDistilTrainer(Trainer):
         super().__init__(student_model, *args, **kwargs)
         self.temperature = temperature
         self.lambda_param = lambda_param
-        self.method, self.warmup_epochs, self.mixup = method, warmup_epochs, mixup
+        self.method, self.warmup_epochs, self.mixup, self.ranks = method, warmup_epochs, mixup, ranks
+        # What several processes have agreed on in the last step: whether to stop, and to write a ``step`` event.
+        self.agreed: list[bool] | None = None
+        # Whether several processes have agreed that the memory of one has run out.
+        self.ran_out_together = False
         self.known = None if known is None else known.to(self.args.device)
         self.teacher = teacher_model and teacher_model.to(self.args.device).eval()
         # In which arithmetic the teacher is asked: the student's, unless it is set to another.
@@ -110,6 +120,83 @@ class ImageDistilTrainer(Trainer):
         total = loss.total / self._divisor(num_items_in_batch, len(labels))
         return (total, {"logits": outputs.logits}) if return_outputs else total
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Compute a batch's gradients; those of several processes are averaged once all have got through.
+
+        DistributedDataParallel would average them as they come. Then a process whose memory runs out would leave the others
+        waiting for it, and they could not agree to go on with smaller parts. Students are small: this takes few milliseconds.
+        """
+        if self.ranks.count == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        loss = None
+        model.forward_sync_buffers = False  # which would be an operation of all processes too
+        with self.accelerator.no_sync(model):
+            try:
+                loss = super().training_step(model, inputs, num_items_in_batch)
+            except RuntimeError as error:
+                # The others may wait for this one's statistics: ``check_memory`` was to find this out before.
+                if not memory.ran_out_on_gpu(error) or shared_batch_norms(self.model):
+                    raise
+        ran_out, *self.agreed = self.ranks.agree(loss is None, *self.run_callback.asks())
+        if ran_out:
+            self.ran_out_together = True
+            raise torch.OutOfMemoryError("out of memory in one of the processes")
+        if self.accelerator.sync_gradients:
+            self.ranks.average(parameter.grad for parameter in model.parameters() if parameter.grad is not None)
+        return loss
+
+    def check_memory(self) -> None:
+        """Try a step before the first where several processes share BatchNorm's statistics. One whose memory ran out within a
+        step would leave the others waiting for them for ever; here each takes those of its own part. Nothing is changed.
+
+        Raises ``torch.OutOfMemoryError`` in all processes where the memory of one runs out.
+        """
+        layers, size = shared_batch_norms(self.model), self.args.per_device_train_batch_size
+        if self.ranks.count > 1 and not layers:
+            return
+        before, fits = [buffer.clone() for buffer in self.model.buffers()], True
+        for layer in layers:
+            layer.process_group = self.ranks.own_group
+        try:
+            batch = self.train_dataset.__getitems__(list(range(min(size, len(self.train_dataset)))))
+            devices = [self.args.device] if self.args.device.type == "cuda" else []
+            with torch.random.fork_rng(devices), self.accelerator.autocast():
+                loss = self.compute_loss(self.model.train(), self._prepare_inputs(batch))
+            loss.backward()
+        except RuntimeError as error:
+            if not memory.ran_out_on_gpu(error):
+                raise
+            fits = False
+        for layer in layers:
+            layer.process_group = None
+        self.model.zero_grad()
+        self.sums.zero_()
+        for buffer, value in zip(self.model.buffers(), before, strict=True):
+            buffer.data.copy_(value)
+        (self.ran_out_together,) = self.ranks.agree(not fits)
+        if self.ran_out_together:
+            raise torch.OutOfMemoryError("out of memory in one of the processes")
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the batches of training; of several processes, this one's parts of them."""
+        if self.ranks.count == 1:
+            return super().get_train_dataloader()
+        from accelerate.data_loader import prepare_data_loader
+
+        size, dataset = self.ranks.count * self.args.per_device_train_batch_size, self.train_dataset
+        least = 2 if has_batch_norm(self.model) and self.args.device.type == "cpu" else 1
+        batches = SharedBatches(self._get_train_sampler(dataset), size, self.ranks, least)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+        return prepare_data_loader(
+            loader, self.args.device, self.ranks.count, self.ranks.rank, put_on_device=True, even_batches=False,
+            use_seedable_sampler=True,
+        )  # fmt: skip
+
     def _get_train_sampler(self, *args: Any) -> Any:
         """Leave out one image of each epoch, drawn anew, where the last batch would have a single one and there is BatchNorm.
 
@@ -124,14 +211,65 @@ class ImageDistilTrainer(Trainer):
 
     def _left_over(self) -> int:
         """Return how many images of an epoch are left out: one, where the last batch would be that one and there is
-        BatchNorm."""
+        BatchNorm. Of several processes ``SharedBatches`` leaves it out."""
         count, size = len(self.train_dataset), self.args.per_device_train_batch_size
-        return int(count > size > 1 == count % size and has_batch_norm(self.model))
+        return int(self.ranks.count == 1 and count > size > 1 == count % size and has_batch_norm(self.model))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate the averaged weights, where an average is kept."""
+        self._share_statistics()
         with self._averaged():
             return super().evaluate(*args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the batches of evaluation; of several processes, those of this one's rows."""
+        if self.ranks.count == 1:
+            return super().get_eval_dataloader(eval_dataset)
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows, size = self.ranks.rows(len(dataset)), self.args.per_device_eval_batch_size
+        batches = [list(range(rows.stop)[start : start + size]) for start in range(rows.start, rows.stop, size)]
+        return DataLoader(
+            dataset, batch_sampler=batches, collate_fn=self.data_collator, num_workers=self.args.dataloader_num_workers
+        )
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate this process's rows, and return the figures of all rows. `Trainer` itself would fill up the last batches with
+        images that it has seen, and count them in the loss."""
+        if self.ranks.count == 1:
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        model, found = self.model.eval(), []
+        for batch in dataloader:
+            # Not ``prediction_step``, which counts the images of all processes, each time that one has a batch.
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss, outputs = self.compute_loss(model, self._prepare_inputs(batch), return_outputs=True)
+            labels = batch["labels"].cpu().numpy()
+            found.append((loss.item() * len(labels), outputs["logits"].float().cpu().numpy(), labels))
+        every = [part for parts in self.ranks.gather(found) for part in parts]
+        losses, logits, labels = zip(*every, strict=True)
+        answers = EvalPrediction(np.concatenate(logits), np.concatenate(labels))
+        metrics = {**self.compute_metrics(answers), "loss": sum(losses) / len(answers.label_ids)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(*answers, metrics, len(answers.label_ids))
+
+    def _share_statistics(self) -> None:
+        """Average what each of several processes knows of the images it has seen: BatchNorm's statistics. The others are alike."""
+        for model in (self.model, self.average and self.average.average) if self.ranks.count > 1 else ():
+            if model is not None:
+                self.ranks.average(buffer for buffer in model.buffers() if buffer.is_floating_point())
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the state of the random numbers, before the first of several processes makes the checkpoint whole."""
+        super()._save_rng_state(output_dir)
+        self.ranks.agree(False)  # all have come so far
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the averaged weights, where an average is kept."""
@@ -144,9 +282,21 @@ class ImageDistilTrainer(Trainer):
             self.average.save_own(self.model, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_weights(resume_from_checkpoint)
         if self.average:
             self.average.resume(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        self._load_weights(self.state.best_model_checkpoint)
+
+    def _load_weights(self, checkpoint: str) -> None:
+        """Load a checkpoint into the model, as ``from_pretrained`` does.
+
+        Files name the weights of some models (DeiT, ViT) as older versions of transformers did. `Trainer` itself compares
+        names, and passes over those that it does not find.
+        """
+        saved = type(self.model).from_pretrained(checkpoint, trust_remote_code=False)
+        self.model.load_state_dict(saved.state_dict())
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Return a context with the averaged weights in the model, where an average is kept."""
@@ -212,15 +362,31 @@ class ImageDistilTrainer(Trainer):
         return items * max(1, self.args.n_gpu)
 
     def take_means(self) -> tuple[DistillationLoss, int]:
-        """Return the mean losses over the images since the last call and the number of images; this waits for the device."""
-        total, soft, hard, count, labelled = self.sums.tolist()
+        """Return the mean losses over the images since the last call, and the number of images, of all processes; this waits
+        for the device."""
+        total, soft, hard, count, labelled = self.ranks.sum(self.sums.clone()).tolist()
         self.sums.zero_()
         return DistillationLoss(total / max(count, 1), soft / max(count, 1), hard / max(labelled, 1)), int(count)
+
+
+def shared_batch_norms(model: nn.Module) -> list[nn.SyncBatchNorm]:
+    """Return the layers of a model that take the statistics of all processes' images."""
+    return [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
 
 
 def has_batch_norm(model: nn.Module) -> bool:
     """Return whether a model normalizes by the statistics of a batch."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def with_shared_batch_norm(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+    """Return a model whose BatchNorm takes the statistics of the whole batch where several GPUs have a part of it each.
+
+    PyTorch can do this on GPUs only; on the CPU each process takes those of its own part.
+    """
+    if ranks.count == 1 or device.type != "cuda":
+        return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def training_arguments(
@@ -257,6 +423,8 @@ def training_arguments(
         remove_unused_columns=False,
         label_names=["labels"],  # else it takes them from the model's own arguments, and DeiT's with two heads has none
         dataloader_pin_memory=False,  # the batches are on the device already
+        ddp_find_unused_parameters=False,
+        log_level_replica="passive",
         disable_tqdm=True,
         report_to="none",
     )

@@ -9,6 +9,7 @@ import gradio as gr
 from gradio.components import Component
 
 from kd.config import METHODS, NO_TEACHER, PRESETS, RECIPES, SAMPLE, DistillConfig, public_name
+from kd.runs.queue import gpu_count
 from kd.ui.rendering import render
 
 # Settings that are chosen from a list of suggestions, or typed
@@ -171,7 +172,7 @@ def widget(name: str, method: str = "kd") -> Component:
         "info": help[:1].upper() + help[1:] or None,
         "value": to_widget(name, preset_values(SAMPLE)[name]),
         "elem_id": f"set-{name.replace('_', '-')}",
-        "visible": method in OWN.get(name, (method,)),
+        "visible": method in OWN.get(name, (method,)) and (name != "processes" or gpu_count() > 1),
     }
     if name == "method":
         return gr.Dropdown(

@@ -13,6 +13,7 @@ from kd.runs.queue import (
     QueuePlace,
     StopAsked,
     device_slot,
+    devices_of,
     expected_wait,
     line_before,
     queue_order,
@@ -22,6 +23,7 @@ from kd.runs.queue import (
 )
 from kd.runs.run import Run
 from kd.runs.store import create_run
+from kd.system.files import try_acquire
 
 
 def wait_for_slot(run: Run) -> None:
@@ -149,3 +151,28 @@ def test_a_slot_is_free_again_when_its_holder_is_killed(tmp_path):
     process.wait()
     with device_slot(run, "cpu"):
         pass
+
+
+def test_a_run_of_several_gpus_sees_those_alone_and_waits_until_all_are_free(tmp_path, monkeypatch):
+    assert devices_of("cuda:1", 2) == ["cuda:1", "cuda:2"] and devices_of("cpu", 4) == ["cpu"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7,9")
+    assert single_gpu_environment("cuda:1", "cuda:2") == {"CUDA_VISIBLE_DEVICES": "7,9", "KD_DEVICE": "cuda:0"}
+    one = create_run(DistillConfig(device="cuda:1"), tmp_path, "t")
+    several = create_run(DistillConfig(device="cuda:0", processes=2), tmp_path, "t")
+    other = create_run(DistillConfig(device="cuda:2"), tmp_path, "t")
+    with one.work(), several.work():
+        for run in (one, several):
+            run.append("started")
+        assert line_before(several, "cuda:0", "cuda:1") == ([], [one]) and line_before(other, "cuda:2") == ([], [])
+        assert line_before(one, "cuda:1") == ([], [several])
+        several.ask_to_stop()
+        with (
+            FileLock(slot_path(tmp_path, "cuda:1")),
+            pytest.raises(StopAsked),
+            device_slot(several, "cuda:0", "cuda:1"),
+        ):
+            pass
+        several.forget_stop()
+    with device_slot(several, "cuda:0", "cuda:1"):
+        assert not any(try_acquire(FileLock(slot_path(tmp_path, name))) for name in ("cuda:0", "cuda:1"))
+    assert all(try_acquire(FileLock(slot_path(tmp_path, name))) for name in ("cuda:0", "cuda:1"))

@@ -1,6 +1,7 @@
 """Cached targets: the same answers as the live teacher, made once, safe to share."""
 
 import multiprocessing
+import threading
 import time
 
 import numpy as np
@@ -17,6 +18,7 @@ from kd.evaluation.scoring import score
 from kd.models.device import Compute
 from kd.models.teacher import Teacher, load_teacher
 from kd.training.batches import ViewBatches
+from kd.training.distributed import Ranks
 from kd.training.targets import TargetCache, _compute_all, load_targets
 from kd.training.trainer import ImageDistilTrainer, training_arguments
 from tests.support import toys
@@ -37,6 +39,36 @@ def load(world, count: int, precision: str = "fp32", **changes):
     pixels, views, model, cache = world
     kept = TargetCache(model, changes.get("views", views), changes.get("folder", cache), Compute(CPU, precision))
     return load_targets(kept, changes.get("pixels", pixels), count, changes.get("progress", lambda done, of: None))
+
+
+class Store(dict):
+    """What processes wait for each other through, within one."""
+
+    set = dict.__setitem__
+    get = dict.__getitem__
+
+    def check(self, names: list[str]) -> bool:
+        return all(name in self for name in names)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_rows_that_several_processes_ask_about_are_together_those_of_one(world, tmp_path, count):
+    pixels, views, model, _ = world
+    alone, store, found = load(world, 3, folder=tmp_path / "alone"), Store(), {}
+
+    def ask(rank: int) -> None:
+        kept = TargetCache(model, views, tmp_path / "several", Compute(CPU))
+        found[rank] = load_targets(kept, pixels, 3, ranks=Ranks(rank, count, store=store))
+
+    threads = [threading.Thread(target=ask, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for rank in range(count):
+        for ours, theirs in zip(found[rank].logits, alone.logits, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert found[0].cache == "miss" and not list((tmp_path / "several").rglob("*.rows-*"))
 
 
 def test_cached_equals_online_on_the_same_views(world):

@@ -1,5 +1,6 @@
 """ImageDistilTrainer against loops written by hand."""
 
+import copy
 import os
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
+from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, DefaultDataCollator, TrainerCallback, TrainingArguments
@@ -17,7 +19,7 @@ from kd.models.device import Compute
 from kd.models.student import load_student
 from kd.training.losses import Method
 from kd.training.trainer import training_arguments
-from tests.support import toys
+from tests.support import architectures, toys
 
 
 class Losses(TrainerCallback):
@@ -363,3 +365,43 @@ def test_a_last_batch_of_one_picture_is_left_out_where_there_is_batch_norm(tmp_p
     epochs = [{value for batch in seen[start : start + steps] for value in batch} for start in (0, steps)]
     assert [len(epoch) for epoch in epochs] == [images - (images == 9)] * 2
     assert len(epochs[0] | epochs[1]) == images  # another one each time
+
+
+def test_a_step_that_is_tried_changes_nothing_and_says_that_memory_runs_out(tmp_path, monkeypatch):
+    class Batches(toys.Items):
+        def __getitems__(self, indices: list[int]) -> dict:
+            return DefaultDataCollator()([self[index] for index in indices])
+
+    student = toys.tiny_resnet(toys.CLASSES)
+    one, before = trainer(tmp_path, student, data=Batches(), lambda_param=0.0), copy.deepcopy(student.state_dict())
+    drawn = torch.random.get_rng_state()
+    one.check_memory()
+    assert torch.equal(torch.random.get_rng_state(), drawn) and not one.sums.any()
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+    def short(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(one, "compute_loss", short)
+    with pytest.raises(torch.OutOfMemoryError, match="one of the processes"):
+        one.check_memory()
+    assert one.ran_out_together
+
+
+def test_a_checkpoint_whose_file_names_the_weights_as_older_versions_did_is_loaded_whole(tmp_path):
+    saved, fresh = (architectures.tiny("DeiTForImageClassification") for _ in range(2))
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.add_(1)
+    saved.save_pretrained(tmp_path / "checkpoint-1")
+    names = set(load_file(tmp_path / "checkpoint-1" / "model.safetensors"))
+    assert not names.issuperset(fresh.state_dict())  # else this test shows nothing
+    one = trainer(tmp_path, fresh)
+    for load in (one._load_from_checkpoint, lambda path: one._load_best_model()):
+        with torch.no_grad():
+            for parameter in fresh.parameters():
+                parameter.zero_()
+        one.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+        load(str(tmp_path / "checkpoint-1"))
+        assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in saved.state_dict().items())

@@ -1,0 +1,229 @@
+"""Several processes on one run: what each one's part is; and for real, in processes that speak through gloo."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kd.cli.options import process_count
+from kd.config import DistillConfig
+from kd.devtools.server import free_port
+from kd.distill import distill
+from kd.errors import UserError
+from kd.evaluation.scoring import load_run_student
+from kd.runs.process import follow_run, start_run
+from kd.runs.run import Run
+from kd.training.distributed import Ranks, SharedBatches, check_machine
+from tests.support import architectures
+from tests.support.command import flags, kd
+from tests.support.runs import make_run
+
+TWO = {"device": "cpu", "processes": 2}
+
+
+@pytest.fixture
+def deit(small, tmp_path) -> dict:
+    """The settings of a run with two processes whose student has no BatchNorm: a DeiT of one layer."""
+    folder = architectures.save("DeiTForImageClassification", tmp_path / "deit")
+    return {**small, **TWO, "student": str(folder), "image_size": None, "learning_rate": 5e-4}
+
+
+def curve(run: Run, name: str) -> list[float]:
+    """The values that a run has written for TensorBoard, in all its parts."""
+    found: dict[int, float] = {}
+    for file in sorted(next((run.path / "logs").glob("*")).glob("events*"), key=os.path.getmtime):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        if name in events.Tags()["scalars"]:
+            found |= {event.step: event.value for event in events.Scalars(name)}
+    return [found[step] for step in sorted(found)]
+
+
+def others_of(pid: int) -> list[psutil.Process]:
+    """The other processes of a run whose first process this is."""
+    return [child for child in psutil.Process(pid).children() if "run" in child.cmdline()]
+
+
+def wait_for(run: Run, event: str) -> None:
+    ends = time.monotonic() + 240
+    while run.last(event) is None:
+        assert time.monotonic() < ends and run.status() in ("queued", "running"), run.events()[-3:]
+        time.sleep(0.1)
+
+
+# --- Each one's part
+
+
+@pytest.mark.parametrize(
+    ("images", "count", "least"), [(40, 2, 1), (37, 2, 1), (33, 2, 2), (33, 2, 1), (35, 4, 1), (3, 8, 1)]
+)
+def test_the_parts_of_a_batch_are_together_the_batch_of_one_process(images, count, least):
+    size = 16
+    shared = SharedBatches(range(images), size, Ranks(0, count), least)
+    parts = [list(BatchSamplerShard(shared, count, rank, even_batches=False)) for rank in range(count)]
+    batches = [[index for part in step for index in part] for step in zip(*parts, strict=True)]
+    whole = [list(range(start, min(start + size, images))) for start in range(0, images, size)]
+    assert batches == [batch for batch in whole if len(batch) >= least * count]
+    assert len(shared) == count * len(batches)
+    assert all(len(part) >= least for step in parts for part in step)
+
+
+def test_the_rows_of_all_processes_are_all_rows_once():
+    for count in (0, 1, 7, 64):
+        rows = [Ranks(rank, 3).rows(count) for rank in range(3)]
+        assert [index for part in rows for index in range(count)[part]] == list(range(count))
+
+
+def test_a_batch_that_cannot_be_cut_and_too_many_processes_are_refused_in_words(monkeypatch):
+    with pytest.raises(ValueError, match=r"batch_size is 32 and there are 3 processes.*such as 33"):
+        DistillConfig(processes=3)
+    with pytest.raises(ValueError, match="whole number from 1 to 64"):
+        DistillConfig(processes=0)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with pytest.raises(UserError, match=f"processes is 64, and this machine has {cores} core"):
+        check_machine(DistillConfig(processes=64, batch_size=64, device="cpu"))
+    monkeypatch.setenv("KD_SHARED", "1")
+    with pytest.raises(ValueError, match="would take 2 processes; this server takes 1 at most"):
+        check_machine(DistillConfig(processes=2, device="cpu"))
+    monkeypatch.delenv("KD_SHARED")
+    with pytest.raises(UserError, match="CUDA GPUs or the CPU"):
+        check_machine(DistillConfig(processes=2, device="mps"))
+
+
+def test_one_process_for_each_gpu_is_one_where_there_is_none(monkeypatch):
+    assert process_count("3", 32) == "3" and process_count("auto", 32) == 1
+    monkeypatch.setattr("kd.cli.options.gpu_count", lambda: 6)
+    assert [process_count("auto", size) for size in (32, 48, 7)] == [4, 6, 1]
+
+
+# --- For real
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"student": "deit_tiny", "image_size": 32, "epochs": 3}, marks=pytest.mark.slow)]
+)
+def test_two_processes_train_as_one_does_and_a_killed_one_ends_the_run_which_then_goes_on(deit, tmp_path, changes):
+    """The losses of all steps of one process and of two, one of which is killed in between."""
+    settings = {**deit, "epochs": 4, **changes}
+    one = make_run({**settings, "processes": 1}, tmp_path)
+    assert follow_run(one, lambda event: None, start_run(one)) == "done"
+    two = make_run(settings, tmp_path)
+    process = start_run(two)
+    wait_for(two, "eval")
+    (other,) = others_of(process.pid)
+    other.send_signal(signal.SIGKILL)
+    assert follow_run(two, lambda event: None, process) == "died"
+    assert not other.is_running() or other.status() == psutil.STATUS_ZOMBIE
+    assert (
+        "Process 2 of 2" in (two.path / "stderr.txt").read_text() or "is gone" in (two.path / "stderr.txt").read_text()
+    )
+    assert follow_run(two, lambda event: None, start_run(two, resume=True)) == "done"
+    losses = [curve(run, "train/loss") for run in (one, two)]
+    assert len(losses[0]) == len(losses[1]) == two.last("step")["step"]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    for name in ("eval/loss", "eval/accuracy"):
+        assert curve(two, name) == pytest.approx(curve(one, name), abs=1e-4)
+    assert two.last("models")["processes"] == 2 and "processes" not in one.last("models")
+    assert two.report()["student"]["accuracy"] == one.report()["student"]["accuracy"]
+    weights = [load_run_student(run)[0].state_dict() for run in (one, two)]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-3) for name in weights[0])
+
+
+def test_what_goes_wrong_in_a_process_is_said_of_the_run(small, tmp_path):
+    failed = kd(
+        "distill", "--runs-dir", tmp_path, *flags({**small, "processes": 64, "batch_size": 64, "device": "cpu"})
+    )
+    assert failed.returncode == 1 and "each process needs one of its own" in failed.stderr
+    refused = kd("distill", "--runs-dir", tmp_path, *flags({**small, "processes": 3}))
+    assert refused.returncode == 2 and "Choose a batch size that 3 divides" in refused.stderr
+
+
+@pytest.mark.slow
+def test_where_the_first_process_is_killed_the_other_ends_too_and_the_run_goes_on(deit, tmp_path):
+    run = make_run({**deit, "epochs": 8, "baseline": "yes"}, tmp_path)
+    process = start_run(run)
+    wait_for(run, "eval")
+    (other,) = others_of(process.pid)
+    process.kill()
+    assert follow_run(run, lambda event: None, process) == "died"
+    other.wait(60)
+    assert follow_run(run, lambda event: None, start_run(run, resume=True)) == "done"
+    assert {event["arm"] for event in run.events() if event["event"] == "arm"} == {"distilled", "baseline"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"targets": "online", "ema": 0.9, "mixup": 0.2}], ids=["cached", "online"])
+def test_a_student_with_batch_norm_trains_in_two_processes_until_it_is_asked_to_stop(small, tmp_path, changes):
+    run = make_run({**small, "processes": 2, "epochs": 50, "device": "cpu", **changes}, tmp_path)
+    process = start_run(run)
+    wait_for(run, "eval")
+    run.ask_to_stop()
+    assert follow_run(run, lambda event: None, process) == "stopped"
+    model, *_ = load_run_student(run)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values() if value.is_floating_point())
+    # one process goes on with what two have left
+    settings = run.settings()
+    settings["config"] |= {"processes": 1}
+    (run.path / "config.json").write_text(json.dumps(settings))
+    process = start_run(run, resume=True)
+    resumed = None
+    while not (resumed := run.last("resumed")) or run.last("step")["time"] < resumed["time"]:
+        assert process.poll() is None, (run.path / "stderr.txt").read_text()
+        time.sleep(0.2)
+    run.ask_to_stop()
+    assert follow_run(run, lambda event: None, process) == "stopped"
+
+
+@pytest.mark.slow
+def test_something_else_can_start_both_processes(small, tmp_path):
+    """As `accelerate launch` does on GPUs, by the same program; on a CPU it needs MPI itself."""
+    run = make_run({**small, "device": "cpu"}, tmp_path)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    ended = subprocess.run([*launch, "-m", "kd", "run", str(run.path)], capture_output=True, text=True, timeout=900)
+    assert run.status() == "done", ended.stderr
+    assert ended.returncode == 0 and run.last("models")["processes"] == 2
+    assert [event["event"] for event in run.events()].count("done") == 1
+
+
+@pytest.mark.slow
+def test_from_python_the_processes_are_others_and_the_report_comes_back(small, tmp_path):
+    report = distill(DistillConfig.from_dict({**small, "processes": 2, "device": "cpu"}), tmp_path)
+    assert report["config"]["processes"] == 2
+    with pytest.raises(UserError, match="each process needs one of its own"):
+        distill(DistillConfig.from_dict({**small, "processes": 64, "batch_size": 64, "device": "cpu"}), tmp_path)
+
+
+@pytest.mark.slow
+def test_out_of_memory_in_one_process_cuts_the_parts_of_both(small, tmp_path):
+    """One process says that its memory ran out with more than four pictures at a time."""
+    script = tmp_path / "site" / "sitecustomize.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import os, sys\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import torch\n"
+        "    from kd.training.trainer import ImageDistilTrainer\n"
+        "    ours = ImageDistilTrainer.compute_loss\n"
+        "    def short(self, model, inputs, **options):\n"
+        "        if model.training and len(inputs['labels']) > 4:\n"
+        "            raise torch.OutOfMemoryError('CUDA out of memory.')\n"
+        "        return ours(self, model, inputs, **options)\n"
+        "    ImageDistilTrainer.compute_loss = short\n"
+    )
+    run = make_run({**small, "processes": 2, "device": "cpu"}, tmp_path)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(script.parent), str(Path(__file__).parents[2])])
+    try:
+        process = start_run(run)
+    finally:
+        del os.environ["PYTHONPATH"]
+    assert follow_run(run, lambda event: None, process) == "done", (run.path / "stderr.txt").read_text()
+    assert [event["parts"] for event in run.events() if event["event"] == "memory"] == [2]
