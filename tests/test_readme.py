@@ -96,6 +96,7 @@ def test_the_map_is_of_guides_that_are_there():
         "agents",
         "data",
         "export",
+        "gpu",
         "hub",
         "methods",
         "numbers",
