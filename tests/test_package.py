@@ -22,7 +22,7 @@ from tests.support.paths import ROOT
 SOURCES = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "kd", "assets")
 
 # What the assets hold besides what a run or the page reads.
-FOR_READERS = {"guide", "studies", "page.png", "labels.png"}
+FOR_READERS = {"guide", "studies", "page.png", "labels.png", "labels-photos.png"}
 
 API = """
 import json, sys, kd

@@ -19,7 +19,7 @@ from kd.system.files import ROOT
 NEEDED = (
     "app.py", "requirements.txt", "README.md", "LICENSE", "kd/*",
     "assets/wordmark.svg", "assets/sample/*", "assets/sample-teacher/*", "assets/examples/*", "assets/example/*",
-    "assets/page.png", "assets/labels.png", "assets/guide/*.md", "assets/studies/README.md",
+    "assets/page.png", "assets/labels*.png", "assets/guide/*.md", "assets/studies/README.md",
 )  # fmt: skip
 
 # The hardware that has a GPU only while a visitor's request asks for one, and what it takes: a Python and a torch of its list.
