@@ -253,10 +253,13 @@ def copies(bucket: Path) -> Iterator[tuple[str, Copy]]:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a file beside ``path`` that takes its place at the end; it is written from its beginning to its end."""
+    """Give a file beside ``path`` that takes its place at the end; it is written from its beginning to its end.
+
+    Nobody else on this machine may read it: the secret of all accounts is among what is kept so.
+    """
     temporary = path.with_name(f".{path.name}.{time.time_ns():x}")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             yield file
             file.flush()
             try:

@@ -84,6 +84,7 @@ def test_runs_sweeps_datasets_and_the_secret_come_back_as_they_were(folder, buck
     before = {path: files(path) for path in (run.path, sweep.path)}
     server = serve(folder, bucket)
     assert not server.problem
+    assert {file.stat().st_mode & 0o777 for file in bucket.rglob("*") if file.is_file()} == {0o600}
     lose_disk(folder)
     serve(folder, bucket)
     assert {path: files(path) for path in before} == before
