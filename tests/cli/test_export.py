@@ -46,8 +46,8 @@ def test_what_cannot_be_done_is_said_at_once_with_code_1(made, tmp_path):
     assert not (made.path / "export").exists()
 
 
-def test_a_run_of_somebody_else_is_not_exported(made, tmp_path):
+def test_on_a_shared_server_a_run_of_somebody_else_is_not_exported(made, tmp_path):
     settings = made.settings()
     (made.path / "config.json").write_text(json.dumps({**settings, "owner": "0" * 64}))
-    done = kd("export", "last", "--runs-dir", tmp_path)
+    done = kd("export", "last", "--runs-dir", tmp_path, KD_SHARED="1")
     assert done.returncode == 1 and "belongs to somebody else" in done.stderr and "Traceback" not in done.stderr

@@ -1,12 +1,10 @@
 """The load test: what it counts, what it calls busy, and that it stays on this machine."""
 
-import asyncio
 import json
 import os
 import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -16,6 +14,7 @@ from kd.devtools import load
 from kd.devtools.load import Refused, Tally
 from kd.evaluation.worker import Inference
 from kd.system.memory import private_megabytes
+from tests.support.loops import run_apart
 
 
 @pytest.mark.parametrize(
@@ -59,8 +58,7 @@ def test_a_clear_busy_is_counted_apart_from_errors():
             assert await tally.of("start", answer(error)) is None
         return tally
 
-    with ThreadPoolExecutor() as thread:  # in this one a browser's loop may be running, left by the tests of the page
-        tally = thread.submit(lambda: asyncio.run(visit())).result()
+    tally = run_apart(visit())
     found = load.summary(tally, seconds=2)
     assert found["poll"] | {"p50": 0, "p95": 0, "p99": 0} == {
         "n": 1, "rate": 0.5, "p50": 0, "p95": 0, "p99": 0, "busy": 0, "errors": {},
@@ -127,6 +125,5 @@ def test_the_long_run_trains_as_long_as_the_test_lasts_and_is_stopped_then():
         async with load._training(one.first, one):
             done.append(f"training {one.training}")
 
-    with ThreadPoolExecutor() as thread:
-        thread.submit(lambda: asyncio.run(visit())).result()
+    run_apart(visit())
     assert done == ["start", "training 1", "stop 1"]

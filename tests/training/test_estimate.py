@@ -70,10 +70,11 @@ def test_what_an_earlier_run_has_left_costs_nothing(guess, small, tmp_path):
 def test_a_teacher_that_is_asked_in_every_step_is_counted(guess, monkeypatch):
     config, seconds = DistillConfig(targets="online"), []
     toy = SimpleNamespace(normalization=SimpleNamespace(size=(32, 32)))
+    cpu = SimpleNamespace(device=SimpleNamespace(type="cpu"))
     with monkeypatch.context() as patched:
         patched.setattr("kd.models.device.batch_seconds", lambda *arguments, **options: seconds.append(1) or 3.2)
-        assert online_seconds(config, toy, None) == 0.1 and online_seconds(config, None, None) == 0
-        assert online_seconds(DistillConfig(), toy, None) == 0 and seconds == [1]
+        assert online_seconds(config, toy, cpu) == 0.1 and online_seconds(config, None, cpu) == 0
+        assert online_seconds(DistillConfig(), toy, cpu) == 0 and seconds == [1]
     free = guess()["stages"]["training"]
     monkeypatch.setattr("kd.training.estimate.online_seconds", lambda *arguments: 1.0)
     assert guess(targets="online")["stages"]["training"] > free + 96  # seconds, in each of two epochs

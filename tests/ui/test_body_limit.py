@@ -1,10 +1,9 @@
 """Requests that are too long, announced or not, against a small server in this process."""
 
-import asyncio
-
 import pytest
 
 from kd.ui.body_limit import BodyLimit
+from tests.support.loops import run_apart
 
 
 async def echo(scope, receive, send) -> None:
@@ -29,7 +28,7 @@ def asked(parts: list[bytes], path: str = "/gradio_api/queue/join", **headers: s
 
     named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "path": path, "headers": named}
-    asyncio.run(BodyLimit(echo, most_mb=0.001)(scope, receive, send))
+    run_apart(BodyLimit(echo, most_mb=0.001)(scope, receive, send))
     return sent[0]["status"], sent[1]["body"]
 
 

@@ -1,6 +1,5 @@
 """The page as an agent's tool: the MCP package's own client, from "distil this zip" to "what does it say of this picture"."""
 
-import asyncio
 import base64
 import json
 import re
@@ -13,6 +12,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from kd.ui import page
 from kd.ui.api.public import FUNCTIONS
+from tests.support.loops import run_apart
 from tests.support.pages import shared_site, site
 from tests.support.uploads import packed
 
@@ -112,7 +112,7 @@ def test_an_agent_distils_a_zip_and_asks_what_the_student_says_of_a_picture(arch
             assert taken.headers["content-type"] == "application/zip" and int(taken.headers["content-length"]) > 1e5
             assert (await its.call("delete", what=run)) == {"deleted": run}
 
-    asyncio.run(session())
+    run_apart(session())
 
 
 def test_a_tool_says_what_it_does_and_takes_what_gradio_s_upload_tool_answers(archive):
@@ -128,7 +128,7 @@ def test_a_tool_says_what_it_does_and_takes_what_gradio_s_upload_tool_answers(ar
             brought = await its.ended("import_pictures", file=f"{site().url}/gradio_api/file={path}")
             assert brought["name"].lower() == "colours" and brought["skipped"]["count"] == 0
 
-    asyncio.run(session())
+    run_apart(session())
 
 
 WRONG = [
@@ -157,7 +157,7 @@ def test_wrong_input_is_answered_with_a_sentence_that_is_an_error():
                 said = await its.refused(tool, **arguments)
                 assert re.search(words, said) and len(said) < 700, (tool, said)
 
-    asyncio.run(session())
+    run_apart(session())
 
 
 def test_a_message_of_more_than_four_megabytes_is_refused_before_it_is_read():
@@ -195,7 +195,7 @@ def test_on_a_shared_server_an_answer_s_token_owns_what_was_made_and_no_other_se
             await its.call("delete", what=brought["dataset"], **mine)
             await its.call("delete", what=run, **mine)
 
-    asyncio.run(session())
+    run_apart(session())
 
 
 def test_without_the_package_the_page_is_offered_without_mcp_and_says_how_to_get_it(monkeypatch, capsys):

@@ -124,7 +124,7 @@ def _place(run: Run, request: Any) -> dict[str, Any]:
         "export": str(run.path / FOLDER) if here and exported else None,
         "download": f"{address(request)}{DOWNLOAD.format(run=run.id)}?key={download_key(run)}" if exported else None,
         "megabytes": round(zip_size(run) / 1e6, 2) if exported else None,
-        "use": "transformers: AutoModelForImageClassification.from_pretrained(student). The export's README.md has code for onnxruntime and transformers.js.",
+        "use": "transformers: pipeline('image-classification', model=student). The export's README.md has code for onnxruntime and transformers.js.",
         "next": "compare asks both models about pictures." if exported else "export_student makes ONNX files and a download.",
     }  # fmt: skip
 
