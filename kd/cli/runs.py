@@ -249,8 +249,7 @@ def compare(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     """Export a run's student and print what was measured of each file."""
     if options.job:  # of a visitor of this server, who was checked
-        quiet()
-        work_on_export(Run(Path(options.run).resolve()))
+        work_on_export(Run(Path(options.run).resolve()), prepare=quiet)
         return 0
     run, screen = own_run(options), Screen()
     check_formats(options.to)

@@ -7,7 +7,7 @@ Its folder, ``exporting`` in that of the run, is like that of a run: ``config.js
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,8 +84,10 @@ def start_export(run: Run) -> Run:
     return job
 
 
-def work_on_export(run: Run) -> None:
+def work_on_export(run: Run, prepare: Callable[[], None] = lambda: None) -> None:
     """Export a run's student as its job says, holding the job's lock and the device; every ending is an event.
+
+    ``prepare`` is called once the job's lock is held: what takes seconds to import must not look like a process that is gone.
 
     Raises what went wrong, after the ``failed`` event has said it in words.
     """
@@ -102,6 +104,7 @@ def work_on_export(run: Run) -> None:
 
     with job.work():
         try:
+            prepare()
             with _slot(job, slot_path(run.path.parent, device_name(run.config().device))):
                 job.begin(resume=False)
                 found = export_student(run, progress=progress)

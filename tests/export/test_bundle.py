@@ -247,7 +247,7 @@ def test_an_export_of_an_earlier_student_is_not_offered(made, found, tmp_path):
 
 
 def test_two_exports_of_a_run_do_not_go_on_at_the_same_time(made, found):
-    with bundle._alone(made), pytest.raises(UserError, match="is being exported by another process"):
+    with bundle.hold_export(made), pytest.raises(UserError, match="is being exported or pushed by another process"):
         export_student(made)
 
 

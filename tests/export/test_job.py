@@ -39,7 +39,7 @@ def page(done, monkeypatch):
     return {"run": done.id, "owner": ""}
 
 
-def until_closed(run, seconds: float = 120) -> str:
+def until_closed(run, seconds: float = 300) -> str:
     end = time.monotonic() + seconds
     while (status := job_of(run).status()) not in CLOSED:
         assert time.monotonic() < end, (job_of(run).path / "stderr.txt").read_text()
@@ -51,7 +51,7 @@ def test_an_export_waits_for_the_device_is_found_by_a_second_click_and_can_be_do
     assert take_away.export_state(page) == {"status": "none", "line": "", "share": 0, "missing": True}
     with FileLock(slot_path(done.path.parent, "cpu")):  # as a run that trains
         assert take_away.export_it(page) == {}
-        end = time.monotonic() + 60
+        end = time.monotonic() + 200
         while take_away.export_state(page)["line"] != "Waiting for a run to end":
             assert time.monotonic() < end and is_exporting(done)
             time.sleep(0.1)

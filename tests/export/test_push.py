@@ -399,7 +399,7 @@ def at_the_hub(hub, monkeypatch, online, tmp_path) -> Hub:
     return hub
 
 
-def ended(run: Run, seconds: float = 180) -> Run:
+def ended(run: Run, seconds: float = 400) -> Run:
     """The push of a run, once it is closed."""
     end = time.monotonic() + seconds
     while is_pushing(run):
@@ -410,7 +410,7 @@ def ended(run: Run, seconds: float = 180) -> Run:
 
 def process_of(run: Run) -> psutil.Process:
     """The process of a push, once it has begun."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not (began := push_of(run).last("started")):
         assert time.monotonic() < end and push_of(run).status() not in CLOSED
         time.sleep(0.1)
@@ -452,7 +452,7 @@ def test_a_push_can_be_cancelled_in_the_middle_of_an_upload_and_be_begun_again(a
     cancelled = threading.Event()
     at_the_hub.troubles[:] = [Trouble("PUT /lfs/", until=cancelled)]
     start_push(made, "anna/student", TOKEN, PushSettings())
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not any(line.startswith("PUT") for line in at_the_hub.asked):
         assert time.monotonic() < end and is_pushing(made), (push_of(made).path / "stderr.txt").read_text()
         time.sleep(0.1)
