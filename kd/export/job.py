@@ -45,6 +45,17 @@ def check_not_exporting(run: Run, then: str) -> None:
         raise UserError(f"Run {run.id} is being exported. Cancel the export or wait until it is done, then {then}.")
 
 
+def make_job(run: Run, job: Run, **asked: object) -> None:
+    """Make the folder of a job of a run, in the place of the one before, with the run's settings and what was ``asked``.
+
+    Raises ``OSError`` where nothing can be written.
+    """
+    shutil.rmtree(job.path, ignore_errors=True)
+    job.path.mkdir()
+    (job.path / "config.json").write_text(json.dumps({**run.settings(), "created": time.time(), **asked}))
+    (job.path / "events.jsonl").write_text(json.dumps({"event": "created", "time": time.time()}) + "\n")
+
+
 def start_export(run: Run) -> Run:
     """Start exporting a run's student, to all formats, in a process that outlives this one; return the job.
 
@@ -60,11 +71,7 @@ def start_export(run: Run) -> Run:
         with FileLock(run.path / "export.start.lock", timeout=5):  # two clicks at the same moment
             if is_exporting(run):
                 return job
-            shutil.rmtree(job.path, ignore_errors=True)
-            job.path.mkdir()
-            settings = {**run.settings(), "created": time.time()}
-            (job.path / "config.json").write_text(json.dumps(settings))
-            (job.path / "events.jsonl").write_text(json.dumps({"event": "created", "time": time.time()}) + "\n")
+            make_job(run, job)
             with open_log(job) as log:
                 start_kd(
                     "export", str(run.path), "--job",

@@ -6,8 +6,6 @@ Its folder, ``pushing`` in that of the run, is like that of a run: ``config.json
 """
 
 import dataclasses
-import json
-import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +16,7 @@ from filelock import FileLock
 
 from kd.errors import UserError
 from kd.export.bundle import check_has_student, find_export
-from kd.export.job import PROGRESS_SECONDS, is_exporting, job_of, start_export
+from kd.export.job import PROGRESS_SECONDS, is_exporting, job_of, make_job, start_export
 from kd.export.push import PushSettings, check_push, push_student
 from kd.runs.failures import failure_message
 from kd.runs.process import open_log
@@ -75,11 +73,7 @@ def start_push(run: Run, repo: str | None, token: str, settings: PushSettings) -
                 return job
             if find_export(run) is None:
                 start_export(run)
-            shutil.rmtree(job.path, ignore_errors=True)
-            job.path.mkdir()
-            asked = {"repo": repo, **dataclasses.asdict(settings)}
-            (job.path / "config.json").write_text(json.dumps({**run.settings(), "created": time.time(), "push": asked}))
-            (job.path / "events.jsonl").write_text(json.dumps({"event": "created", "time": time.time()}) + "\n")
+            make_job(run, job, push={"repo": repo, **dataclasses.asdict(settings)})
             with open_log(job) as log:
                 without = {**dict.fromkeys(SECRETS), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
                 process = start_kd(

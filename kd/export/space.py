@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kd.errors import UserError
+from kd.export.push import check_token, own_token
 from kd.export.staging import TAG, TEACHER_FILES, ZERO_GPU, Staged, stage, without_preload
 from kd.system import hub
 
@@ -92,19 +93,16 @@ Tell = Callable[[str], None]
 
 
 def api() -> "HfApi":
-    """Return the Hub's API with the token of ``HF_TOKEN`` or ``hf auth login``. Raises ``UserError`` without one."""
+    """Return the Hub's API with the token of ``HF_TOKEN`` or ``hf auth login``. Raises ``UserError`` where there is none, or
+    what is there cannot be one."""
     # Read when the library is imported. The Hub's own store for large files is not needed for 25 MB, and where a network
     # keeps it out of reach an upload would hang without a word.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()  # one for each of some 280 files
-    if get_token() is None:
-        raise UserError(
-            "Nobody is logged in to the Hub here. Run `hf auth login` with a token that may write, or set HF_TOKEN."
-        )
-    return HfApi()
+    return HfApi(token=check_token(own_token()))
 
 
 def deploy(wanted: Wanted, tell: Tell, is_dirty_allowed: bool = False, overwrite: bool = False) -> dict[str, Any]:

@@ -175,7 +175,8 @@ def test_a_paused_space_is_said_to_be_paused(hub, deploy, made):
 @pytest.mark.parametrize(
     ("token", "name", "words"),
     [
-        (None, "anna/no", "Nobody is logged in to the Hub here. Run `hf auth login`"),
+        (None, "anna/no", "There is no token of yours here"),
+        ("hf_Schlüssel", "anna/no", "Your token of the Hub has characters in it that no token has"),
         ("hf_nobody", "anna/no", "does not accept your token"),
         ("hf_read", "anna/no", "right to write to repositories of anna"),
         ("hf_anna", "ben/no", "right to write to repositories of ben"),
