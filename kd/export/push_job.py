@@ -95,12 +95,12 @@ def work_on_push(run: Run) -> None:
     Raises what went wrong, after the ``failed`` event has said it in words.
     """
     token, job = sys.stdin.read(), Run(run.path / FOLDER)
-    asked, told = asked_of(job), 0.0
+    asked, told, at = asked_of(job), 0.0, ""
 
     def progress(stage: str, done: int, of: int) -> None:
-        nonlocal told
-        if stage != "upload" or time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
+        nonlocal told, at
+        if stage != at or time.monotonic() - told > PROGRESS_SECONDS:  # a new stage is told at once
+            told, at = time.monotonic(), stage
             job.append("progress", phase=stage, done=done, of=of)
 
     with job.work():
