@@ -150,6 +150,7 @@ def test_the_python_api_works_from_an_empty_folder(installed, report):
     assert json.loads(answer) == {"names": ["coat-1.png"], "test": 2000}
 
 
+@pytest.mark.slow
 def test_the_page_and_the_process_that_asks_the_models_work_from_an_empty_folder(installed, report, tmp_path):
     port, log = free_port(), tmp_path / "page.txt"
     with log.open("w") as file:

@@ -36,6 +36,7 @@ def found(colours, teacher) -> dict:
 # --- Side by side
 
 
+@pytest.mark.slow
 def test_each_row_has_its_figures(found):
     assert tuple(found["rows"]) == SIDE_BY_SIDE
     for name, row in found["rows"].items():
@@ -53,6 +54,7 @@ def test_the_rows_that_work_as_others_do_have_their_figures_too(colours, teacher
     assert all(row["images_per_second"] > 1 and row["stages"]["targets"] > 0 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_the_guide_asks_its_teacher_in_every_step_and_ours_does_not(found):
     guide, cached = found["rows"]["guide"], found["rows"]["cached"]
     assert guide["stages"]["targets"] > 0
@@ -62,12 +64,14 @@ def test_the_guide_asks_its_teacher_in_every_step_and_ours_does_not(found):
     assert "crop" not in guide["stages"]
 
 
+@pytest.mark.slow
 def test_without_a_teacher_no_second_goes_to_one(found):
     alone = found["rows"]["student only"]
     assert alone["shared_seconds"]["teacher"] == 0 < found["rows"]["cached"]["shared_seconds"]["teacher"]
     assert "targets" not in alone["stages"]
 
 
+@pytest.mark.slow
 def test_the_ratios_are_those_of_the_rows(found):
     rows, ratios = found["rows"], found["ratios"]
     speed = {name: row["images_per_second"] for name, row in rows.items()}
@@ -80,6 +84,7 @@ def test_the_ratios_are_those_of_the_rows(found):
     assert ratios["sweep_over_students"] > 0
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_a_row_and_its_notes_say_how_it_was_reckoned(found):
     head, *lines = speed.table(found)
     assert [line[0] for line in lines] == list(SIDE_BY_SIDE)

@@ -44,6 +44,7 @@ def rows(site: Site) -> dict:
     return site.call("runs", "rows", {"owner": ANNA})
 
 
+@pytest.mark.slow
 def test_after_a_restart_a_visitor_finds_runs_names_and_pictures_and_can_compare_and_export(small, tmp_path):
     folder, bucket = tmp_path / "runs", tmp_path / "bucket"
     folder.mkdir()

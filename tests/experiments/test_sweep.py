@@ -204,6 +204,7 @@ def test_one_epoch_shows_what_a_budget_buys_and_one_that_is_too_small_is_refused
     assert affordable(one, 3600, 1, 2, lambda text: None) == plenty
 
 
+@pytest.mark.slow
 def test_a_sweep_is_killed_and_goes_on_to_a_verdict_on_fresh_seeds(small, tmp_path):
     asked = ["sweep", "--preset", "custom", "--temperatures", "2", "--lambdas", "0,0.5", "--trials", "1"]
     options = [*asked, *flags(small), "--runs-dir", str(tmp_path)]

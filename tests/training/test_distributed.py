@@ -108,6 +108,7 @@ def test_one_process_for_each_gpu_is_one_where_there_is_none(monkeypatch):
 # --- For real
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, pytest.param({"student": "deit_tiny", "image_size": 32, "epochs": 3}, marks=pytest.mark.slow)]
 )

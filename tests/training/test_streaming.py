@@ -116,6 +116,7 @@ def job_of(settings: dict, folder: Path, **changes) -> setup.Job:
     return setup.start_job(run)
 
 
+@pytest.mark.slow
 def test_a_pass_that_is_killed_goes_on_after_its_last_chunk_and_makes_the_same_files(streamed, shards, tmp_path):
     whole = job_of(streamed, tmp_path / "whole")
     expected = load_job_splits(whole)

@@ -280,6 +280,7 @@ def status(page) -> str | None:
     return None if run.get_attribute("data-example") is not None else run.get_attribute("data-status")
 
 
+@pytest.mark.slow
 def test_a_click_on_distill_goes_through_several_pieces_to_the_end(site, small):
     page = visit(site.url)
     assert "Closing the page pauses the run" in page.locator("#lent-gpu").inner_text()
@@ -293,6 +294,7 @@ def test_a_click_on_distill_goes_through_several_pieces_to_the_end(site, small):
     page.context.close()
 
 
+@pytest.mark.slow
 def test_a_closed_page_pauses_its_run_and_the_next_one_resumes_it_at_a_click(site, small):
     page = visit(site.url)
     distil(page, small, student="resnet_8", epochs=40)
