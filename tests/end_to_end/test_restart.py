@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import httpx
+import pytest
 
 from kd.config import DistillConfig
 from kd.data.library.store import Library, import_dataset
