@@ -225,8 +225,9 @@ def test_ctrl_c_while_it_builds_says_that_the_space_goes_on(hub, checkout, tmp_p
     hub.stages[:] = ["BUILDING"]
     environment = {**hub.environment(tmp_path), "HF_TOKEN": "hf_anna", "PYTHONPATH": str(checkout)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "kd", "deploy", SPACE], cwd=checkout, env=environment, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "kd", "deploy", SPACE], cwd=checkout, env=environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's job in the background ignores Ctrl-C
+    )  # fmt: skip
     lines = []
     for line in process.stderr:
         lines.append(line)
