@@ -359,7 +359,7 @@ def test_runs_are_overlaid(page):
     assert not serious(page)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_on_a_phone_nothing_is_wider_than_the_screen_or_serious_to_axe(small_run, theme):
     phone = visit(f"{site().url}/?__theme={theme}&run={small_run.id}", width=390)
     expect(status(phone)).to_have_text("Done")

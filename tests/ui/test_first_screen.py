@@ -130,7 +130,7 @@ def test_a_file_that_is_dropped_is_taken_and_one_beside_the_field_does_not_leave
     assert not serious(page)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_the_first_screen_and_the_empty_tabs_have_nothing_serious_for_axe(theme):
     opened = visit(f"{site().url}/?__theme={theme}")
     expect(opened.locator("#dark .kd-bars li").first).to_be_visible()
