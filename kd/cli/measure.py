@@ -62,6 +62,24 @@ def add(command: Command) -> None:
     one.add_argument("--resume", metavar="SWEEP", help="go on with a sweep: its id, the start of one, or last")
     add_json(one, "print points, winner and verdict as the last line")
 
+    add_bench(command)
+
+    one = command("chaos", chaos, "kill small runs, fill their disk, limit their memory, and check that each survives")
+    one.add_argument("--kills", type=int, default=20, help="how many times to kill -9 (default: 20)")
+    one.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
+    add_json(one, "print all of it as the last line of standard output")
+
+    one = command(
+        "load", load, "send the requests of many visitors to a page of this machine, and print how long they wait"
+    )
+    one.add_argument("--clients", type=int, default=50, metavar="N", help="visitors at once (default: 50)")
+    one.add_argument("--seconds", type=float, default=60, metavar="SECONDS", help="how long (default: 60)")
+    one.add_argument("--url", help="a running page on 127.0.0.1 (default: one of its own, over a temporary folder)")
+    add_json(one, FIGURES)
+
+
+def add_bench(command: Command) -> None:
+    """Add ``kd bench``."""
     one = command(
         "bench", bench, "measure how fast the guide's code, ours, and the student alone train on this machine"
     )
@@ -97,19 +115,6 @@ def add(command: Command) -> None:
         "--seconds", type=float, default=480, help="with --gpu: no stage begins that would take longer (default: 480)"
     )
     one.add_argument("--rows", metavar="NAMES", help="only these rows of the table, for example loop,online")
-    add_json(one, FIGURES)
-
-    one = command("chaos", chaos, "kill small runs, fill their disk, limit their memory, and check that each survives")
-    one.add_argument("--kills", type=int, default=20, help="how many times to kill -9 (default: 20)")
-    one.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
-    add_json(one, "print all of it as the last line of standard output")
-
-    one = command(
-        "load", load, "send the requests of many visitors to a page of this machine, and print how long they wait"
-    )
-    one.add_argument("--clients", type=int, default=50, metavar="N", help="visitors at once (default: 50)")
-    one.add_argument("--seconds", type=float, default=60, metavar="SECONDS", help="how long (default: 60)")
-    one.add_argument("--url", help="a running page on 127.0.0.1 (default: one of its own, over a temporary folder)")
     add_json(one, FIGURES)
 
 

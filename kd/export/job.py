@@ -27,16 +27,25 @@ FOLDER = "exporting"
 PROGRESS_SECONDS = 0.5
 
 
+def find_job(run: Run, folder: str) -> Run | None:
+    """Return the last job of a run in a ``folder`` of its own, at work or closed; ``None`` for none."""
+    job = Run(run.path / folder)
+    return job if (job.path / "events.jsonl").exists() else None
+
+
+def is_at_work(job: Run | None) -> bool:
+    """Tell whether a job waits or works."""
+    return job is not None and job.status() not in CLOSED
+
+
 def job_of(run: Run) -> Run | None:
     """Return the last export of a run that was started by ``start_export``, at work or closed; ``None`` for none."""
-    job = Run(run.path / FOLDER)
-    return job if (job.path / "events.jsonl").exists() else None
+    return find_job(run, FOLDER)
 
 
 def is_exporting(run: Run) -> bool:
     """Tell whether an export of the run waits or works."""
-    job = job_of(run)
-    return job is not None and job.status() not in CLOSED
+    return is_at_work(job_of(run))
 
 
 def check_not_exporting(run: Run, then: str) -> None:

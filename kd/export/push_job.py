@@ -16,12 +16,12 @@ from filelock import FileLock
 
 from kd.errors import UserError
 from kd.export.bundle import check_has_student, find_export
-from kd.export.job import PROGRESS_SECONDS, is_exporting, job_of, make_job, start_export
+from kd.export.job import PROGRESS_SECONDS, find_job, is_at_work, is_exporting, job_of, make_job, start_export
 from kd.export.push import PushSettings, check_push, push_student
 from kd.runs.failures import failure_message
 from kd.runs.process import open_log
 from kd.runs.queue import POLL_SECONDS, StopAsked
-from kd.runs.run import CLOSED, Run, RunDeleted
+from kd.runs.run import Run, RunDeleted
 from kd.system.hub import listening
 from kd.system.processes import start_kd
 
@@ -34,14 +34,12 @@ SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 def push_of(run: Run) -> Run | None:
     """Return the last push of a run that was started by ``start_push``, at work or closed; ``None`` for none."""
-    job = Run(run.path / FOLDER)
-    return job if (job.path / "events.jsonl").exists() else None
+    return find_job(run, FOLDER)
 
 
 def is_pushing(run: Run) -> bool:
     """Tell whether a push of the run waits or works."""
-    job = push_of(run)
-    return job is not None and job.status() not in CLOSED
+    return is_at_work(push_of(run))
 
 
 def check_not_pushing(run: Run, then: str) -> None:

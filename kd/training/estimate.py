@@ -93,15 +93,10 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         "teacher": _per_image(teacher, teacher.processor, splits.validation, device) if teacher else 0.0,
         "student": _per_image(student.model, student.processor, splits.validation, device),
     }
-    unasked = [
-        name for name in ("validation", "test") if teacher and not _is_scored(teacher, getattr(splits, name), cache)
-    ]
     stages = {
         "start": start,
-        "pictures": sum(
-            _decoding(getattr(splits, name), sizes[name], frame, cache) for name in ("train", "validation")
-        ),
-        "teacher": sum(sizes[name] for name in unasked) * scoring["teacher"],
+        "pictures": sum(_decoding(getattr(splits, of), sizes[of], frame, cache) for of in ("train", "validation")),
+        "teacher": _unasked(teacher, splits, sizes, cache) * scoring["teacher"],
         "targets": 0.0
         if teacher is None
         else _targets(config, teacher, (splits.train, sizes["train"]), frame, (device, cache)),
@@ -117,6 +112,13 @@ def estimate(config: DistillConfig, cache: Path, began: float | None = None) -> 
         "images_per_second": round(cost.images_per_second(area), 1),
         **({"unknown": unknown} if unknown else {}),
     }
+
+
+def _unasked(teacher: Any | None, splits: Any, sizes: dict[str, int], cache: Path) -> int:
+    """Return how many images of validation and test the teacher has not been asked about yet."""
+    if teacher is None:
+        return 0
+    return sum(sizes[of] for of in ("validation", "test") if not _is_scored(teacher, getattr(splits, of), cache))
 
 
 def _epoch_cost(config: DistillConfig, models: tuple[Any, Any], frame: Frame, where: tuple[Any, Path]) -> EpochCost:
