@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -48,9 +49,12 @@ def quantize(source: Path, target: Path, inputs: Iterable[np.ndarray]) -> None:
         prepared = Path(folder) / "prepared.onnx"
         logging.disable(logging.WARNING)
         try:
-            quant_pre_process(str(source), str(prepared))
+            # Its other inference of shapes fails on some graphs, and leaves them in the current folder.
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            _pool_whole_images(prepared)
             quantize_static(
                 str(prepared), str(target), _Inputs(inputs), quant_format=QuantFormat.QDQ, per_channel=True,
+                op_types_to_quantize=_operators(prepared),
                 weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
                 calibrate_method=CalibrationMethod.MinMax,
             )  # fmt: skip
@@ -64,3 +68,33 @@ def quantize(source: Path, target: Path, inputs: Iterable[np.ndarray]) -> None:
             ) from error
         finally:
             logging.disable(logging.NOTSET)
+
+
+def _operators(path: Path) -> list[str] | None:
+    """Return the operators that are to compute with whole numbers; ``None`` means each that can.
+
+    In a transformer these are the layers with weights: eight bits are too coarse for attention's shares and for what is
+    normalised. Where all is convolution, numbers that stay whole from layer to layer are the faster ones.
+    """
+    used = {node.op_type for node in onnx.load(path).graph.node}
+    return ["Conv", "Gemm", "MatMul"] if used & {"Softmax", "LayerNormalization"} else None
+
+
+def _pool_whole_images(path: Path) -> None:
+    """Make every average over a window larger than its image an average over the image, which is the same number.
+
+    EfficientNet ends in such a window, of its number of channels, and ONNX Runtime's average of eight-bit numbers divides by
+    the size of the window instead of that of the image: all its answers would be 0.
+    """
+    model = onnx.load(path)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.value_info}
+    for node in model.graph.node:
+        if node.op_type != "AveragePool":
+            continue
+        given = {attribute.name: list(attribute.ints) for attribute in node.attribute}
+        sizes = [dimension.dim_value for dimension in shapes.get(node.input[0], ())][2:]
+        whole = sizes and all(window >= size > 0 for window, size in zip(given["kernel_shape"], sizes, strict=True))
+        if whole and not any(given.get("pads", ())):
+            node.op_type = "GlobalAveragePool"
+            del node.attribute[:]
+    onnx.save(model, path)
