@@ -29,7 +29,7 @@ CACHE_SECONDS = 3600
 
 # gradio keeps 0.24 MB for each session, and a call by HTTP counts as one too. The page keeps nothing there, so that one
 # that is dropped is made again with the next request.
-MOST_SESSIONS = 400
+MOST_SESSIONS = 128
 
 # On ZeroGPU so many events may wait for each other.
 MOST_QUEUED = 100
