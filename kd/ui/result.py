@@ -247,7 +247,7 @@ def deployed_notes(report: dict[str, Any]) -> list[str]:
     return [
         f"{latency['runtime']}: one picture, one thread's own time, {latency['n']:,} trials, without preprocessing. The exported student "
         f"gives PyTorch's answer on {onnx['agreement']:.2%} of the test pictures"
-        + ("." if onnx["success"] else ", which is too few: do not use it before you know why.")
+        + ("." if onnx["success"] else f", which is too few. {onnx['others']}")
     ]
 
 

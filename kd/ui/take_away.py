@@ -95,7 +95,7 @@ def files_table(results: dict[str, Any]) -> Table:
             name,
             CONTENTS[name],
             percent(one["accuracy"]),
-            f"{one['agreement']:.2%}" + ("" if one["success"] else ": too few, do not use it before you know why"),
+            f"{one['agreement']:.2%}" + ("" if one["success"] else f": too few. {one['others']}"),
             f"{one['megabytes']:.2f} MB",
             f"{single['p50']:.3f} ms",
         ])  # fmt: skip
