@@ -192,7 +192,7 @@ def deployed_note(onnx: dict[str, Any]) -> str:
     return (
         f"\nIn {onnx['student']['latency_ms']['runtime']}: one thread's own time, p50; the student's file of "
         f"{onnx['student']['megabytes']:.2f} MB gives PyTorch's answer on {onnx['agreement']:.2%} of the test pictures"
-        + ("." if onnx["success"] else f", which is too few. {onnx['others']}")
+        + ("." if onnx["success"] else f", which is too few. {onnx.get('others', '')}")
     )
 
 
