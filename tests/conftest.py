@@ -1,6 +1,7 @@
 """What the tests share. No test may reach a network."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -53,6 +54,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.relative_to(TESTS).as_posix(), len(rank)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short() -> Iterator[None]:
+    """Timings of a moment, in this process: ``tests/evaluation/test_latency.py`` tries how they are made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kd.evaluation.latency.SECONDS", 0.01)
+        patch.setattr("kd.evaluation.latency.PROCESSOR_SECONDS", 0.01)
+        yield
+
+
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory) -> Path:
     """A dataset of class folders, 40 pictures a class."""
@@ -71,7 +81,7 @@ def small(colours, teacher) -> dict:
     return {
         "teacher": str(teacher),
         "dataset": str(colours),
-        "student": "mobilenet_v2_0.35",
+        "student": "resnet_8",
         "image_size": 32,
         "epochs": 2,
         "batch_size": 16,

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd.models.processor import run_processor
 from kd.system import memory
 
-# Calls before the timed ones, the least number of timed calls, and the least time in seconds that they take together.
-WARM_UP, TRIALS, SECONDS = 5, 30, 0.25
+# Calls before the timed ones, the least number of timed calls, and the least time in seconds that they take together, those
+# of a model and those of a processor.
+WARM_UP, TRIALS, SECONDS, PROCESSOR_SECONDS = 5, 30, 0.25, 0.1
 
 BUSY_NOTE = "A run was training at the same time, so both models were slower than they are alone."
 
@@ -42,8 +43,8 @@ def measure_latency(
         model.eval().to(device)
         forward[name] = lambda model=model, values=values: model(pixel_values=values)
         preprocess[name] = lambda processor=processor: run_processor(processor, [image])
-    forward = timed_trials(forward, device)
-    preprocess = timed_trials(preprocess, torch.device("cpu"), seconds=0.1)
+    forward = timed_trials(forward, device, SECONDS)
+    preprocess = timed_trials(preprocess, torch.device("cpu"), PROCESSOR_SECONDS)
     return {
         name: {
             "latency_ms": latency_summary(forward[name], device),
@@ -104,7 +105,7 @@ def count_flops(model: Any, size: tuple[int, int]) -> int | None:
 
 
 def timed_trials(
-    calls: dict[str, Callable[[], Any]], device: torch.device, trials: int = TRIALS, seconds: float = SECONDS
+    calls: dict[str, Callable[[], Any]], device: torch.device, seconds: float, trials: int = TRIALS
 ) -> dict[str, np.ndarray]:
     """Time calls in milliseconds, in turns, so that a disturbance of the machine affects all of them.
 

@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def settings(colours, teacher) -> dict:
     return {
-        "teacher": str(teacher), "dataset": str(colours), "student": "mobilenet_v2_0.35", "image_size": 32, "epochs": 2,
+        "teacher": str(teacher), "dataset": str(colours), "student": "resnet_8", "image_size": 32, "epochs": 2,
         "batch_size": 16, "views": 2, "precision": "fp32", "export": "no",
     }  # fmt: skip
 
@@ -164,6 +164,7 @@ def test_trainings_side_by_side_come_to_the_same_as_one_after_the_other(judged, 
     assert scores(run) == scores(judged) and run.report()["verdict"] == judged.report()["verdict"]
 
 
+@pytest.mark.slow
 def test_side_by_side_both_are_stopped_with_what_they_have_learned_and_both_go_on(
     settings, folder, monkeypatch, two_threads
 ):
@@ -224,6 +225,7 @@ def test_a_training_whose_process_is_killed_is_told_in_words_and_can_go_on(setti
     assert run.status() == "done"
 
 
+@pytest.mark.slow
 def test_where_the_run_s_process_is_killed_its_trainings_end_too(settings, folder, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     run = make_run(settings, folder, baseline="yes", epochs=500, threads=1)
