@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from kd.cli.options import process_count
 from kd.config import DistillConfig
@@ -20,9 +23,12 @@ from kd.devtools.server import free_port
 from kd.distill import distill
 from kd.errors import UserError
 from kd.evaluation.scoring import load_run_student
+from kd.models.device import Compute
 from kd.runs.process import follow_run, start_run
 from kd.runs.run import Run
+from kd.training.batches import BlockOrder, ViewBatches
 from kd.training.distributed import Ranks, SharedBatches, check_machine
+from kd.training.trainer import ImageDistilTrainer, training_arguments
 from tests.support import architectures
 from tests.support.command import flags, kd
 from tests.support.runs import make_run
@@ -68,13 +74,98 @@ def wait_for(run: Run, event: str) -> None:
 )
 def test_the_parts_of_a_batch_are_together_the_batch_of_one_process(images, count, least):
     size = 16
-    shared = SharedBatches(range(images), size, Ranks(0, count), least)
-    parts = [list(BatchSamplerShard(shared, count, rank, even_batches=False)) for rank in range(count)]
+    shared = [SharedBatches(range(images), size, Ranks(rank, count), least) for rank in range(count)]
+    parts = [list(one) for one in shared]
     batches = [[index for part in step for index in part] for step in zip(*parts, strict=True)]
     whole = [list(range(start, min(start + size, images))) for start in range(0, images, size)]
     assert batches == [batch for batch in whole if len(batch) >= least * count]
-    assert len(shared) == count * len(batches)
+    assert [len(one) for one in shared] == [len(batches)] * count
     assert all(len(part) >= least for step in parts for part in step)
+
+
+class Apart(Ranks):
+    """One of several processes whose operations with the others are left out: they do not change which images it sees."""
+
+    def agree(self, *flags: bool) -> list[bool]:
+        return list(flags)
+
+    def average(self, tensors) -> None:
+        """Leave the gradients as they are."""
+
+
+class Numbered(torch.utils.data.Dataset):
+    """Images that are their own number."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        numbers = torch.tensor(indices)
+        return {"pixel_values": numbers[:, None, None, None].expand(-1, 3, 8, 8).float(), "labels": numbers % 2}
+
+
+class Watched(ImageDistilTrainer):
+    """A trainer that notes the numbers of the images in each batch."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.seen.append(inputs["pixel_values"][:, 0, 0, 0].long().tolist())
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class StopAfter(TrainerCallback):
+    """Ends a training after so many steps, with a checkpoint."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        control.should_training_stop = control.should_save = state.global_step == self.steps
+
+
+# Images, and how many of them are in each batch; the rest of the last one is 4.
+IMAGES, BATCH = 100, 12
+
+
+def seen_by(folder: Path, ranks: Ranks, blocks: np.ndarray | None, steps: list[int]) -> list[list[int]]:
+    """Train three epochs, ended and resumed after so many ``steps``, and return the images of each batch."""
+    seen: list[list[int]] = []
+    for stop in [*steps, 10**9]:
+        config = DistillConfig(epochs=3, batch_size=BATCH, seed=5)
+        arguments = training_arguments(config, IMAGES, Compute(torch.device("cpu")), folder, ranks.count)
+        arguments.set_evaluate("no").set_save("no")
+        arguments.load_best_model_at_end, arguments.gradient_accumulation_steps = False, 1
+        one = Watched(
+            student_model=architectures.tiny("ViTForImageClassification", image_size=8, patch_size=8),
+            lambda_param=0.0, args=arguments, train_dataset=Numbered(IMAGES), data_collator=ViewBatches.collate,
+            ranks=ranks, callbacks=[StopAfter(stop)],
+        )  # fmt: skip
+        one.seen, one.blocks, one.run_callback = seen, blocks, SimpleNamespace(asks=lambda: (False, False))
+        one.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("blocks", "count"), [(None, 2), (np.repeat(np.arange(20), 5), 3)], ids=["any order", "streamed"]
+)
+def test_each_process_sees_its_part_of_the_same_order_also_after_a_stop_in_the_middle(
+    tmp_path, monkeypatch, blocks, count
+):
+    """Each of the three epochs has nine batches; the trainings end in the second and in the third."""
+    monkeypatch.setattr(BlockOrder, "MIXED", 30)
+    one = seen_by(tmp_path / "one", Ranks(), blocks, [])
+    parts = [seen_by(tmp_path / str(rank), Apart(rank, count), blocks, [13, 20]) for rank in range(count)]
+    assert [[index for part in step for index in part] for step in zip(*parts, strict=True)] == one
+    epochs = [[index for batch in one[start : start + 9] for index in batch] for start in (0, 9, 18)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(IMAGES))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    if blocks is not None:
+        order = BlockOrder(blocks, seed=5)
+        for nth, epoch in enumerate(epochs):
+            order.set_epoch(nth)
+            assert epoch == list(order)
 
 
 def test_the_rows_of_all_processes_are_all_rows_once():
