@@ -17,6 +17,7 @@ from kd.system.hub import listening
 def add(command: Command) -> None:
     """Add the command."""
     one = command("push", push, "push a run's student to the Hugging Face Hub, with what was measured of it")
+    one.epilog = "The token that may write is that of `hf auth login`, or in HF_TOKEN."
     one.add_argument("run", metavar="RUN", help="its id, the start of one, or last")
     one.add_argument("repo", nargs="?", metavar="OWNER/NAME",
                      help="the repository; NAME alone is your own (default: distillery- and the run's name)")  # fmt: skip

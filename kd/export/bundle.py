@@ -171,7 +171,7 @@ def hold_export(run: Run) -> Iterator[None]:
         free = try_acquire(lock)
     except OSError as error:
         raise UserError(
-            f"Run {run.id} cannot be exported: nothing can be written to {run.path} ({error.strerror}). Make it writable."
+            f"Run {run.id} cannot be exported: nothing can be written to {run.path} ({error.strerror or error}). Make it writable."
         ) from error
     if not free:
         raise UserError(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from kd.errors import UserError
 from kd.export.bundle import check_has_student, check_packages, export_student, find_export
@@ -25,6 +25,8 @@ from kd.system.processes import start_kd
 FOLDER = "exporting"
 # At most one ``progress`` event in this time.
 PROGRESS_SECONDS = 0.5
+# Whoever starts one waits so long for another who does.
+START_SECONDS = 5.0
 
 
 def find_job(run: Run, folder: str) -> Run | None:
@@ -65,6 +67,25 @@ def make_job(run: Run, job: Run, **asked: object) -> None:
     (job.path / "events.jsonl").write_text(json.dumps({"event": "created", "time": time.time()}) + "\n")
 
 
+@contextmanager
+def starting(run: Run, what: str) -> Iterator[None]:
+    """Let only one caller at a time start ``what`` ("export", "push") of a run: two clicks may come at the same moment.
+
+    Raises ``UserError`` where another takes long to, or where nothing can be written.
+    """
+    try:
+        with FileLock(run.path / f"{what}.start.lock", timeout=START_SECONDS):
+            yield
+    except Timeout as busy:
+        raise UserError(
+            f"Another {what} of run {run.id} is being started at this moment. Look again in some seconds."
+        ) from busy
+    except OSError as error:
+        raise UserError(
+            f"The {what} of run {run.id} cannot be started: nothing can be written to {run.path} ({error.strerror or error})."
+        ) from error
+
+
 def start_export(run: Run) -> Run:
     """Start exporting a run's student, to all formats, in a process that outlives this one; return the job.
 
@@ -76,20 +97,15 @@ def start_export(run: Run) -> Run:
     if run.is_locked():
         raise UserError(f"Run {run.id} is at work. Export its student once it is done or stopped.")
     job = Run(run.path / FOLDER)
-    try:
-        with FileLock(run.path / "export.start.lock", timeout=5):  # two clicks at the same moment
-            if is_exporting(run):
-                return job
-            make_job(run, job)
-            with open_log(job) as log:
-                start_kd(
-                    "export", str(run.path), "--job",
-                    environment=training_environment(run.config().device), nice=niceness(run), stdout=log, stderr=log,
-                )  # fmt: skip
-    except OSError as error:
-        raise UserError(
-            f"The export of run {run.id} cannot be started: nothing can be written to {run.path} ({error.strerror})."
-        ) from error
+    with starting(run, "export"):
+        if is_exporting(run):
+            return job
+        make_job(run, job)
+        with open_log(job) as log:
+            start_kd(
+                "export", str(run.path), "--job",
+                environment=training_environment(run.config().device), nice=niceness(run), stdout=log, stderr=log,
+            )  # fmt: skip
     return job
 
 

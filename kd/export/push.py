@@ -467,13 +467,14 @@ def _plain_http() -> Iterator[None]:
     print what ``listening`` says in words, with addresses that are good for an upload."""
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils import _http
 
     def client() -> Any:
-        made = default_client_factory()
+        made = factory()
         made.timeout = (CONNECT_SECONDS, SILENCE_SECONDS, SILENCE_SECONDS, None)  # the last: for a free connection
         return made
 
+    factory = _http._GLOBAL_CLIENT_FACTORY  # whoever calls us may have set one of their own
     library, had_bars, had_xet = (
         logging.getLogger("huggingface_hub"),
         not are_progress_bars_disabled(),
@@ -492,6 +493,6 @@ def _plain_http() -> Iterator[None]:
         for one in printers:
             library.addHandler(one)
         constants.HF_HUB_DISABLE_XET = had_xet
-        set_client_factory(default_client_factory)
+        set_client_factory(factory)
         if had_bars:
             enable_progress_bars()

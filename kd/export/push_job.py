@@ -12,11 +12,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from filelock import FileLock
-
 from kd.errors import UserError
 from kd.export.bundle import check_has_student, find_export
-from kd.export.job import PROGRESS_SECONDS, find_job, is_at_work, is_exporting, job_of, make_job, start_export
+from kd.export.job import PROGRESS_SECONDS, find_job, is_at_work, is_exporting, job_of, make_job, start_export, starting
 from kd.export.push import PushSettings, check_push, push_student
 from kd.runs.failures import failure_message
 from kd.runs.process import open_log
@@ -65,25 +63,20 @@ def start_push(run: Run, repo: str | None, token: str, settings: PushSettings) -
         raise UserError(f"Run {run.id} is at work. Push its student once it is done or stopped.")
     check_push(repo, settings)
     job = Run(run.path / FOLDER)
-    try:
-        with FileLock(run.path / "push.start.lock", timeout=5):  # two clicks at the same moment
-            if is_pushing(run):
-                return job
-            if find_export(run) is None:
-                start_export(run)
-            make_job(run, job, push={"repo": repo, **dataclasses.asdict(settings)})
-            with open_log(job) as log:
-                without = {**dict.fromkeys(SECRETS), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
-                process = start_kd(
-                    "push", str(run.path), "--job",
-                    environment=without, stdin=subprocess.PIPE, stdout=log, stderr=log,
-                )  # fmt: skip
-            with suppress(BrokenPipeError), process.stdin as pipe:  # a process that has ended has said why
-                pipe.write(token.encode())
-    except OSError as error:
-        raise UserError(
-            f"The push of run {run.id} cannot be started: nothing can be written to {run.path} ({error.strerror})."
-        ) from error
+    with starting(run, "push"):
+        if is_pushing(run):
+            return job
+        if find_export(run) is None:
+            start_export(run)
+        make_job(run, job, push={"repo": repo, **dataclasses.asdict(settings)})
+        with open_log(job) as log:
+            without = {**dict.fromkeys(SECRETS), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+            process = start_kd(
+                "push", str(run.path), "--job",
+                environment=without, stdin=subprocess.PIPE, stdout=log, stderr=log,
+            )  # fmt: skip
+        with suppress(BrokenPipeError), process.stdin as pipe:  # a process that has ended has said why
+            pipe.write(token.encode())
     return job
 
 

@@ -7,6 +7,7 @@ last seen. A run that works is never copied. ``kd.runs.bucket`` says what a copy
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -32,6 +33,9 @@ SECRET_SECONDS = 20.0
 
 # How often the times are written at which visitors were seen.
 SEEN_SECONDS = 60.0
+
+# A copy that could not be read at the start is tried again after so long.
+AGAIN_SECONDS = 300.0
 
 # A bucket that has finished nothing for so long is said not to answer.
 SILENT_SECONDS = 120.0
@@ -65,8 +69,9 @@ class Backup:
     # What went wrong last, and since when; empty where all is well.
     problem: str = ""
     since: float = 0.0
-    # The copies that were not brought back.
+    # The copies that were not brought back, and when that is tried again.
     missed: list[str] = field(default_factory=list)
+    again: float = math.inf
     is_open: bool = False
     is_restored: bool = False
     tried: Event = field(default_factory=Event)
@@ -115,7 +120,7 @@ class Backup:
             for left in (self.folder / place).glob(BACK + "*"):
                 shutil.rmtree(left, ignore_errors=True)
         missing = [(place, copy) for place, copy in copies(self.bucket) if not (self.folder / place / copy.id).exists()]
-        self.done, self.of, self.missed = 0, len(missing), []
+        self.done, self.of, self.missed, self.again = 0, len(missing), [], math.inf
         updated = time.monotonic()
         for place, copy in missing:
             if time.monotonic() - updated > RETRY_SECONDS:  # what is closed meanwhile does not wait for all
@@ -129,6 +134,8 @@ class Backup:
             except (NoCopy, OSError) as problem:
                 log.warning("%s was not brought back: %s", copy.id, problem)
                 self.missed.append(copy.id)
+                if not isinstance(problem, NoCopy):  # a full disk, or a bucket that is away: neither need last
+                    self.again = time.monotonic() + AGAIN_SECONDS
             self.done += 1
         self.is_restored = True
         if self.of:
@@ -228,7 +235,7 @@ class Backup:
             if not self.is_open:
                 self.open()
                 self.tried.set()
-            if not self.is_restored:
+            if not self.is_restored or time.monotonic() > self.again:
                 self.restore()
             return self.update()
         except (OSError, UserError) as error:
@@ -249,9 +256,8 @@ def is_closed(path: Path) -> bool:
     if path.parent.name == DATASETS:
         return (path / "dataset.json").exists()
     try:
-        jobs = [Run(file.parent) for file in path.glob("*/events.jsonl")]
-        whole = (path / "config.json").exists()
-        return whole and all(one.status() in CLOSED and not one.is_locked() for one in (Run(path), *jobs))
+        run, whole = Run(path), (path / "config.json").exists()
+        return whole and all(one.status() in CLOSED and not one.is_locked() for one in (run, *run.jobs()))
     except UserError:  # deleted meanwhile
         return False
 

@@ -213,6 +213,10 @@ class Run:
         again = self.last(*LIFECYCLE)
         return "died" if again == last else LIFECYCLE[again["event"]]
 
+    def jobs(self) -> list["Run"]:
+        """Return what else was begun with it in processes of their own, such as an export, at work or closed."""
+        return [Run(file.parent) for file in self.path.glob("*/events.jsonl")]
+
     def is_locked(self) -> bool:
         """Return whether a living process works on this run. Nobody can where the folder is read-only."""
         if not self.path.is_dir():  # the lock would wait for its folder for ever

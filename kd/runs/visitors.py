@@ -53,9 +53,12 @@ class Belonging:
         return max(_time_of(self.path / name) for name in ("events.jsonl", "dataset.json", "config.json"))
 
     def is_at_work(self) -> bool:
-        """Return whether it is a run or a sweep that waits or runs."""
+        """Return whether it is a run or a sweep that waits or runs, or of which something is exported or pushed."""
+        run = Run(self.path)
         try:
-            return (self.path / "config.json").exists() and Run(self.path).status() not in CLOSED
+            return (self.path / "config.json").exists() and any(
+                one.status() not in CLOSED for one in (run, *run.jobs())
+            )
         except UserError:  # deleted meanwhile
             return False
 

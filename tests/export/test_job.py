@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from kd.distill import execute
 from kd.errors import UserError
+from kd.export import job as job_module
 from kd.export.bundle import find_export, zip_size, zipped
 from kd.export.job import check_not_exporting, is_exporting, job_of, start_export
 from kd.runs.queue import slot_path
@@ -45,6 +46,14 @@ def until_closed(run, seconds: float = 300) -> str:
         assert time.monotonic() < end, (job_of(run).path / "stderr.txt").read_text()
         time.sleep(0.1)
     return status
+
+
+def test_whoever_clicks_while_another_takes_long_to_start_an_export_is_told_so(done, page, monkeypatch):
+    monkeypatch.setattr(job_module, "START_SECONDS", 0.1)
+    with FileLock(done.path / "export.start.lock"):
+        told = take_away.export_it(page)["problem"]
+    assert told == f"Another export of run {done.id} is being started at this moment. Look again in some seconds."
+    assert job_of(done) is None
 
 
 def test_an_export_waits_for_the_device_is_found_by_a_second_click_and_can_be_downloaded(done, page):

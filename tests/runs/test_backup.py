@@ -268,6 +268,28 @@ def test_a_bucket_that_cannot_be_read_at_the_start_is_brought_back_once_it_can(f
     assert server.step() and server.words() == backup.KEPT and run.status() == "done"
 
 
+def test_a_copy_that_could_not_be_read_at_the_start_is_tried_again_later_and_a_damaged_one_is_not(
+    folder, bucket, monkeypatch
+):
+    run, damaged = finished(folder), finished(folder)
+    serve(folder, bucket)
+    lose_disk(folder)
+    whole = Copy.of(run.path, bucket).read()
+    archive, away = bucket / "runs" / whole["archive"], bucket / "away.tar"
+    (bucket / "runs" / Copy.of(damaged.path, bucket).read()["archive"]).write_bytes(b"cut")
+    shutil.move(archive, away)
+    archive.mkdir()  # cannot be read now: an OSError, as where the bucket is away
+    server = Backup(folder, bucket)
+    server.open()
+    server.restore()
+    assert set(server.missed) == {run.id, damaged.id} and not run.path.exists()
+    archive.rmdir()
+    shutil.move(away, archive)
+    monkeypatch.setattr(server, "again", 0.0)
+    assert server.step() and run.status() == "done" and server.missed == [damaged.id]
+    assert server.again == float("inf")
+
+
 @pytest.mark.parametrize(("runs", "bucket"), [("a", "a"), ("a", "a/b"), ("a/b", "a")])
 def test_a_bucket_that_is_not_apart_from_the_runs_is_refused_in_words(tmp_path, runs, bucket):
     run = finished(tmp_path / runs)

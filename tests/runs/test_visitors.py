@@ -14,6 +14,7 @@ from kd.devtools import load
 from kd.errors import UserError
 from kd.experiments.grid import Grid
 from kd.experiments.sweep import create_sweep
+from kd.export.job import make_job
 from kd.runs import visitors
 from kd.runs.run import Run
 from kd.runs.store import create_run, local_owner
@@ -164,6 +165,19 @@ def test_nothing_of_a_visitor_goes_while_one_of_the_runs_is_at_work(folder):
         leave(done.path, works.path)
         assert not visitors.idle(folder, 7, time.time())
     assert len(visitors.idle(folder, 7, time.time())) == 2  # it has died since
+
+
+def test_nothing_of_a_visitor_goes_while_a_student_is_exported_or_pushed(folder):
+    run = finished(folder, ANNA)
+    job = Run(run.path / "pushing")
+    make_job(run, job)
+    with job.work():
+        job.begin(resume=False)
+        leave(run.path)
+        assert not visitors.idle(folder, 7, time.time())
+        job.close("done")
+    leave(run.path)
+    assert len(visitors.idle(folder, 7, time.time())) == 1
 
 
 def test_who_looks_at_a_run_has_been_seen_and_who_only_tries_a_token_has_not(folder):
