@@ -386,8 +386,10 @@ def is_lost(error: BaseException) -> bool:
 
 def _said_why(ranks: Ranks, error: BaseException) -> None:
     """Raise ``OtherFailed`` where another process has said why it is gone; else end this process, as if it had been killed."""
+    import torch
+
     for _ in range(20):
-        with suppress(RuntimeError):
+        with suppress(torch.distributed.DistError):  # another machine served the store, and is gone too
             if ranks.store.check(["failure"]):
                 raise OtherFailed(pickle.loads(ranks.store.get("failure"))) from error
         time.sleep(POLL_SECONDS)

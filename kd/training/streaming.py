@@ -6,7 +6,6 @@ are of originals. What is made lies where the ordinary way would have put it (``
 under the same keys, so everything after it is the same. A pass that was interrupted goes on after the last chunk of rows.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -230,6 +229,8 @@ class Pass:
     def read(self) -> dict[str, Any]:
         """Read what has not been read before, put every file in its place, and return what is written to ``RESULT``."""
         progress = Progress.load(self.folder, self.parts())
+        if (self.folder / RESULT).exists():  # all was put in its place once, and is not there any more
+            progress = None
         resumed = progress is not None and progress.chunks > 0
         if progress is None:
             progress = self._begin()
@@ -542,4 +543,4 @@ def expected_splits(opened: Opened, config: DistillConfig) -> "tuple[Splits, dic
             "How many pictures the stream has is known only at its end, so no time can be told before.",
             setting="streaming",
         )
-    return dataclasses.replace(opened.splits), counts
+    return opened.splits, counts
