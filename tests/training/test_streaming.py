@@ -1,6 +1,7 @@
 """Streams: the same files as the ordinary way, from wherever the pass was cut, and in words what cannot be streamed."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from kd.data import stream
 from kd.data.pixels import fingerprint
 from kd.data.stream import split_of
+from kd.data.stream_files import Progress
 from kd.distill import execute
 from kd.errors import UserError
 from kd.evaluation.dataset_check import check_dataset
@@ -149,6 +151,18 @@ def test_a_pass_that_is_killed_goes_on_after_its_last_chunk_and_makes_the_same_f
     assert not list(job.cache.rglob("*.part"))
     load_job_splits(job)
     assert job.run.last("stream")["cache"] == "hit"
+
+
+def test_pixels_that_are_gone_are_streamed_again_also_where_the_pass_before_was_killed_at_its_very_end(
+    streamed, few_rows, tmp_path
+):
+    job = job_of(streamed, tmp_path)
+    load_job_splits(job)
+    (folder,) = (job.cache / "streams").iterdir()
+    Progress(train=60, readable=60, streamed=True).save(folder)
+    shutil.rmtree(job.cache / "pixels")
+    load_job_splits(job)
+    assert job.run.last("stream")["cache"] == "miss" and list(job.cache.rglob("pixels.npy"))
 
 
 def test_tar_shards_are_streamed_and_need_room_for_their_pixels(streamed, tmp_path, monkeypatch):
