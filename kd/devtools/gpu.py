@@ -189,7 +189,7 @@ def measure_little_memory(bench: Bench, note: Note) -> None:
     process.start()
     process.join()
     parts = [event["parts"] for event in run.events() if event["event"] == "memory"]
-    note(**({"pictures": LITTLE_PICTURES} if bench.small else {"gigabytes": LITTLE_GB}), parts=parts)
+    note(**({"at_once": LITTLE_PICTURES} if bench.small else {"gigabytes": LITTLE_GB}), parts=parts)
     if run.status() != "done":
         failed = run.last("failed")
         raise UserError(failed["message"] if failed else f"The run {run.status()}.")

@@ -1,6 +1,7 @@
 """The stages of a machine with a GPU: each is written as it comes, and done once."""
 
 import json
+import shutil
 
 import pytest
 
@@ -67,7 +68,10 @@ def test_without_a_gpu_it_says_how_to_try_it(tmp_path):
 def test_all_stages_work_on_a_cpu_at_a_small_size(tmp_path):
     said: list[str] = []
     found = measure_gpu(tmp_path / "out.jsonl", 36000, True, said.append)
-    assert {name: one["failed"] for name, one in found.items() if "failed" in one} == {}
+    failed = {name: one["failed"] for name, one in found.items() if "failed" in one}
+    if shutil.which("g++") is None:  # `torch.compile` needs it on a CPU
+        assert failed.pop("compiled steps of 8")
+    assert failed == {}
     rows = [f"{row}, batch {batch}" for batch in (8, 16) for row in ROWS]
     assert {"machine", "the default", "beans", "steps of 8", "compiled steps of 8", *rows} <= found.keys()
     assert all(found[row]["images_per_second"] > 0 for row in rows)
