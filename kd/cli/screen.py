@@ -192,7 +192,7 @@ def deployed_note(onnx: dict[str, Any]) -> str:
     return (
         f"\nIn {onnx['student']['latency_ms']['runtime']}: one thread's own time, p50; the student's file of "
         f"{onnx['student']['megabytes']:.2f} MB gives PyTorch's answer on {onnx['agreement']:.2%} of the test pictures"
-        + ("." if onnx["success"] else ", which is too few: do not use it before you know why.")
+        + ("." if onnx["success"] else f", which is too few. {onnx.get('others', '')}")
     )
 
 
@@ -217,7 +217,8 @@ def export_table(found: dict[str, Any]) -> str:
     )
     if found["speedup"]:
         said += f"\nIn ONNX Runtime, one thread, the student is {speed_words(found['speedup'])} than its teacher."
-    return "\n".join([table(head, rows), said, *found["notes"]])
+    marked = [f"{name}: {one['others']}" for name, one in found["files"].items() if not one["success"]]
+    return "\n".join([table(head, rows), said, *marked, *found["notes"]])
 
 
 def milliseconds(value: float) -> str:

@@ -45,7 +45,7 @@ def failed(why: str) -> str:
 
 def onnx_summary(results: dict[str, Any]) -> dict[str, Any]:
     """Return what a report says of an export: ``teacher`` and ``student`` (``latency_ms`` of one picture and thread,
-    ``megabytes``), ``speedup``, and the student's ``accuracy``, ``agreement`` with itself in PyTorch, and ``success``."""
+    ``megabytes``), ``speedup``, the student's ``accuracy``, ``agreement`` with itself in PyTorch, ``success``, and ``others``, which says where it differs."""
     bare, whole = (results["files"][name] for name in FILES["onnx"])
     teacher = results["teacher"]
     return {
@@ -55,6 +55,7 @@ def onnx_summary(results: dict[str, Any]) -> dict[str, Any]:
         "accuracy": whole["accuracy"],
         "agreement": min(bare["agreement"], whole["agreement"]),
         "success": bare["success"] and whole["success"],
+        "others": whole["others"] or bare["others"],
         "seconds": results["seconds"],
     }
 
@@ -63,7 +64,7 @@ def warnings_of(results: dict[str, Any]) -> list[str]:
     """Say which files do not answer as the student does, and what else is to be known."""
     off = [
         f"{name} gives PyTorch's answer on {one['agreement']:.2%} of the test pictures; at least {one['least_agreement']:.1%} "
-        "are expected. Do not use it before you know why."
+        f"are expected. {one['others']}"
         for name, one in results["files"].items()
         if not one["success"]
     ]

@@ -16,6 +16,8 @@ from kd.models.processor import run_processor
 
 # The least share of the test pictures on which a file has to give the student's answer, by its kind.
 LEAST_AGREEMENT = {"fp32": 0.999, "int8": 0.99}
+# Where the first two probabilities are no further apart, pixels or weights that were rounded otherwise can turn the answer.
+NEAR_TIE = 0.05
 # Sizes of a batch that are tried for the throughput, and the seconds that one may take.
 BATCHES, MOST_SECONDS = (1, 8, 32, 128), 2.0
 # Each file is timed for so many seconds, in as many blocks: others have their turns between, so that a disturbance of the
@@ -39,8 +41,9 @@ def score_files(
         progress: is called with the pictures done, and how many there are.
 
     Returns:
-        name -> ``accuracy``, ``agreement`` with the student's classes, and ``difference``, the greatest of the logits
-        (of the probabilities, where a file answers with those).
+        name -> ``accuracy``, ``agreement`` with the student's classes, ``difference``, the greatest of the logits (of the
+        probabilities, where a file answers with those), and ``others``, a sentence about the pictures on which it gives
+        another class, empty where there are none.
     """
     sessions = {name: open_session(path) for name, path in files.items()}
     takes = {name: session.get_inputs()[0].name for name, session in sessions.items()}
@@ -59,15 +62,35 @@ def score_files(
 
 
 def _scores(found: np.ndarray, takes: str, answers: dict[str, np.ndarray]) -> dict[str, float]:
-    expected = answers["logits"]
-    if takes == "picture":
-        expected = softmax(np.asarray(expected, np.float64), axis=-1)
+    probabilities = softmax(np.asarray(answers["logits"], np.float64), axis=-1)
+    expected = probabilities if takes == "picture" else answers["logits"]
     same = found.argmax(-1) == answers["logits"].argmax(-1)
+    first, second = np.sort(probabilities, axis=-1)[:, :-3:-1].T
     return {
         "accuracy": round(float((found.argmax(-1) == answers["labels"]).mean()), 5),
         "agreement": round(float(same.mean()), 5),
         "difference": float(f"{np.abs(found - expected).max():.3g}"),
+        "others": _words_on((first - second)[~same]),
     }
+
+
+def _words_on(gaps: np.ndarray) -> str:
+    """Say how undecided the student is on pictures on which a file gives another class.
+
+    ``gaps`` ``[D]`` are between its first two probabilities in PyTorch, one for each of these pictures.
+    """
+    if not len(gaps):
+        return ""
+    where = "1 picture, where" if len(gaps) == 1 else f"{len(gaps):,} pictures; there"
+    advice = (
+        "Those are near ties, which pixels or weights that are rounded otherwise can turn."
+        if gaps.max() <= NEAR_TIE
+        else "Try it on pictures of your own before you use it."
+    )
+    return (
+        f"It gives another class on {where} the student's first two classes in PyTorch are up to {100 * gaps.max():.1f} points "
+        f"apart. {advice}"
+    )
 
 
 # The time of a thread alone; the clock on the wall where a system counts that in steps longer than a call.

@@ -466,8 +466,7 @@ def _plain_http() -> Iterator[None]:
     """Speak with the Hub over plain HTTP that gives up on silence: its library would wait for an answer for ever. Nor does it
     print what ``listening`` says in words, with addresses that are good for an upload."""
     from huggingface_hub import constants, set_client_factory
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from huggingface_hub.utils import _http
+    from huggingface_hub.utils import _http, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     def client() -> Any:
         made = factory()

@@ -260,9 +260,9 @@ def build() -> DistillTab:
                 every |= {name: settings.widget(name) for name in ("epochs", "minutes")}
             with gr.Column(elem_id="go"):
                 button = gr.Button("Distill", variant="primary", size="lg", elem_id="distill")
-                minutes = time_estimate.build()
                 if is_zerogpu():
                     gr.HTML(render("zerogpu"), js_on_load=None, apply_default_css=False, elem_id="lent-gpu")
+                minutes = time_estimate.build()
             with gr.Accordion("More", open=False, elem_id="more"):
                 every["method"] = settings.widget("method")
                 with gr.Row(visible=False) as own_row:

@@ -68,10 +68,8 @@ def sentence(report: dict[str, Any]) -> str:
     on_average = f"On average over {seeds} seeds, the" if seeds > 1 else "The"
     if not report["teacher"]:
         return f"{on_average} model has {percent(ours)} on the test pictures."
-    deployed = report.get("onnx") or {}  # reports of before have none
-    speedup = deployed.get("speedup") or report["speedup"]
     costs = (
-        f"{compared(speedup, 'faster', 'slower', 'as fast')}, "
+        f"{compared(deployed_speedup(report), 'faster', 'slower', 'as fast')}, "
         f"{compared(report['size_ratio'], 'smaller', 'larger', 'as large')}"
     )
     if not is_labelled(report):
@@ -221,6 +219,11 @@ def _score_rows(report: dict[str, Any]) -> list[list[str]]:
 # --- Figures in words
 
 
+def deployed_speedup(report: dict[str, Any]) -> float:
+    """Return how many times faster than its teacher the student is in ONNX Runtime; in PyTorch, where it was not exported."""
+    return (report.get("onnx") or {}).get("speedup") or report["speedup"]
+
+
 def count(value: float | None) -> str:
     """Return a large number in millions or billions: "0.41 M", "1.20 G"; ``None`` is one that was not counted."""
     if value is None:
@@ -234,7 +237,9 @@ def times(ratio: float) -> str:
 
 
 def against(ratio: float, less: str, more: str) -> str:
-    """Return how the student compares with the teacher: "26× fewer", or "1.2× more" where it has more."""
+    """Return how the student compares with the teacher: "26× fewer", "1.2× more" where it has more, or "the same"."""
+    if round(ratio, 1) == 1:
+        return "the same"
     return f"{times(ratio)} {less}" if ratio >= 1 else f"{times(1 / (ratio or LEAST_RATIO))} {more}"
 
 
@@ -247,7 +252,7 @@ def deployed_notes(report: dict[str, Any]) -> list[str]:
     return [
         f"{latency['runtime']}: one picture, one thread's own time, {latency['n']:,} trials, without preprocessing. The exported student "
         f"gives PyTorch's answer on {onnx['agreement']:.2%} of the test pictures"
-        + ("." if onnx["success"] else ", which is too few: do not use it before you know why.")
+        + ("." if onnx["success"] else f", which is too few. {onnx.get('others', '')}")
     ]
 
 

@@ -21,7 +21,7 @@ from kd.ui.distill import stop
 from kd.ui.example import EXAMPLE
 from kd.ui.progress import queue_place
 from kd.ui.rendering import render
-from kd.ui.result import is_labelled, percent, times
+from kd.ui.result import deployed_speedup, is_labelled, percent, times
 
 MOST_ROWS = 200
 
@@ -70,7 +70,7 @@ def _row_values(run: Run) -> dict[str, Any]:
         "Lambda": f"{1 if summary.labels == 'teacher' else config.lambda_:g}" if has_teacher else "",
         "Accuracy": () if accuracy is None else (percent(accuracy), "test" if report else "validation"),
         "Agreement": "" if agreement is None else percent(agreement),
-        "Speed-up": times(report["speedup"]) if report and has_teacher else "",
+        "Speed-up": times(deployed_speedup(report)) if report and has_teacher else "",
         "Actions": ["open"] if run == EXAMPLE else actions(status, has_teacher),
     }
     label = f"{given_name or student}, started {created}"

@@ -44,7 +44,7 @@ def export_state(asked: dict[str, Any]) -> dict[str, Any]:
         results = find_export(run)
         answer = {**progress_of(run), "missing": results is None or lacks(run, results)}
         if results:
-            answer |= {"html": render("take_away_files", files=files_table(results), notes=results["notes"]),
+            answer |= {"html": render("take_away_files", files=files_table(results), notes=notes_of(results)),
                        "bytes": zip_size(run)}  # fmt: skip
         return answer
     except (UserError, ValueError) as problem:
@@ -86,6 +86,12 @@ def _running_words(last: dict[str, Any] | None, share: float) -> str:
     return "Timing the files"
 
 
+def notes_of(results: dict[str, Any]) -> list[str]:
+    """Return what is to be read below the table: of each file that answers too differently where it does, and more."""
+    marked = [f"{name}: {one.get('others', '')}" for name, one in results["files"].items() if not one["success"]]
+    return [*marked, *results["notes"]]
+
+
 def files_table(results: dict[str, Any]) -> Table:
     """Return what was measured of each file of an export."""
     rows = []
@@ -95,7 +101,7 @@ def files_table(results: dict[str, Any]) -> Table:
             name,
             CONTENTS[name],
             percent(one["accuracy"]),
-            f"{one['agreement']:.2%}" + ("" if one["success"] else ": too few, do not use it before you know why"),
+            f"{one['agreement']:.2%}" + ("" if one["success"] else ": too few"),
             f"{one['megabytes']:.2f} MB",
             f"{single['p50']:.3f} ms",
         ])  # fmt: skip

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from PIL import Image
@@ -160,8 +161,30 @@ def test_a_file_that_answers_otherwise_is_marked_and_is_no_success(made, found, 
         quantize, "quantize", lambda source, target, inputs: real(source, target, [0 * next(iter(inputs))])
     )
     again = export_student(run)
-    assert not again["files"]["onnx/model_quantized.onnx"]["success"]
-    assert "`onnx/model_quantized.onnx` does not reach its mark" in (run.path / FOLDER / "README.md").read_text()
+    marked, card = again["files"]["onnx/model_quantized.onnx"], (run.path / FOLDER / "README.md").read_text()
+    assert not marked["success"] and marked["others"].endswith("Try it on pictures of your own before you use it.")
+    assert "`onnx/model_quantized.onnx` does not reach its mark" in card and marked["others"] in card
+
+
+@pytest.mark.parametrize(
+    ("found", "others"),
+    [
+        ([[2.0, 1.0], [0.0, 3.0]], ""),
+        ([[2.0, 1.0], [3.0, 0.0]], "It gives another class on 1 picture, where the student's first two classes in PyTorch are "
+         "up to 90.5 points apart. Try it on pictures of your own before you use it."),
+        ([[1.0, 2.0], [3.0, 0.0]], "It gives another class on 2 pictures; there the student's first two classes in PyTorch are "
+         "up to 90.5 points apart. Try it on pictures of your own before you use it."),
+    ],
+)  # fmt: skip
+def test_where_a_file_gives_another_class_it_says_how_sure_the_student_was(found, others):
+    answers = {"logits": np.array([[2.0, 1.0], [0.0, 3.0]]), "labels": np.array([0, 1])}
+    assert measure._scores(np.array(found), "pixel_values", answers)["others"] == others
+
+
+def test_near_ties_are_called_so():
+    answers = {"logits": np.array([[2.0, 1.9], [0.0, 3.0]]), "labels": np.array([0, 1])}
+    said = measure._scores(np.array([[1.9, 2.0], [0.0, 3.0]]), "pixel_values", answers)["others"]
+    assert "up to 5.0 points apart. Those are near ties" in said
 
 
 def test_scores_are_of_what_a_file_answers(made, found, tmp_path):

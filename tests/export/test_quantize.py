@@ -27,7 +27,9 @@ def logits_of_both(model: nn.Module, folder: Path) -> tuple[np.ndarray, np.ndarr
     export_model(model, (SIDE, SIDE), folder / "model.onnx")
     quantize(folder / "model.onnx", folder / "int8.onnx", inputs)
     sessions = [open_session(folder / name) for name in ("model.onnx", "int8.onnx")]
-    floats, whole = (np.concatenate([one.run(None, {"pixel_values": image})[0] for image in inputs]) for one in sessions)
+    floats, whole = (
+        np.concatenate([one.run(None, {"pixel_values": image})[0] for image in inputs]) for one in sessions
+    )
     return floats, whole
 
 

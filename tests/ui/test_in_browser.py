@@ -289,11 +289,15 @@ def test_a_file_that_answers_too_differently_is_marked(site, run):
     path = run.path / "export" / "results.json"
     whole = path.read_text()
     results = json.loads(whole)
-    results["files"]["student_int8.onnx"] |= {"success": False, "agreement": 0.978}
+    results["files"]["student_int8.onnx"] |= {
+        "success": False, "agreement": 0.978, "others": "It gives another class on 3 pictures.",
+    }  # fmt: skip
     path.write_text(json.dumps(results))
     try:
         found = site.call("in-browser", "offered", {"run": run.id})["files"]
         assert [one["words"] for one in found] == ["fp32", "int8 (agrees on 97.8% only)"]
+        html = site.call("live", "export_state", {"run": run.id})["html"]
+        assert "97.80%: too few<" in html and "student_int8.onnx: It gives another class on 3 pictures" in html
     finally:
         path.write_text(whole)
 

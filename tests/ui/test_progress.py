@@ -2,7 +2,7 @@
 
 import time
 
-from kd.runs.summary import Summary
+from kd.runs.summary import TRAINING, Summary
 from kd.ui.progress import progress_line
 
 
@@ -68,6 +68,37 @@ def test_a_run_that_waits_says_its_place_and_how_long_where_that_is_known():
     assert progress_line(waits, "queued")[0] == "Waiting for the CPU: place 2 in the queue, about 3 min"
     for unknown in (told, {**told, "time": told["time"] - 500, "wait": 182}):
         assert progress_line(Summary().after(unknown), "queued")[0] == "Waiting for the CPU: place 2 in the queue"
+
+
+def test_a_run_that_is_paused_while_it_waits_for_its_next_piece_shows_the_training_that_it_has_reached():
+    training = {
+        "event": "training",
+        "epochs": 2,
+        "steps": 10,
+        "step": 0,
+        "arm": "distilled",
+        "seed": 0,
+        "nth": 1,
+        "of": 1,
+    }
+    step = {
+        "event": "step",
+        "arm": "distilled",
+        "seed": 0,
+        "step": 6,
+        "epoch": 1.2,
+        "seconds": 1.0,
+        "images_per_second": 9,
+    }
+    queued, paused = (
+        {"event": "queued", "device": "gpu", "place": 1},
+        {"event": "paused", "reason": "quota", "message": "Used up."},
+    )
+    found = Summary(lifecycle="started")
+    for event in (training, step, queued, paused):
+        found = found.after({**event, "time": time.time()})
+    assert (found.stage, found.share()) == (TRAINING, 0.6)
+    assert Summary().after({**queued, "time": 0}).after({**paused, "time": 0}).stage == 0  # nothing of it was trained
 
 
 def test_a_wait_for_the_hub_and_a_death_are_said_in_the_run_s_line():

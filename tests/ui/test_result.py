@@ -61,6 +61,8 @@ def test_a_student_hundreds_of_times_larger_than_its_teacher_is_shown_as_that():
     assert ratios == {"speedup": 0.06, "size_ratio": 0.0028}
     assert against(ratios["size_ratio"], "smaller", "larger").startswith("357")
     assert against(0.0, "smaller", "larger").endswith("larger")  # as older reports have it
+    assert {against(ratio, "smaller", "larger") for ratio in (1.0, 0.96, 1.04)} == {"the same"}
+    assert against(1.06, "smaller", "larger") == "1.1\N{MULTIPLICATION SIGN} smaller"
     assert compared(0.0, "smaller", "larger", "as large") == "200 times larger"
 
 
