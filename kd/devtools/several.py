@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -30,16 +30,23 @@ def measure_processes(plan: Plan, counts: list[int], tell: Callable[[str], None]
     """
     found = []
     with tempfile.TemporaryDirectory(prefix="kd-bench-") as name:
-        folder = Path(name)
         tell("making the teacher and the pictures")
-        prepare(plan, folder)
-        for count in counts:
-            config = plan.config(folder, processes=count, epochs=EPOCHS, export="no")
-            # A cache of its own, so that each asks its teacher.
-            run = create_run(config, folder / f"runs-{count}", "bench")
-            found.append({"processes": count, **followed(run)})
-            tell(", ".join(f"{name} {value}" for name, value in found[-1].items()))
+        prepare(plan, Path(name))
+        for figures in compare_counts(plan, Path(name), counts):
+            found.append(figures)
+            tell(", ".join(f"{name} {value}" for name, value in figures.items()))
     return found
+
+
+def compare_counts(plan: Plan, folder: Path, counts: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield the figures of a run with each number of processes, on what ``prepare`` has written to ``folder``.
+
+    Raises ``UserError`` where one of them cannot be done.
+    """
+    for count in counts:
+        config = plan.config(folder, processes=count, epochs=EPOCHS, export="no")
+        # A cache of its own, so that each asks its teacher.
+        yield {"processes": count, **followed(create_run(config, folder / f"runs-{count}", "bench"))}
 
 
 def followed(run: Run) -> dict[str, Any]:

@@ -43,7 +43,7 @@ POLL_SECONDS = 0.1
 LONGEST_WAIT = timedelta(days=7)
 # A collective operation in which a process hangs ends with an error after so long.
 LONGEST_OPERATION = timedelta(minutes=30)
-# The others need so long at most to leave after the last training, in seconds.
+# The others need so long at most to leave after the last training, and the first to close a run in which one failed, in seconds.
 LEAVING_SECONDS = 20.0
 # The first process has so long to find out by itself that another has failed, in seconds.
 FINDING_SECONDS = 4.0
@@ -110,10 +110,9 @@ class Ranks:
         if not self.is_first and self.store.check(["over"]):
             raise Over
 
-    def rows(self, count: int, rank: int | None = None) -> slice:
-        """Return the part of so many rows that is this process's, or another's."""
-        rank = self.rank if rank is None else rank
-        return slice(count * rank // self.count, count * (rank + 1) // self.count)
+    def rows(self, count: int) -> slice:
+        """Return the part of so many rows that is this process's."""
+        return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
     # --- While they train
 
@@ -195,10 +194,11 @@ ALONE = Ranks()
 
 
 class SharedBatches:
-    """The batches of a sampler, each cut into one part for each process, the parts of a batch one after the other.
+    """This process's part of each batch of a sampler whose order is the same in all processes.
 
-    `accelerate` hands them out in turns. By itself it would fill the last batch up with images of the first, so that an
-    epoch was not that of one process. A last batch of fewer images than ``least`` for each process is left out.
+    `accelerate` can cut batches too, but fills the last one up with images of the first, so that an epoch was not that of one
+    process; and where a training goes on in the middle of an epoch, it does not tell every sampler which epoch that is. It
+    finds the one that is called ``sampler`` here. A last batch of fewer images than ``least`` for each process is left out.
     """
 
     def __init__(self, sampler: Any, size: int, ranks: Ranks, least: int = 1) -> None:
@@ -206,21 +206,17 @@ class SharedBatches:
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.size)
-        return self.ranks.count * (whole + (rest >= self.least * self.ranks.count))
+        return whole + (rest >= self.least * self.ranks.count)
 
     def __iter__(self) -> Iterator[list[int]]:
         batch: list[int] = []
         for index in self.sampler:
             batch.append(index)
             if len(batch) == self.size:
-                yield from self._parts(batch)
+                yield batch[self.ranks.rows(len(batch))]
                 batch = []
         if len(batch) >= self.least * self.ranks.count:
-            yield from self._parts(batch)
-
-    def _parts(self, batch: list[int]) -> Iterator[list[int]]:
-        for rank in range(self.ranks.count):
-            yield batch[self.ranks.rows(len(batch), rank)]
+            yield batch[self.ranks.rows(len(batch))]
 
 
 # --- The first process
@@ -242,6 +238,8 @@ def ranks_of(run: Run, config: DistillConfig) -> Iterator[Ranks]:
     if count == 1:
         yield ALONE
         return
+    import torch
+
     check_batch(config, count)
     if place:
         ranks, others = _join(config.device, *place), []
@@ -253,6 +251,7 @@ def ranks_of(run: Run, config: DistillConfig) -> Iterator[Ranks]:
     Thread(target=watch, daemon=True).start()
     try:
         yield ranks
+        done.set()  # who leaves now does so in time
         ranks.tell("over")
         _leave(others)
     except BaseException as error:
@@ -260,7 +259,7 @@ def ranks_of(run: Run, config: DistillConfig) -> Iterator[Ranks]:
         ending.acquire()  # where the other thread has it, that one ends this process
         if is_lost(error):  # the one that is gone may have said why
             _said_why(ranks, error)
-        with suppress(Exception):
+        with suppress(torch.distributed.DistError):  # where another machine served the store, it may be gone
             ranks.tell("over")
         raise
     finally:
@@ -281,8 +280,10 @@ def check_batch(config: DistillConfig, count: int) -> None:
 
 
 def check_machine(config: DistillConfig) -> None:
-    """Raise ``UserError`` where this machine has fewer GPUs, or on the CPU fewer cores, than there are to be processes, and
-    ``ValueError`` where a server takes fewer."""
+    """Check that each process of a run has a GPU of this machine, or on the CPU a core.
+
+    Raises ``UserError`` where there are too few, and ``ValueError`` where a server takes fewer.
+    """
     limits.check_processes(config.processes)
     device = device_name(config.device)
     if device == "mps":
@@ -293,10 +294,7 @@ def check_machine(config: DistillConfig) -> None:
     else:
         import torch
 
-        found, unit = (
-            torch.cuda.device_count(),
-            "GPU",
-        )  # from the one on that was asked for: it sees only those of its run
+        found, unit = torch.cuda.device_count(), "GPU"  # those of its run alone: it sees no others
     if config.processes > found:
         raise UserError(
             f"processes is {config.processes}, and this machine has {found} {unit}{'s' * (found != 1)} for the run: each process "
@@ -326,28 +324,41 @@ def _start_others(run: Run, count: int) -> tuple[Ranks, list[subprocess.Popen]]:
 
 
 def _end_with(others: list[subprocess.Popen], ranks: Ranks, run: Run, until: tuple[Event, Lock]) -> None:
-    """End this process when one of the others is gone before its time, ``until`` the event is set. The lock is held from the
-    moment on in which it is decided how the run ends.
+    """End this process when one of the others is gone before its time, or has said that it failed, ``until`` the event is set.
+    The lock is held from the moment on in which it is decided how the run ends.
 
-    One that has failed in words has told them: then this process has a moment to find them, where it does not wait for that
-    one in an operation that nothing ends; or else the run is closed with them here.
+    Where one has said why, this process has a moment to find that out by itself, and to close the run. It cannot where it
+    waits for that one in an operation that nothing ends, as those of GPUs are: then the run is closed here.
     """
     done, ending = until
+    store = ranks.store.clone()  # the other thread may wait for an answer of the store itself
     while not done.wait(POLL_SECONDS):
-        for rank, other in enumerate(others, start=1):
-            code = other.poll()
-            if not code:
-                continue
-            if (code > 0 and done.wait(FINDING_SECONDS)) or not ending.acquire(blocking=False):
-                return
-            how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-            print(f"Process {rank + 1} of {ranks.count} {how}; the run ends with it.", file=sys.stderr, flush=True)
-            with suppress(Exception):
-                if code > 0 and ranks.store.check(["failure"]):
-                    run.close("failed", message=pickle.loads(ranks.store.get("failure")), error="OtherFailed", kind="")
+        said = pickle.loads(store.get("failure")) if store.check(["failure"]) else None
+        how = _how_one_ended(others)
+        if said is None and how is None:
+            continue
+        if how is not None and said is None and store.check(["failure"]):
+            continue  # it has been said just now
+        if (said is not None and done.wait(FINDING_SECONDS)) or not ending.acquire(blocking=False):
+            return
+        print(f"{how or 'A process of the run has failed'}; the run ends with it.", file=sys.stderr, flush=True)
+        try:
+            if said is not None:
+                run.close("failed", message=said, error="OtherFailed", kind="")
+                store.set("over", pickle.dumps(None))
+        finally:  # whatever happened: nobody is to wait for this process, which may never come back
             for one in others:
                 one.kill()
             os._exit(1)
+
+
+def _how_one_ended(others: list[subprocess.Popen]) -> str | None:
+    """Say which of the others is gone before its time, and how it ended; ``None`` where all are at work or have done theirs."""
+    for rank, other in enumerate(others, start=1):
+        if code := other.poll():
+            how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+            return f"Process {rank + 1} of {len(others) + 1} {how}"
+    return None
 
 
 def _leave(others: list[subprocess.Popen]) -> None:
@@ -365,9 +376,8 @@ def is_lost(error: BaseException) -> bool:
     import torch
 
     chain = [error, *filter(None, [error.__cause__, error.__context__])]
-    together = (
-        torch.distributed.is_initialized()
-    )  # else the words may be those of another connection, such as the Hub's
+    # Else the words may be those of another connection, such as the Hub's.
+    together = torch.distributed.is_initialized()
     return any(
         isinstance(link, torch.distributed.DistError) or (together and any(words in str(link) for words in LOST))
         for link in chain
@@ -376,8 +386,10 @@ def is_lost(error: BaseException) -> bool:
 
 def _said_why(ranks: Ranks, error: BaseException) -> None:
     """Raise ``OtherFailed`` where another process has said why it is gone; else end this process, as if it had been killed."""
+    import torch
+
     for _ in range(20):
-        with suppress(RuntimeError):
+        with suppress(torch.distributed.DistError):  # another machine served the store, and is gone too
             if ranks.store.check(["failure"]):
                 raise OtherFailed(pickle.loads(ranks.store.get("failure"))) from error
         time.sleep(POLL_SECONDS)
@@ -423,9 +435,20 @@ def help_first(run: Run, work: Callable[[Run, Ranks], None]) -> None:
     except BaseException as error:
         if is_lost(error):
             sys.exit(1)  # the first process is gone, or about to say why
-        with suppress(Exception):
-            ranks.tell("failure", failure_message(error, run))
+        _tell_failure(ranks, failure_message(error, run))
         raise
+
+
+def _tell_failure(ranks: Ranks, message: str) -> None:
+    """Tell the first process why this one has failed, and wait until it has closed the run: whoever has started both, as
+    `accelerate launch` has, kills it as soon as this one ends."""
+    import torch
+
+    ends = time.monotonic() + LEAVING_SECONDS
+    with suppress(torch.distributed.DistError):  # the first process is gone too, and with it the store
+        ranks.tell("failure", message)
+        while time.monotonic() < ends and not ranks.store.check(["over"]):
+            time.sleep(POLL_SECONDS)
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kd.config import DistillConfig
 from kd.errors import UserError
@@ -19,6 +19,7 @@ from kd.runs.run import Run, events_by_trial
 from kd.system import memory
 from kd.system.files import text_of, write_whole
 from kd.training.checkpoints import checkpoints_folder, last_checkpoint, save_best, student_folder
+from kd.training.distributed import Over
 from kd.training.plan import TRAINED, Plan, Trial
 from kd.training.setup import DecodedSplits, Job, training_threads
 
@@ -61,7 +62,7 @@ def train(job: Job, lesson: Lesson, fresh_student: Callable[[], "Student"]) -> T
 
     Where a GPU's memory runs out, training goes on from the last checkpoint with batches in smaller parts, whose
     gradients are summed, and with a ``fresh_student``. (`Trainer`'s ``auto_find_batch_size`` would begin again, with other
-    batches and another schedule.)
+    batches and another schedule.) Several processes do so where they can agree on it, else the run goes on so once it is resumed.
     """
     while True:
         trainer = build_trainer(job, lesson)
@@ -71,9 +72,11 @@ def train(job: Job, lesson: Lesson, fresh_student: Callable[[], "Student"]) -> T
             save_best(job.run, lesson.trial, trainer, lesson.student.processor)
             return keep_trained(job.run, what_came(job.run, lesson, trainer)) if job.ranks.is_first else None
         except RuntimeError as error:
-            if not memory.ran_out_on_gpu(error) or (job.ranks.count > 1 and not trainer.ran_out_together):
+            if not memory.ran_out_on_gpu(error):
                 raise
         # Outside of the handler: the error refers to everything that was on the GPU when it was raised.
+        if job.ranks.count > 1 and not trainer.ran_out_together:
+            fail_without_memory(job, lesson)
         before = trainer.args.gradient_accumulation_steps
         job.ranks.first(
             f"after {before} parts of training {lesson.trial.nth}", partial(use_smaller_parts_of, job, lesson)
@@ -118,6 +121,21 @@ def use_smaller_parts_of(job: Job, lesson: Lesson) -> None:
     """Cut the batches of a training, or each process's part of them, into smaller parts from now on."""
     size = lesson.plan.config.batch_size // job.ranks.count
     use_smaller_parts(job.run, size, least_part(lesson.student.model))
+
+
+def fail_without_memory(job: Job, lesson: Lesson) -> NoReturn:
+    """End a run in which one of several GPUs has run out of memory within a step, where the others wait for it in operations
+    that it cannot take part in any more; the ``memory`` event of the process that ran out, whichever it is.
+
+    Raises ``UserError``.
+    """
+    whole = Run(job.run.path)  # the other processes' own writes nothing
+    use_smaller_parts_of(dataclasses.replace(job, run=whole), lesson)
+    raise UserError(
+        f"Process {job.ranks.rank + 1} of {job.ranks.count} ran out of its GPU's memory in the middle of a step, in which the others "
+        f"waited for it, so they could not go on together. {whole.goes_on[:-1]} from its last checkpoint, with each batch in "
+        "smaller parts. Or choose a smaller batch size, image size or student."
+    )
 
 
 def use_smaller_parts(run: Run, size: int, least: int = 1) -> None:
@@ -282,6 +300,8 @@ def method_of(config: DistillConfig) -> "Method":
 def run_trainer(job: Job, lesson: Lesson, trainer: "ImageDistilTrainer") -> None:
     """Train, from the last checkpoint if there is one; the trainer's model is then the best by validation accuracy.
 
+    Of several processes the first says what went wrong in all of them; the others leave with ``Over``.
+
     Raises ``StopAsked`` when stopped and ``UserError`` when the loss diverges, after the best so far has been saved;
     ``PauseAsked`` before the GPU is taken away, after a checkpoint.
     """
@@ -290,13 +310,16 @@ def run_trainer(job: Job, lesson: Lesson, trainer: "ImageDistilTrainer") -> None
     run, trial, processor = job.run, lesson.trial, lesson.student.processor
     find = partial(last_checkpoint, Path(trainer.args.output_dir), bool(trainer.average))
     parts = trainer.args.gradient_accumulation_steps
+    # Here the other processes wait while the first measures the student of the training before.
+    checkpoint = job.ranks.first(f"checkpoint of {trial.nth} in {parts}", find)
     if job.ranks.count > 1:
         trainer.train_dataset.show(0, lesson.plan.input_size)  # the largest; each epoch has its own
         trainer.check_memory()
     try:
-        # Here the other processes wait while the first measures the student of the training before.
-        trainer.train(resume_from_checkpoint=job.ranks.first(f"checkpoint of {trial.nth} in {parts}", find))
+        trainer.train(resume_from_checkpoint=checkpoint)
     except Diverged as error:
+        if not job.ranks.is_first:
+            raise Over from error
         best, kept = trainer.state.best_model_checkpoint, "No epoch had ended before, so there is no student."
         if best:
             trainer.model = type(trainer.model).from_pretrained(best, trust_remote_code=False)

@@ -6,7 +6,6 @@ are of originals. What is made lies where the ordinary way would have put it (``
 under the same keys, so everything after it is the same. A pass that was interrupted goes on after the last chunk of rows.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -59,6 +58,9 @@ if TYPE_CHECKING:
     from kd.models.student import Student
     from kd.models.teacher import Teacher
 
+# The first of several processes tells the others under this name in which folder of the cache a stream is kept.
+STREAMED = "stream"
+
 # Validation and test images may take this share of the disk that is free when the stream begins.
 HELD_OUT_SHARE = 0.5
 
@@ -97,10 +99,13 @@ class Opened:
 
 
 def stream_splits(job: Job) -> "Splits":
-    """Return the splits of a streamed dataset, read now unless they were before; the ``stream`` event.
+    """Return the splits of a streamed dataset, read now unless they were before; the ``stream`` event. Of several processes
+    the first reads them, and the others take what it has kept.
 
     Raises ``UserError`` for what cannot be streamed, and for what the ordinary way refuses too.
     """
+    if not job.ranks.is_first:
+        return kept_splits(job.cache / job.ranks.wait(STREAMED))
     opened = open_stream(job.config, job.device, job.cache)
     folder = job.cache / "streams" / opened.key(job.config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +115,7 @@ def stream_splits(job: Job) -> "Splits":
         before = is_kept(folder, job.cache)
         found = json.loads((folder / RESULT).read_text()) if before else Pass(job, opened, folder).read()
     part = "hit" if before else "partial" if found["resumed"] else "miss"
+    job.ranks.tell(STREAMED, f"streams/{folder.name}")
     job.tell(
         "stream", folder=f"streams/{folder.name}", read=found["read"], seconds=round(found["seconds"], 2), cache=part,
         pixels=found["pixels"],
@@ -223,6 +229,8 @@ class Pass:
     def read(self) -> dict[str, Any]:
         """Read what has not been read before, put every file in its place, and return what is written to ``RESULT``."""
         progress = Progress.load(self.folder, self.parts())
+        if (self.folder / RESULT).exists():  # all was put in its place once, and is not there any more
+            progress = None
         resumed = progress is not None and progress.chunks > 0
         if progress is None:
             progress = self._begin()
@@ -535,4 +543,4 @@ def expected_splits(opened: Opened, config: DistillConfig) -> "tuple[Splits, dic
             "How many pictures the stream has is known only at its end, so no time can be told before.",
             setting="streaming",
         )
-    return dataclasses.replace(opened.splits), counts
+    return opened.splits, counts

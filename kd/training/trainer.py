@@ -134,7 +134,8 @@ class ImageDistilTrainer(Trainer):
             try:
                 loss = super().training_step(model, inputs, num_items_in_batch)
             except RuntimeError as error:
-                # The others may wait for this one's statistics: ``check_memory`` was to find this out before.
+                # The others may wait for this one's statistics, and cannot agree on anything: ``check_memory`` was to find
+                # this out before, and ``kd.training.loop`` ends the run in words.
                 if not memory.ran_out_on_gpu(error) or shared_batch_norms(self.model):
                     raise
         ran_out, *self.agreed = self.ranks.agree(loss is None, *self.run_callback.asks())
@@ -192,10 +193,8 @@ class ImageDistilTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
         )
-        return prepare_data_loader(
-            loader, self.args.device, self.ranks.count, self.ranks.rank, put_on_device=True, even_batches=False,
-            use_seedable_sampler=True,
-        )  # fmt: skip
+        # One process, as far as `accelerate` knows: the batches are parts already. Its order is that of one process.
+        return prepare_data_loader(loader, self.args.device, 1, 0, put_on_device=True, use_seedable_sampler=True)
 
     def _get_train_sampler(self, *args: Any) -> Any:
         """Leave out one image of each epoch, drawn anew, where the last batch would have a single one and there is BatchNorm.

@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from kd.cli.options import process_count
 from kd.config import DistillConfig
@@ -20,12 +23,15 @@ from kd.devtools.server import free_port
 from kd.distill import distill
 from kd.errors import UserError
 from kd.evaluation.scoring import load_run_student
+from kd.models.device import Compute
 from kd.runs.process import follow_run, start_run
 from kd.runs.run import Run
+from kd.training.batches import BlockOrder, ViewBatches
 from kd.training.distributed import Ranks, SharedBatches, check_machine
+from kd.training.trainer import ImageDistilTrainer, training_arguments
 from tests.support import architectures
 from tests.support.command import flags, kd
-from tests.support.runs import make_run
+from tests.support.runs import changed_by, curve, make_run
 
 TWO = {"device": "cpu", "processes": 2}
 
@@ -35,17 +41,6 @@ def deit(small, tmp_path) -> dict:
     """The settings of a run with two processes whose student has no BatchNorm: a DeiT of one layer."""
     folder = architectures.save("DeiTForImageClassification", tmp_path / "deit")
     return {**small, **TWO, "student": str(folder), "image_size": None, "learning_rate": 5e-4}
-
-
-def curve(run: Run, name: str) -> list[float]:
-    """The values that a run has written for TensorBoard, in all its parts."""
-    found: dict[int, float] = {}
-    for file in sorted(next((run.path / "logs").glob("*")).glob("events*"), key=os.path.getmtime):
-        events = EventAccumulator(str(file))
-        events.Reload()
-        if name in events.Tags()["scalars"]:
-            found |= {event.step: event.value for event in events.Scalars(name)}
-    return [found[step] for step in sorted(found)]
 
 
 def others_of(pid: int) -> list[psutil.Process]:
@@ -68,13 +63,98 @@ def wait_for(run: Run, event: str) -> None:
 )
 def test_the_parts_of_a_batch_are_together_the_batch_of_one_process(images, count, least):
     size = 16
-    shared = SharedBatches(range(images), size, Ranks(0, count), least)
-    parts = [list(BatchSamplerShard(shared, count, rank, even_batches=False)) for rank in range(count)]
+    shared = [SharedBatches(range(images), size, Ranks(rank, count), least) for rank in range(count)]
+    parts = [list(one) for one in shared]
     batches = [[index for part in step for index in part] for step in zip(*parts, strict=True)]
     whole = [list(range(start, min(start + size, images))) for start in range(0, images, size)]
     assert batches == [batch for batch in whole if len(batch) >= least * count]
-    assert len(shared) == count * len(batches)
+    assert [len(one) for one in shared] == [len(batches)] * count
     assert all(len(part) >= least for step in parts for part in step)
+
+
+class Apart(Ranks):
+    """One of several processes whose operations with the others are left out: they do not change which images it sees."""
+
+    def agree(self, *flags: bool) -> list[bool]:
+        return list(flags)
+
+    def average(self, tensors) -> None:
+        """Leave the gradients as they are."""
+
+
+class Numbered(torch.utils.data.Dataset):
+    """Images that are their own number."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        numbers = torch.tensor(indices)
+        return {"pixel_values": numbers[:, None, None, None].expand(-1, 3, 8, 8).float(), "labels": numbers % 2}
+
+
+class Watched(ImageDistilTrainer):
+    """A trainer that notes the numbers of the images in each batch."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.seen.append(inputs["pixel_values"][:, 0, 0, 0].long().tolist())
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class StopAfter(TrainerCallback):
+    """Ends a training after so many steps, with a checkpoint."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        control.should_training_stop = control.should_save = state.global_step == self.steps
+
+
+# Images, and how many of them are in each batch; the rest of the last one is 4.
+IMAGES, BATCH = 100, 12
+
+
+def seen_by(folder: Path, ranks: Ranks, blocks: np.ndarray | None, steps: list[int]) -> list[list[int]]:
+    """Train three epochs, ended and resumed after so many ``steps``, and return the images of each batch."""
+    seen: list[list[int]] = []
+    for stop in [*steps, 10**9]:
+        config = DistillConfig(epochs=3, batch_size=BATCH, seed=5)
+        arguments = training_arguments(config, IMAGES, Compute(torch.device("cpu")), folder, ranks.count)
+        arguments.set_evaluate("no").set_save("no")
+        arguments.load_best_model_at_end, arguments.gradient_accumulation_steps = False, 1
+        one = Watched(
+            student_model=architectures.tiny("ViTForImageClassification", image_size=8, patch_size=8),
+            lambda_param=0.0, args=arguments, train_dataset=Numbered(IMAGES), data_collator=ViewBatches.collate,
+            ranks=ranks, callbacks=[StopAfter(stop)],
+        )  # fmt: skip
+        one.seen, one.blocks, one.run_callback = seen, blocks, SimpleNamespace(asks=lambda: (False, False))
+        one.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("blocks", "count"), [(None, 2), (np.repeat(np.arange(20), 5), 3)], ids=["any order", "streamed"]
+)
+def test_each_process_sees_its_part_of_the_same_order_also_after_a_stop_in_the_middle(
+    tmp_path, monkeypatch, blocks, count
+):
+    """Each of the three epochs has nine batches; the trainings end in the second and in the third."""
+    monkeypatch.setattr(BlockOrder, "MIXED", 30)
+    one = seen_by(tmp_path / "one", Ranks(), blocks, [])
+    parts = [seen_by(tmp_path / str(rank), Apart(rank, count), blocks, [13, 20]) for rank in range(count)]
+    assert [[index for part in step for index in part] for step in zip(*parts, strict=True)] == one
+    epochs = [[index for batch in one[start : start + 9] for index in batch] for start in (0, 9, 18)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(IMAGES))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    if blocks is not None:
+        order = BlockOrder(blocks, seed=5)
+        for nth, epoch in enumerate(epochs):
+            order.set_epoch(nth)
+            assert epoch == list(order)
 
 
 def test_the_rows_of_all_processes_are_all_rows_once():
@@ -149,16 +229,65 @@ def test_what_goes_wrong_in_a_process_is_said_of_the_run(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_where_the_first_process_is_killed_the_other_ends_too_and_the_run_goes_on(deit, tmp_path):
+def test_where_the_first_process_is_killed_all_others_end_too_and_the_run_goes_on(deit, tmp_path):
     run = make_run({**deit, "epochs": 8, "baseline": "yes"}, tmp_path)
     process = start_run(run)
     wait_for(run, "eval")
-    (other,) = others_of(process.pid)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert others_of(process.pid)
     process.kill()
     assert follow_run(run, lambda event: None, process) == "died"
-    other.wait(60)
+    assert psutil.wait_procs(children, timeout=60)[1] == []
     assert follow_run(run, lambda event: None, start_run(run, resume=True)) == "done"
     assert {event["arm"] for event in run.events() if event["event"] == "arm"} == {"distilled", "baseline"}
+
+
+# Mixup with the same weight in every step. One process draws one for each of its parts, and each of several one for its own.
+EVEN_MIXUP = """
+import torch
+torch.distributions.Beta.sample = lambda self, shape=(): torch.tensor(0.7)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_an_online_teacher_and_averaged_weights_come_to_the_same_as_in_one_process(deit, tmp_path, mixup):
+    """Mixup's pairs are those of a part of a batch, so one process is to compute its batches in two parts as well."""
+    settings = {**deit, "student": "deit_tiny", "image_size": 32, "targets": "online", "ema": 0.9, "mixup": mixup}
+    one, two = (make_run({**settings, "processes": count}, tmp_path) for count in (1, 2))
+    if mixup:
+        one.append("memory", parts=2, batch_size=16, warnings=[])
+    with changed_by(EVEN_MIXUP, tmp_path / "site"):
+        assert [follow_run(run, lambda event: None, start_run(run)) for run in (one, two)] == ["done", "done"]
+    losses = [curve(run, "train/loss") for run in (one, two)]
+    assert len(losses[0]) == len(losses[1]) >= 10
+    assert losses[1][:5] == pytest.approx(losses[0][:5], abs=1e-4)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-2)
+    for name in ("eval/loss", "eval/accuracy"):
+        assert curve(two, name) == pytest.approx(curve(one, name), abs=1e-2)
+
+
+# After two epochs the loss of one process is no number.
+NO_NUMBER = """
+from kd.training.trainer import ImageDistilTrainer
+ours = ImageDistilTrainer.compute_loss
+def broken(self, model, inputs, *args, **kwargs):
+    if RANK == 1 and model.training and self.state.global_step == 12:
+        inputs["pixel_values"] = inputs["pixel_values"] * float("nan")
+    return ours(self, model, inputs, *args, **kwargs)
+ImageDistilTrainer.compute_loss = broken
+"""
+
+
+@pytest.mark.slow
+def test_where_the_loss_of_one_process_is_no_number_all_stop_and_the_best_student_is_kept(deit, tmp_path):
+    run = make_run({**deit, "epochs": 4}, tmp_path)
+    with changed_by(NO_NUMBER, tmp_path / "site"):
+        assert follow_run(run, lambda event: None, start_run(run)) == "failed"
+    failed = run.last("failed")
+    assert (failed["kind"], failed["error"]) == ("diverged", "UserError")
+    assert "ten times lower" in failed["message"] and "The best student so far" in failed["message"]
+    load_run_student(run)
 
 
 @pytest.mark.slow
@@ -184,12 +313,17 @@ def test_a_student_with_batch_norm_trains_in_two_processes_until_it_is_asked_to_
     assert follow_run(run, lambda event: None, process) == "stopped"
 
 
+def launch(run: Run) -> subprocess.CompletedProcess:
+    """Work on a run in two processes that something else starts."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    return subprocess.run([*start, "-m", "kd", "run", str(run.path)], capture_output=True, text=True, timeout=900)
+
+
 @pytest.mark.slow
 def test_something_else_can_start_both_processes(small, tmp_path):
     """As `accelerate launch` does on GPUs, by the same program; on a CPU it needs MPI itself."""
     run = make_run({**small, "device": "cpu"}, tmp_path)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    ended = subprocess.run([*launch, "-m", "kd", "run", str(run.path)], capture_output=True, text=True, timeout=900)
+    ended = launch(run)
     assert run.status() == "done", ended.stderr
     assert ended.returncode == 0 and run.last("models")["processes"] == 2
     assert [event["event"] for event in run.events()].count("done") == 1
@@ -203,28 +337,70 @@ def test_from_python_the_processes_are_others_and_the_report_comes_back(small, t
         distill(DistillConfig.from_dict({**small, "processes": 64, "batch_size": 64, "device": "cpu"}), tmp_path)
 
 
+# One process has no memory for more than four pictures at a time.
+SHORT = """
+if RANK == 1:
+    import torch
+    from kd.training.trainer import ImageDistilTrainer
+    ours = ImageDistilTrainer.compute_loss
+    def short(self, model, inputs, **options):
+        if model.training and len(inputs["labels"]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return ours(self, model, inputs, **options)
+    ImageDistilTrainer.compute_loss = short
+"""
+
+
 @pytest.mark.slow
 def test_out_of_memory_in_one_process_cuts_the_parts_of_both(small, tmp_path):
-    """One process says that its memory ran out with more than four pictures at a time."""
-    script = tmp_path / "site" / "sitecustomize.py"
-    script.parent.mkdir()
-    script.write_text(
-        "import os, sys\n"
-        "if os.environ.get('RANK') == '1':\n"
-        "    import torch\n"
-        "    from kd.training.trainer import ImageDistilTrainer\n"
-        "    ours = ImageDistilTrainer.compute_loss\n"
-        "    def short(self, model, inputs, **options):\n"
-        "        if model.training and len(inputs['labels']) > 4:\n"
-        "            raise torch.OutOfMemoryError('CUDA out of memory.')\n"
-        "        return ours(self, model, inputs, **options)\n"
-        "    ImageDistilTrainer.compute_loss = short\n"
-    )
     run = make_run({**small, "processes": 2, "device": "cpu"}, tmp_path)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(script.parent), str(Path(__file__).parents[2])])
-    try:
+    with changed_by(SHORT, tmp_path / "site"):
         process = start_run(run)
-    finally:
-        del os.environ["PYTHONPATH"]
     assert follow_run(run, lambda event: None, process) == "done", (run.path / "stderr.txt").read_text()
+    assert [event["parts"] for event in run.events() if event["event"] == "memory"] == [2]
+
+
+# As on GPUs that share BatchNorm's statistics: one process has no memory in the middle of a step, and the other waits for it
+# in an operation that nothing ends.
+SHORT_WITHIN_A_STEP = """
+import time
+from types import SimpleNamespace
+import torch
+from kd.training import trainer
+ours = trainer.ImageDistilTrainer.compute_loss
+def short(self, model, inputs, **options):
+    if model.training and len(inputs["labels"]) > 4 and self.state.global_step == 3:
+        if RANK == SHORT_ONE:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        time.sleep(3600)
+    return ours(self, model, inputs, **options)
+trainer.ImageDistilTrainer.compute_loss = short
+trainer.shared_batch_norms = lambda model: [SimpleNamespace(process_group=None)]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "launched"), [(0, False), (1, False), (1, True)])
+def test_out_of_memory_where_another_waits_within_a_step_ends_the_run_in_words_and_it_goes_on_in_smaller_parts(
+    small, tmp_path, rank, launched
+):
+    run = make_run({**small, "device": "cpu", "processes": 1 if launched else 2}, tmp_path)
+    with changed_by(f"SHORT_ONE = {rank}\n{SHORT_WITHIN_A_STEP}", tmp_path / "site"):
+        if launched:
+            ended = launch(run)
+            assert ended.returncode and run.status() == "failed", ended.stderr
+        else:
+            process = start_run(run)
+            children = []
+            while process.poll() is None:
+                with suppress(psutil.Error):  # it has ended just now
+                    children = others_of(process.pid) or children
+                time.sleep(0.2)
+            assert run.status() == "failed", (run.path / "stderr.txt").read_text()
+            assert children and psutil.wait_procs(children, timeout=60)[1] == []
+        said = run.last("failed")["message"]
+        assert f"Process {rank + 1} of 2 ran out of its GPU's memory" in said and run.goes_on[:-1] in said
+        assert [event["parts"] for event in run.events() if event["event"] == "memory"] == [2]
+        if not launched:
+            assert follow_run(run, lambda event: None, start_run(run, resume=True)) == "done"
     assert [event["parts"] for event in run.events() if event["event"] == "memory"] == [2]

@@ -1,6 +1,7 @@
 """Streams: the same files as the ordinary way, from wherever the pass was cut, and in words what cannot be streamed."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,15 +15,18 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from kd.data import stream
 from kd.data.pixels import fingerprint
 from kd.data.stream import split_of
+from kd.data.stream_files import Progress
 from kd.distill import execute
 from kd.errors import UserError
 from kd.evaluation.dataset_check import check_dataset
+from kd.runs.process import follow_run, start_run
 from kd.runs.run import Run
 from kd.training import setup
 from kd.training.estimate import estimate
 from kd.training.streaming import load_job_splits
+from tests.support import architectures
 from tests.support.paths import ROOT
-from tests.support.runs import make_run
+from tests.support.runs import changed_by, curve, make_run
 from tests.support.toys import CLASSES, class_folders
 
 SIZES = {"train": 60, "validation": 18, "test": 24}
@@ -147,6 +151,18 @@ def test_a_pass_that_is_killed_goes_on_after_its_last_chunk_and_makes_the_same_f
     assert not list(job.cache.rglob("*.part"))
     load_job_splits(job)
     assert job.run.last("stream")["cache"] == "hit"
+
+
+def test_pixels_that_are_gone_are_streamed_again_also_where_the_pass_before_was_killed_at_its_very_end(
+    streamed, few_rows, tmp_path
+):
+    job = job_of(streamed, tmp_path)
+    load_job_splits(job)
+    (folder,) = (job.cache / "streams").iterdir()
+    Progress(train=60, readable=60, streamed=True).save(folder)
+    shutil.rmtree(job.cache / "pixels")
+    load_job_splits(job)
+    assert job.run.last("stream")["cache"] == "miss" and list(job.cache.rglob("pixels.npy"))
 
 
 def test_tar_shards_are_streamed_and_need_room_for_their_pixels(streamed, tmp_path, monkeypatch):
@@ -280,3 +296,42 @@ def test_the_estimate_and_the_check_say_what_they_cannot_know_of_a_stream(stream
     assert "How fast the pictures arrive is not known" in found["unknown"][0] and found["stages"]["targets"] > 0
     with pytest.raises(UserError, match="cannot be checked"):
         check_dataset(config, tmp_path / ".cache")
+
+
+# The files of one run are read while it trains, and it is asked to stop in the middle of its second epoch of three.
+STOP_IN_THE_MIDDLE = """
+from kd.training.callback import RunCallback
+ours = RunCallback.asks
+def asks(self):
+    if self.trainer.state.global_step == 19:
+        self.run.ask_to_stop()
+    return ours(self)
+RunCallback.asks = asks
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_a_stream_as_one_does_and_go_on_in_the_middle_of_an_epoch(
+    streamed, tmp_path, monkeypatch
+):
+    """There is no room for pixels: pictures are read from their files by the workers of each process, in blocks."""
+    monkeypatch.setenv("KD_PIXELS_GB", "0")
+    student = architectures.save("DeiTForImageClassification", tmp_path / "deit")
+    settings = {**streamed, "student": str(student), "image_size": None, "learning_rate": 5e-4, "batch_size": 4}
+    settings |= {"epochs": 3, "device": "cpu"}
+    one, two = (make_run({**settings, "processes": count}, tmp_path / str(count)) for count in (1, 2))
+    assert follow_run(one, lambda event: None, start_run(one)) == "done"
+    with changed_by(STOP_IN_THE_MIDDLE, tmp_path / "site"):
+        assert follow_run(two, lambda event: None, start_run(two)) == "stopped"
+    assert two.last("eval")["step"] == 20 and one.last("eval")["step"] == 45
+    assert follow_run(two, lambda event: None, start_run(two, resume=True)) == "done"
+    told = [event for event in two.events() if event["event"] == "stream"]
+    assert [event["cache"] for event in told] == ["miss", "hit"] and not told[0]["pixels"]
+    assert two.last("models")["processes"] == 2
+    losses = [curve(run, "train/loss") for run in (one, two)]
+    assert len(losses[0]) == len(losses[1]) == 45
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    targets = [kept(run) for run in (one, two)]
+    assert targets[0].keys() == targets[1].keys() and any("view-1" in name for name in targets[0])
+    for name, values in targets[0].items():
+        np.testing.assert_allclose(values, targets[1][name], atol=1e-4)
