@@ -42,6 +42,27 @@ LONGEST_FIRST = (
     "end_to_end/test_failures.py",
 )
 
+# Files that share a server, which takes seconds to start, and a browser that has loaded its page: one process runs them.
+TOGETHER = (
+    ("end_to_end/test_page.py", "ui/test_first_screen.py"),
+    ("ui/test_sweep.py", "ui/test_api.py", "ui/test_mcp.py"),
+    ("ui/test_in_browser.py", "export/test_demo.py"),
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    first = {f"{TESTS.name}/{name}": files[0] for files in TOGETHER for name in files}
+
+    class Scheduler(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return first.get(file, file)
+
+    return Scheduler(config, log)
+
 
 def pytest_collectstart() -> None:
     """Before the tests are imported, in the processes that do so."""
@@ -71,7 +92,7 @@ def small(colours, teacher) -> dict:
     return {
         "teacher": str(teacher),
         "dataset": str(colours),
-        "student": "mobilenet_v2_0.35",
+        "student": "resnet_8",
         "image_size": 32,
         "epochs": 2,
         "batch_size": 16,

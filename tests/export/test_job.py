@@ -22,7 +22,7 @@ from tests.support.runs import make_run
 def done(tmp_path_factory, colours, teacher):
     """A run that is done and has exported nothing."""
     settings = {
-        "teacher": str(teacher), "dataset": str(colours), "student": "mobilenet_v2_0.35", "image_size": 32, "epochs": 1,
+        "teacher": str(teacher), "dataset": str(colours), "student": "resnet_8", "image_size": 32, "epochs": 1,
         "batch_size": 16, "views": 1, "precision": "fp32", "export": "no",
     }  # fmt: skip
     run = make_run(settings, tmp_path_factory.mktemp("runs"))

@@ -30,7 +30,7 @@ from tests.support.paths import ROOT
 
 AXE = Path(sys.prefix) / "axe.min.js"
 
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=120_000)
 
 NOT_OURS = ["#pictures", ".toast-header"]
 """gradio's own upload box: a file input inside a button, and a name that differs from its words; and the head of its
@@ -184,7 +184,7 @@ def visit(url: str, width: int = 1280, context=None, height: int = 900, chromium
         page.set_viewport_size({"width": width, "height": height})
     else:
         page = (context or chromium.new_context(viewport={"width": width, "height": height})).new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(url)
     page.get_by_role("tab", name="Runs").wait_for()
@@ -206,7 +206,7 @@ def points(page: Page, figure: str = "losses") -> int:
     return page.evaluate(f"document.querySelector('#live [data-figure={figure}]').data?.[0].x.length ?? 0")
 
 
-def until(what, seconds: float = 60, every: float = 0.1):
+def until(what, seconds: float = 120, every: float = 0.1):
     """Wait for ``what()`` to be true and return it."""
     end = time.monotonic() + seconds
     while not (value := what()):

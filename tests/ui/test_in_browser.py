@@ -23,8 +23,9 @@ from kd.ui import in_browser
 from kd.ui.access import view_key
 from tests.support.in_browser import INSECURE, as_text, needs_runtime, odd_pictures, pixels_of, with_camera
 from tests.support.pages import Site, leave, serious, something_trains, until, visit
+from tests.support.runs import timed_shortly
 
-pytestmark = [pytest.mark.xdist_group("in browser"), needs_runtime]
+pytestmark = needs_runtime
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def run(folder, colours, teacher) -> Run:
     )  # fmt: skip
     made = create_run(config, folder, local_owner(folder))
     execute(made)
-    export_student(made)
+    with timed_shortly():
+        export_student(made)
     return made
 
 
