@@ -16,7 +16,8 @@ from kd.distill import LIBRARIES
 from kd.runs.run import Run
 from kd.runs.store import create_run
 from kd.system import lazy_imports as imports
-from tests.support import checkouts, photos, toys
+
+# What brings torch is imported inside the fixtures: the process that only hands out the tests has no use for it.
 
 TESTS = Path(__file__).resolve().parent
 
@@ -77,12 +78,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory) -> Path:
     """A dataset of class folders, 40 pictures a class."""
+    from tests.support import toys
+
     return toys.class_folders(tmp_path_factory.mktemp("colours"), each=40)
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
     """A saved teacher that knows the colours."""
+    from tests.support import toys
+
     return toys.teacher_folder(tmp_path_factory.mktemp("teacher"))
 
 
@@ -117,16 +122,22 @@ def lenient(monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory) -> Path:
     """Split folders with known duplicates across the splits."""
+    from tests.support import photos
+
     return photos.plant_duplicates(tmp_path_factory.mktemp("planted"))
 
 
 @pytest.fixture(scope="session")
 def bad_dataset(tmp_path_factory) -> Path:
     """Parquet files with every problem that the check of a dataset finds."""
+    from tests.support import photos
+
     return photos.bad_dataset(tmp_path_factory.mktemp("bad"))
 
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory) -> Path:
     """A git checkout of this project, with all that is here committed."""
+    from tests.support import checkouts
+
     return checkouts.make_checkout(tmp_path_factory.mktemp("checkout"))
