@@ -17,7 +17,8 @@ from kd.distill import LIBRARIES
 from kd.runs.run import Run
 from kd.runs.store import create_run
 from kd.system import lazy_imports as imports
-from tests.support import checkouts, photos, toys
+
+# What brings torch is imported inside the fixtures: the process that only hands out the tests has no use for it.
 
 TESTS = Path(__file__).resolve().parent
 
@@ -43,6 +44,27 @@ LONGEST_FIRST = (
     "end_to_end/test_failures.py",
 )
 
+# Files that share a server, which takes seconds to start, and a browser that has loaded its page: one process runs them.
+TOGETHER = (
+    ("end_to_end/test_page.py", "ui/test_first_screen.py"),
+    ("ui/test_sweep.py", "ui/test_api.py", "ui/test_mcp.py"),
+    ("ui/test_in_browser.py", "export/test_demo.py"),
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    first = {f"{TESTS.name}/{name}": files[0] for files in TOGETHER for name in files}
+
+    class Scheduler(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return first.get(file, file)
+
+    return Scheduler(config, log)
+
 
 def pytest_collectstart() -> None:
     """Before the tests are imported, in the processes that do so."""
@@ -66,12 +88,16 @@ def short() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory) -> Path:
     """A dataset of class folders, 40 pictures a class."""
+    from tests.support import toys
+
     return toys.class_folders(tmp_path_factory.mktemp("colours"), each=40)
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
     """A saved teacher that knows the colours."""
+    from tests.support import toys
+
     return toys.teacher_folder(tmp_path_factory.mktemp("teacher"))
 
 
@@ -106,16 +132,22 @@ def lenient(monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory) -> Path:
     """Split folders with known duplicates across the splits."""
+    from tests.support import photos
+
     return photos.plant_duplicates(tmp_path_factory.mktemp("planted"))
 
 
 @pytest.fixture(scope="session")
 def bad_dataset(tmp_path_factory) -> Path:
     """Parquet files with every problem that the check of a dataset finds."""
+    from tests.support import photos
+
     return photos.bad_dataset(tmp_path_factory.mktemp("bad"))
 
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory) -> Path:
     """A git checkout of this project, with all that is here committed."""
+    from tests.support import checkouts
+
     return checkouts.make_checkout(tmp_path_factory.mktemp("checkout"))

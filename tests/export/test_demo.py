@@ -23,8 +23,6 @@ from tests.support import toys
 from tests.support.in_browser import needs_runtime, odd_pictures, pixels_of, served, with_camera
 from tests.support.pages import serious
 
-pytestmark = pytest.mark.xdist_group("in browser")
-
 NAMES = ["blue </script><b>sky", "green & leaf", toys.EVIL]
 
 

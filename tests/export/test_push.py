@@ -38,6 +38,7 @@ from tests.support.command import kd
 from tests.support.hub import Hub, Trouble
 from tests.support.hub_writes import Account
 from tests.support.pages import until
+from tests.support.runs import timed_shortly
 
 TOKEN, READER, VISITOR = "hf_annas_own_token", "hf_may_only_read", "hf_oauth_of_a_visitor"
 ACCOUNTS = {
@@ -58,7 +59,8 @@ def made(tmp_path_factory, colours, teacher) -> Run:
     folder = tmp_path_factory.mktemp("runs")
     run = create_run(DistillConfig.from_dict(settings), folder, local_owner(folder))
     execute(run)
-    export_student(run, "onnx")
+    with timed_shortly():
+        export_student(run, "onnx")
     run.rename("Fleurs d'été, 2")
     return run
 

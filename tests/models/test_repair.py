@@ -10,7 +10,7 @@ from kd.models.zoo import STUDENTS
 from tests.support import toys
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2_0.35", "efficientnet_b0"])
+@pytest.mark.parametrize("name", ["mobilenet_v2_0.35", pytest.param("efficientnet_b0", marks=pytest.mark.slow)])
 def test_healing_makes_running_statistics_those_of_many_batches(name):
     def error_of_running_means(student: nn.Module) -> float:
         """How far the first norm's running mean is from the mean over 60 batches, in deviations of one batch's."""

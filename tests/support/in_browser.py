@@ -16,7 +16,7 @@ from PIL import Image
 from kd.data.images import open_picture
 from kd.devtools.page import CHROMIUM, FLAGS
 from kd.system.browser_runtime import browser_runtime
-from tests.support.pages import browser
+from tests.support.pages import playwright
 
 # Another name for this machine, which is not localhost: a page from there is in no secure context.
 INSECURE = "insecure.test"
@@ -30,7 +30,7 @@ needs_runtime = pytest.mark.skipif(
 def with_camera():
     """A Chromium with a camera. A page may use it once its context has been granted that."""
     flags = [*FLAGS, "--use-fake-device-for-media-stream", f"--host-resolver-rules=MAP {INSECURE} 127.0.0.1"]
-    return browser().browser_type.launch(executable_path=CHROMIUM, args=flags)
+    return playwright().chromium.launch(executable_path=CHROMIUM, args=flags)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from kd.config import DistillConfig
 from kd.runs.run import Run
 from kd.runs.store import create_run
@@ -41,3 +43,14 @@ def changed_by(code: str, folder: Path) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def timed_shortly() -> Iterator[None]:
+    """Exports time each file for a moment only."""
+    from kd.export import measure
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(measure, "SECONDS", 0.03)
+        patched.setattr(measure, "BATCHES", (1, 8))
+        yield

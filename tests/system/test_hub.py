@@ -1,12 +1,9 @@
 """Datasets, teachers and students from the Hub: the real libraries, against a Hub on this machine."""
 
 import hashlib
-import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +23,7 @@ from kd.config import DistillConfig
 from kd.data.pixels import fingerprint
 from kd.data.splits import load_splits
 from kd.data.stream import open_source
+from kd.distill import execute
 from kd.errors import UserError
 from kd.models.student import load_student
 from kd.models.teacher import load_teacher
@@ -33,8 +31,6 @@ from kd.runs.store import create_run
 from kd.system.hub import listening
 from tests.support.hub import Hub, Trouble
 from tests.support.toys import CLASSES, class_folders, teacher_folder
-
-PROJECT = Path(__file__).resolve().parent.parent.parent
 
 SIZES = {"train": 48, "validation": 12, "test": 15}
 
@@ -94,6 +90,14 @@ def body(weights: dict[str, torch.Tensor]) -> float:
     return math.fsum(
         value.double().sum().item() for name, value in weights.items() if not name.startswith("classifier")
     )
+
+
+def distilled(folder: Path, preset: str) -> dict[str, Any]:
+    """The report of a small run of a preset, which exports nothing."""
+    small = {"student": "resnet_8", "image_size": 32, "epochs": 1, "batch_size": 16, "baseline": "no", "export": "no"}
+    run = create_run(DistillConfig.preset(preset, **small), folder, "t")
+    execute(run)
+    return run.report()
 
 
 LOADERS = [dataset, teacher, student]
@@ -236,16 +240,10 @@ def test_a_pickled_checkpoint_is_refused_and_nobody_is_asked_to_convert_it(ask, 
     assert not [line for line in hub.asked if "pytorch_model.bin" in line or "/commits/" in line]
 
 
-def test_the_guide_s_preset_takes_its_teacher_and_pictures_from_the_hub(hub, root, tmp_path):
+def test_the_guide_s_preset_takes_its_teacher_and_pictures_from_the_hub(ask, root, tmp_path):
     shutil.copytree(root / "models/owner/teacher", root / "models/merve/beans-vit-224")  # colours stand in for beans
     shutil.copytree(root / "datasets/owner/colours", root / "datasets/AI-Lab-Makerere/beans")
-    small = ["--student", "mobilenet_v2_0.35", "--image-size", "32", "--epochs", "1", "--batch-size", "16"]
-    done = subprocess.run(
-        [sys.executable, "-m", "kd", "distill", "--preset", "beans", *small, "--runs-dir", tmp_path / "runs", "--json"],
-        cwd=PROJECT, env=hub.environment(tmp_path / "home"), capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = ask(distilled, tmp_path, "beans")
     assert report["data"] == {**SIZES, "classes": CLASSES, "labels": "dataset"}
     assert report["teacher"]["name"] == "merve/beans-vit-224"
     assert report["teacher"]["accuracy"] > 0.9

@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from kd.distill import execute, execute_piece
 from kd.runs.pieces import MARGIN, Piece, is_in_pieces
 from kd.runs.queue import device_name
 from kd.runs.run import Run
+from kd.training.throughput import Clock, measure_throughput
 from tests.support.runs import make_run
 
 HOUR = 3600.0
@@ -127,7 +129,9 @@ def test_a_stop_in_a_piece_keeps_the_student_so_far(small, tmp_path, zerogpu, mo
     assert work(run) == "stopped" and (run.path / "student" / "model.safetensors").exists()
 
 
-def test_minutes_are_turned_into_epochs_where_there_is_the_gpu(small, tmp_path, zerogpu):
+def test_minutes_are_turned_into_epochs_where_there_is_the_gpu(small, tmp_path, zerogpu, monkeypatch):
+    quick = partial(measure_throughput, clock=Clock(0.1))
+    monkeypatch.setattr("kd.training.throughput.measure_throughput", lambda *asked: quick(*asked[:4]))
     run = make_run(small, tmp_path, student="resnet_8", minutes=0.02)
     execute(run)
     assert run.last("plan") is None and run.last("data")

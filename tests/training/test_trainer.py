@@ -102,7 +102,15 @@ def still(module: torch.nn.Module) -> None:
         module.p = 0.0
 
 
-@pytest.mark.parametrize("name", ["resnet", "convnextv2_atto", "deit_tiny", "mobilenet_v2_0.35", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet",
+        "convnextv2_atto",
+        "mobilenet_v2_0.35",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("deit_tiny", "efficientnet_b0")),
+    ],
+)
 def test_8x1_and_2x4_accumulate_the_same_gradient(tmp_path, name):
     def student():
         model = toys.tiny_resnet(toys.CLASSES) if name == "resnet" else load_student(name, toys.CLASSES, 32, 0).model

@@ -3,10 +3,12 @@
 import ast
 import base64
 import functools
+import io
 import json
 import re
 import urllib.parse
 import urllib.request
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 
 import httpx
@@ -23,11 +25,9 @@ from kd.runs.store import create_run, delete_run, find_run, list_runs, local_own
 from kd.system.ids import owner_hash
 from kd.ui.access import view_key
 from kd.ui.api.public import FUNCTIONS
-from tests.support.pages import shared_site, site, until
+from tests.support.pages import shared_site, site, taken_device, until
 from tests.support.paths import ROOT
 from tests.support.uploads import packed
-
-pytestmark = pytest.mark.xdist_group("page")
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +38,35 @@ def client():
 @pytest.fixture(scope="module")
 def settings(colours, teacher) -> dict:
     return {
-        "teacher": str(teacher), "dataset": str(colours), "student": "mobilenet_v2_0.35", "image_size": 32,
+        "teacher": str(teacher), "dataset": str(colours), "student": "resnet_8", "image_size": 32,
         "epochs": 2, "batch_size": 16, "views": 1, "export": "no",
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def finished(client, settings) -> dict:
-    """A run that was started and waited for: its whole record."""
-    run = client.predict("custom", settings, api_name="/start_run")["run"]
-    assert ended(client, run)["status"] == "done"
-    return client.predict(run, api_name="/get_run")
+def printed(colours, teacher, settings, tmp_path_factory) -> list[str]:
+    """What the lines of the guide print, as they stand. Only the names in them are put in place: of the server, of the
+    teacher, and settings that suit toys."""
+    lines = re.search(r"```\n(from gradio_client.*?)\n```", (ROOT / "assets/guide/agents.md").read_text(), re.DOTALL)[1]
+    assert len(lines.splitlines()) == 10
+    folder = tmp_path_factory.mktemp("guide")
+    packed(folder / "photos.zip", {f"{p.parent.name}/{p.name}": p.read_bytes() for p in sorted(colours.rglob("*.png"))})
+    (folder / "picture.png").write_bytes((colours / "red brick" / "000.png").read_bytes())
+    toys = {name: value for name, value in settings.items() if name not in ("teacher", "dataset")}
+    for shown, here in (
+        ("http://127.0.0.1:7860", site().url), ("google/vit-base-patch16-224", str(teacher)), ('"epochs": 5', f"**{toys}"),
+    ):  # fmt: skip
+        assert lines.count(shown) == 1
+        lines = lines.replace(shown, here)
+    with chdir(folder), redirect_stdout(io.StringIO()) as output:
+        exec(lines, {})
+    return output.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def finished(client, printed) -> dict:
+    """The run that the guide starts and waits for: its whole record."""
+    return client.predict(list_runs(site().folder)[0].id, api_name="/get_run")
 
 
 def ended(client, run: str, token: str = "") -> dict:
@@ -77,8 +95,8 @@ def test_waiting_answers_a_short_summary_with_figures_and_what_to_do(client, fin
 
 def test_runs_are_listed_newest_first_with_what_they_are_of(client, finished):
     row = next(one for one in client.predict(api_name="/list_runs")["runs"] if one["run"] == finished["run"])
-    assert (row["status"], row["accuracy_on"], row["student"]) == ("done", "test", "mobilenet_v2_0.35")
-    assert row["accuracy"] == finished["report"]["student"]["accuracy"] and row["dataset"].startswith("colours")
+    assert (row["status"], row["accuracy_on"], row["student"]) == ("done", "test", "resnet_8")
+    assert row["accuracy"] == finished["report"]["student"]["accuracy"] and row["dataset"].startswith("photos")
 
 
 def test_compare_answers_for_each_form_of_a_picture_and_names_the_bad_one(client, finished, colours, tmp_path):
@@ -164,9 +182,10 @@ def test_a_run_is_stopped_resumed_and_deleted(client, settings):
     assert stopped["status"] == "stopped" and "resume_run" in stopped["next"]
     with pytest.raises(AppError, match="is not running: it is stopped"):
         client.predict(run, api_name="/stop_run")
-    client.predict(run, api_name="/resume_run")
-    client.predict(run, api_name="/stop_run")
-    assert ended(client, run)["status"] == "stopped"
+    with taken_device(site().folder):  # it waits, and is stopped before it has loaded anything
+        client.predict(run, api_name="/resume_run")
+        client.predict(run, api_name="/stop_run")
+        assert ended(client, run)["status"] == "stopped"
     assert client.predict(run, api_name="/delete") == {"deleted": run}
     with pytest.raises(AppError, match="There is no run"):
         client.predict(run, api_name="/get_run")
@@ -244,24 +263,8 @@ def test_what_makes_no_sense_is_refused_in_the_command_lines_words(client, call,
         client.predict(*call, api_name="/start_run")
 
 
-def test_the_lines_of_the_guide_work_as_they_stand(colours, teacher, settings, tmp_path, monkeypatch, capsys):
-    """Only the names in them are put in place: of the server, of the teacher, and settings that suit toys."""
-    lines = re.search(r"```\n(from gradio_client.*?)\n```", (ROOT / "assets/guide/agents.md").read_text(), re.DOTALL)[1]
-    assert len(lines.splitlines()) == 10
-    packed(
-        tmp_path / "photos.zip", {f"{p.parent.name}/{p.name}": p.read_bytes() for p in sorted(colours.rglob("*.png"))}
-    )
-    (tmp_path / "picture.png").write_bytes((colours / "red brick" / "000.png").read_bytes())
-    toys = {name: value for name, value in settings.items() if name not in ("teacher", "dataset")}
-    for shown, here in (
-        ("http://127.0.0.1:7860", site().url), ("google/vit-base-patch16-224", str(teacher)), ('"epochs": 5', f"**{toys}"),
-    ):  # fmt: skip
-        assert lines.count(shown) == 1
-        lines = lines.replace(shown, here)
-    monkeypatch.chdir(tmp_path)
-    exec(lines, {})
-    *_, answer = capsys.readouterr().out.splitlines()
-    (said,) = ast.literal_eval(answer)
+def test_the_lines_of_the_guide_work_as_they_stand(printed):
+    (said,) = ast.literal_eval(printed[-1])
     assert said["name"] == "picture.png" and said["teacher"][0]["label"] == "red brick"
     assert len(said["student"]) == 3
 

@@ -5,7 +5,7 @@ from playwright.sync_api import expect
 
 from kd.runs.run import CLOSED
 from kd.runs.store import list_runs
-from tests.support.pages import serious, site, until, visit
+from tests.support.pages import leave, serious, site, taken_device, until, visit
 
 # All that is before "More"
 CONTROLS = (
@@ -28,7 +28,7 @@ def page():
     expect(opened.locator("#live [data-example]")).to_be_visible()
     expect(opened.locator("#dark .kd-bars li").first).to_be_visible()
     yield opened
-    opened.context.close()
+    leave(opened)
 
 
 def test_at_1366_x_768_all_is_visible_without_scrolling_and_there_are_eight_controls(page):
@@ -46,13 +46,13 @@ def test_at_1366_x_768_all_is_visible_without_scrolling_and_there_are_eight_cont
     assert sum(y < before_more for y in boxes) == len(CONTROLS)
 
 
-@pytest.mark.parametrize(("width", "height"), [(1366, 768), (1920, 1080), (390, 844), (844, 390)])
-def test_nothing_covers_anything_and_nothing_is_wider_than_the_screen(page, width, height):
-    page.set_viewport_size({"width": width, "height": height})
-    page.wait_for_timeout(300)
-    for element in (*CONTROLS, "#more > button"):
-        assert page.locator(element).evaluate(UNCOVERED), element
-    assert page.evaluate("document.documentElement.scrollWidth") == width
+def test_nothing_covers_anything_and_nothing_is_wider_than_the_screen(page):
+    for width, height in ((1366, 768), (1920, 1080), (390, 844), (844, 390)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(300)
+        for element in (*CONTROLS, "#more > button"):
+            assert page.locator(element).evaluate(UNCOVERED), (width, element)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 def test_the_bars_move_with_the_sliders_and_the_server_is_not_asked(page):
@@ -92,28 +92,6 @@ def test_a_preset_moves_the_sliders_and_the_line(page):
     expect(page.locator("#dark .kd-asking")).to_contain_text("Upload a picture like those of your dataset")
 
 
-def test_distill_replaces_the_example_with_a_run_of_what_the_sliders_say(page):
-    page.locator("#set-labels input").fill("3")
-    page.locator("#set-temperature input[type=range]").fill("3.5")
-    page.get_by_role("button", name="Distill", exact=True).click()
-    expect(page.locator("#live .kd-example")).to_be_hidden()
-    expect(page.locator("#live .kd-detail")).to_contain_text("T 3.5, lambda 1, 500 labels")
-    expect(page.locator("#live .kd-sentence")).to_have_count(0)
-    run = list_runs(site().folder)[0]
-    assert (run.config().labels, run.config().temperature) == (500, 3.5)
-    run.ask_to_stop()
-    until(lambda: run.status() in CLOSED)
-
-
-def test_prove_it_starts_the_same_with_three_seeds_and_shows_that_run(page):
-    page.get_by_role("button", name="Prove it: 3 seeds, about").click()
-    expect(page.locator("#live .kd-detail")).to_contain_text("3 seeds, with a baseline")
-    run = list_runs(site().folder)[0]
-    assert f"run={run.id}" in page.url and run.config().trials == 3
-    run.ask_to_stop()
-    until(lambda: run.status() in CLOSED)
-
-
 def test_a_file_that_is_dropped_is_taken_and_one_beside_the_field_does_not_leave_the_page(page):
     page.get_by_role("tab", name="Pictures").click()
     drop = """(element, names) => {
@@ -138,4 +116,36 @@ def test_the_first_screen_and_the_empty_tabs_have_nothing_serious_for_axe(theme)
         opened.get_by_role("tab", name=name).click()
         opened.wait_for_timeout(500)
         assert not serious(opened), name
-    opened.context.close()
+    leave(opened)
+
+
+# --- The click
+
+
+@pytest.fixture
+def waiting():
+    """Runs that are started wait for the CPU: what they train is tried elsewhere."""
+    with taken_device(site().folder):
+        yield
+
+
+def test_distill_replaces_the_example_with_a_run_of_what_the_sliders_say(waiting, page):
+    page.locator("#set-labels input").fill("3")
+    page.locator("#set-temperature input[type=range]").fill("3.5")
+    page.get_by_role("button", name="Distill", exact=True).click()
+    expect(page.locator("#live .kd-example")).to_be_hidden()
+    expect(page.locator("#live .kd-detail")).to_contain_text("T 3.5, lambda 1, 500 labels")
+    expect(page.locator("#live .kd-sentence")).to_have_count(0)
+    run = list_runs(site().folder)[0]
+    assert (run.config().labels, run.config().temperature) == (500, 3.5)
+    run.ask_to_stop()
+    until(lambda: run.status() in CLOSED)
+
+
+def test_prove_it_starts_the_same_with_three_seeds_and_shows_that_run(waiting, page):
+    page.get_by_role("button", name="Prove it: 3 seeds, about").click()
+    expect(page.locator("#live .kd-detail")).to_contain_text("3 seeds, with a baseline")
+    run = list_runs(site().folder)[0]
+    assert f"run={run.id}" in page.url and run.config().trials == 3
+    run.ask_to_stop()
+    until(lambda: run.status() in CLOSED)

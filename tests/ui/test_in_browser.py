@@ -22,9 +22,10 @@ from kd.system.browser_runtime import SCRIPT, WASM, browser_runtime
 from kd.ui import in_browser
 from kd.ui.access import view_key
 from tests.support.in_browser import INSECURE, as_text, needs_runtime, odd_pictures, pixels_of, with_camera
-from tests.support.pages import Site, serious, visit
+from tests.support.pages import Site, leave, serious, something_trains, until, visit
+from tests.support.runs import timed_shortly
 
-pytestmark = [pytest.mark.xdist_group("in browser"), needs_runtime]
+pytestmark = needs_runtime
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def run(folder, colours, teacher) -> Run:
     )  # fmt: skip
     made = create_run(config, folder, local_owner(folder))
     execute(made)
-    export_student(made)
+    with timed_shortly():
+        export_student(made)
     return made
 
 
@@ -53,28 +55,26 @@ def site(folder, run, tmp_path_factory) -> Site:
         shutil.copyfile(browser_runtime() / name, engine / name)
     made = Site(folder, KD_BROWSER_RUNTIME=str(engine))
     made.engine = engine
-    made.start()
-    yield made
-    made.stop()
+    with something_trains(folder):
+        made.start()
+        yield made
+        made.stop()
 
 
-@pytest.fixture(scope="module")
-def strangers(folder, run, tmp_path_factory) -> Site:
-    """The same runs served to strangers, by a server that has no engine."""
-    made = Site(folder, flags=("--shared",), KD_BROWSER_RUNTIME=str(tmp_path_factory.mktemp("none")))
-    made.start()
-    yield made
-    made.stop()
+@pytest.fixture
+def shared(folder, run, tmp_path, monkeypatch) -> None:
+    """The same runs on a server for strangers, which has no engine."""
+    monkeypatch.setenv("KD_RUNS_DIR", str(folder))
+    monkeypatch.setenv("KD_SHARED", "1")
+    monkeypatch.setenv("KD_BROWSER_RUNTIME", str(tmp_path))
 
 
 @pytest.fixture
 def page(site):
-    page = visit(
-        f"{site.url}/?__theme=light", context=with_camera().new_context(viewport={"width": 1366, "height": 768})
-    )
+    page = visit(f"{site.url}/?__theme=light", width=1366, height=768, chromium=with_camera())
     on_compare(page)
     yield page
-    page.context.close()
+    leave(page)
 
 
 def on_compare(page: Page) -> Page:
@@ -135,8 +135,8 @@ def test_the_student_says_here_what_it_says_on_the_server_of_odd_pictures_too(pa
             ours, theirs = (answers(bars) for bars in card.locator(".kd-student").all())
             assert ours.keys() == theirs.keys()
             assert max(abs(ours[name] - theirs[name]) for name in ours) < 0.3, card.inner_text()
-        assert not serious(page)
         page.locator("#pictures").get_by_role("button", name="Clear").click()
+    assert not serious(page)
 
 
 def test_many_pictures_get_a_column_of_their_table_and_int8_can_be_chosen(page, colours):
@@ -184,26 +184,24 @@ def is_filming(page: Page) -> bool:
     return page.evaluate("document.querySelector('#in-browser video').srcObject !== null")
 
 
-def test_the_camera_s_frames_move_the_bars_and_stop_ends_it(filmed):
+def test_the_camera_s_frames_move_the_bars_the_teacher_is_asked_about_one_and_stop_ends_it(filmed):
     bars = filmed.locator("#in-browser .kd-moving li")
     expect(bars).to_have_count(3)
-    seen = set()
-    for _ in range(30):
-        seen.add(tuple(bars.locator("i").evaluate_all("all => all.map(bar => bar.style.width)")))
-        filmed.wait_for_timeout(100)
-    assert len(seen) > 1
+
+    def widths() -> list[str]:
+        return bars.locator("i").evaluate_all("all => all.map(bar => bar.style.width)")
+
+    before = widths()
+    until(lambda: widths() != before)
     assert int(filmed.locator(".kd-rate").inner_text().split()[0]) >= 2
     assert not serious(filmed)
-    filmed.get_by_role("button", name="Stop the camera").click()
-    expect(filmed.locator("#in-browser video")).to_be_hidden()
-    assert not is_filming(filmed)
-
-
-def test_the_teacher_is_asked_about_one_frame(filmed):
     filmed.get_by_role("button", name="Ask the teacher").click()
     expect(filmed.locator(".kd-asked")).to_contain_text("Of the frame that you sent")
     found = answers(filmed.locator("#in-browser .kd-live .kd-teacher"))
     assert len(found) == 3 and sum(found.values()) == pytest.approx(100, abs=0.2)
+    filmed.get_by_role("button", name="Stop the camera").click()
+    expect(filmed.locator("#in-browser video")).to_be_hidden()
+    assert not is_filming(filmed)
 
 
 def test_the_camera_is_stopped_when_the_tab_is_left(filmed):
@@ -226,6 +224,7 @@ def test_a_refused_camera_is_said_in_words(page):
     refused_camera(page, "The camera was refused. Allow it")
 
 
+@pytest.mark.slow
 def test_no_camera_is_said_in_words(site):
     page = on_compare(visit(site.url))
     page.context.grant_permissions(["camera"])
@@ -233,6 +232,7 @@ def test_no_camera_is_said_in_words(site):
     page.context.close()
 
 
+@pytest.mark.slow
 def test_a_page_that_gets_no_camera_for_want_of_https_says_so(site):
     page = on_compare(visit(site.url.replace("127.0.0.1", INSECURE), context=with_camera().new_context()))
     refused_camera(page, "only to pages from https or from localhost")
@@ -240,9 +240,7 @@ def test_a_page_that_gets_no_camera_for_want_of_https_says_so(site):
 
 
 def test_on_a_phone_by_the_keyboard_alone(site):
-    page = on_compare(
-        visit(f"{site.url}/?__theme=dark", context=with_camera().new_context(viewport={"width": 390, "height": 844}))
-    )
+    page = on_compare(visit(f"{site.url}/?__theme=dark", width=390, height=844, chromium=with_camera()))
     page.context.grant_permissions(["camera"])
     page.locator("#compare").focus()
     for name in ("Open this column", "Use the camera", "Stop the camera"):
@@ -258,7 +256,7 @@ def test_on_a_phone_by_the_keyboard_alone(site):
             assert not serious(page)
         page.keyboard.press("Enter")
     expect(page.locator(".kd-compared")).to_have_text("The camera is off.")
-    page.context.close()
+    leave(page)
 
 
 # --- What cannot be opened
@@ -335,17 +333,20 @@ def test_a_picture_that_this_browser_cannot_read_is_named_and_the_others_are_ans
 # --- Strangers
 
 
-def test_another_visitor_s_student_is_refused_whatever_is_asked(strangers, run):
+ASKED = {"offered": in_browser.offered, "part": in_browser.part, "ask_teacher": in_browser.ask_teacher}
+
+
+def test_another_visitor_s_student_is_refused_whatever_is_asked(shared, run):
     for owner in ("", "0" * 32, None, {}):
-        asked = {"run": run.id, "owner": owner, "name": "student.onnx", "start": 0}
-        for function in ("offered", "part", "ask_teacher"):
-            assert strangers.call("in-browser", function, asked).keys() == {"problem"}
+        for function in ASKED.values():
+            asked = {"run": run.id, "owner": owner, "name": "student.onnx", "start": 0}
+            assert function(asked).keys() == {"problem"}
 
 
-def test_a_read_only_link_shows_the_run_and_does_not_give_its_student_away(strangers, run):
+def test_a_read_only_link_shows_the_run_and_does_not_give_its_student_away(shared, run):
     asked = {"run": run.id, "owner": "0" * 32, "view": view_key(run), "name": "student.onnx", "start": 0}
     for function in ("offered", "part"):
-        assert "only they can run it" in strangers.call("in-browser", function, asked)["problem"]
+        assert "only they can run it" in ASKED[function](asked)["problem"]
 
 
 def test_only_the_files_of_an_export_are_sent_and_in_parts(site, run):

@@ -10,13 +10,12 @@ import pytest
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
+from kd.system.ids import owner_hash
 from kd.ui import page
 from kd.ui.api.public import FUNCTIONS
 from tests.support.loops import run_apart
 from tests.support.pages import shared_site, site
 from tests.support.uploads import packed
-
-pytestmark = pytest.mark.xdist_group("page")
 
 # A transcript of the session is in the guide; these are its settings.
 SETTINGS = {
@@ -84,6 +83,13 @@ def test_an_agent_distils_a_zip_and_asks_what_the_student_says_of_a_picture(arch
             zipped = data_url(archive.read_bytes(), "application/zip")
             brought = await its.ended("import_pictures", file=zipped, name="Colours")
             assert brought["pictures"] == {"train": {"blue sky": 20, "green leaf": 20, "red brick": 20}}
+            # It has the lowest priority of all; tests/ui/test_api.py waits for one.
+            assert (await its.call("check_dataset", dataset=brought["dataset"], timeout=0))["status"] in (
+                "running",
+                "done",
+            )
+            # What it would find is not asked for here.
+            assert site().call("check", "cancel", {"asker": f"api {owner_hash('')[:32]}"}) == {}
             settings = {**SETTINGS, "dataset": brought["dataset"], "teacher": str(teacher)}
             run = (await its.call("start_run", preset="custom", settings=settings))["run"]
             state = await its.ended("wait_for_run", run=run)

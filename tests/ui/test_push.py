@@ -20,7 +20,8 @@ from tests.support.hub import Hub, Trouble
 from tests.support.hub_writes import Account
 from tests.support.openid import Account as Person
 from tests.support.openid import Provider
-from tests.support.pages import Site, serious, until, visit
+from tests.support.pages import Site, leave, serious, something_trains, until, visit
+from tests.support.runs import timed_shortly
 from tests.ui.test_login import Browser, Space, belongs_to_server
 
 TOKEN = "hf_annas_own_token"
@@ -38,7 +39,8 @@ def exported(tmp_path_factory, colours, teacher) -> Run:
     run.append("started")
     with run.work():
         run.close("stopped")
-    export_student(run, "onnx")
+    with timed_shortly():
+        export_student(run, "onnx")
     run.rename("Two flowers")
     return run
 
@@ -76,9 +78,10 @@ def with_hub(site: Site, hub: Hub) -> Site:
 def site(hub, tmp_path_factory) -> Iterator[Site]:
     made = with_hub(Site(tmp_path_factory.mktemp("site"), HF_TOKEN=TOKEN), hub)
     made.environment["HF_TOKEN"] = TOKEN  # the Hub's environment is without
-    made.start()
-    yield made
-    made.stop()
+    with something_trains(made.folder):
+        made.start()
+        yield made
+        made.stop()
 
 
 @pytest.fixture
@@ -122,6 +125,7 @@ def test_a_student_is_pushed_by_keyboard_followed_through_a_reload_and_found_at_
     assert "license: mit" in (hub.root / "models/anna/by-keyboard/README.md").read_text()
     assert page.locator("#live [role=status]").count() == 1 and serious(page) == []
     assert TOKEN not in page.content()
+    leave(page)
 
 
 def test_what_is_anothers_work_is_written_over_by_a_second_click_only_and_not_under_another_name(site, hub, run):
@@ -145,6 +149,7 @@ def test_what_is_anothers_work_is_written_over_by_a_second_click_only_and_not_un
     expect(page.get_by_role("link", name=f"{hub.url}/anna/cats")).to_be_visible()
     expect(page.locator(".kd-pushing")).to_contain_text("is public, as it was")
     assert "Distillery" in (theirs / "README.md").read_text()
+    leave(page)
 
 
 def test_on_a_phone_a_refusal_is_read_without_scrolling_sideways_and_a_push_is_cancelled(site, hub, run):
@@ -162,6 +167,7 @@ def test_on_a_phone_a_refusal_is_read_without_scrolling_sideways_and_a_push_is_c
     expect(page.locator(".kd-pushing")).to_contain_text("Sending")
     page.get_by_role("button", name="Cancel the push").click()
     expect(page.locator(".kd-pushing")).to_contain_text("Cancelled")
+    leave(page)
     hub.troubles.clear()
     cancelled.set()
 

@@ -20,9 +20,7 @@ from kd.system.cache import Cache
 from kd.system.ids import owner_hash
 from kd.ui import access, settings, sweep, time_estimate
 from kd.ui.progress import roughly
-from tests.support.pages import serious, site, until, visit
-
-pytestmark = pytest.mark.xdist_group("page")
+from tests.support.pages import leave, serious, site, something_trains, until, visit
 
 SAMPLE = DistillConfig.preset("sample")
 
@@ -353,6 +351,16 @@ def fill(page, name: str, text: str) -> None:
     page.locator(f"#sweep-{name} :is(input, textarea)").fill(text)
 
 
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+def test_on_a_phone_the_heat_map_is_no_wider_than_the_screen(done, theme):
+    phone = visit(f"{site().url}/?__theme={theme}&sweep={done.id}", width=390)
+    expect(status(phone)).to_have_text("Done")
+    expect(phone.locator("#sweep [data-is=best]").first).to_be_visible()
+    assert phone.evaluate("document.documentElement.scrollWidth") == 390
+    assert not serious(phone)
+    leave(phone)
+
+
 def test_the_time_of_the_default_is_measured_when_the_page_is_still(page):
     expect(line(page)).to_have_text(re.compile("^Measuring how long"))
 
@@ -396,16 +404,6 @@ def test_the_time_appears_under_the_button(page, first_time):
     page.locator("#set-epochs input").fill(str(10 * SAMPLE.epochs))
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_on_a_phone_the_heat_map_is_no_wider_than_the_screen(done, theme):
-    phone = visit(f"{site().url}/?__theme={theme}&sweep={done.id}", width=390)
-    expect(status(phone)).to_have_text("Done")
-    expect(phone.locator("#sweep [data-is=best]").first).to_be_visible()
-    assert phone.evaluate("document.documentElement.scrollWidth") == 390
-    assert not serious(phone)
-    phone.context.close()
-
-
 def test_ten_times_the_epochs_take_longer_and_what_is_known_is_not_measured_again(page, first_time):
     expect(line(page)).to_have_text(re.compile("^About .*training"))
     assert line(page).inner_text() != first_time
@@ -422,11 +420,12 @@ def test_a_teacher_that_is_not_there_is_told_before_the_click(page, small):
     choose("teacher", "no/such-teacher")
     expect(line(page)).to_have_text("")  # what it said is of other settings
     expect(line(page)).to_contain_text("The teacher 'no/such-teacher' is not on this machine")
-    for name in ("teacher", "dataset", "student"):
-        choose(name, small[name])
-    page.get_by_role("button", name="More").click()
-    for name, value in {"image_size": 32, "batch_size": 16, "views": 1, "epochs": 1}.items():
-        page.locator(f"#set-{name.replace('_', '-')} input").fill(str(value))
+    with something_trains(site().folder):  # what is between the settings is not measured
+        for name in ("teacher", "dataset", "student"):
+            choose(name, small[name])
+        page.get_by_role("button", name="More").click()
+        for name, value in {"image_size": 32, "batch_size": 16, "views": 1, "epochs": 1}.items():
+            page.locator(f"#set-{name.replace('_', '-')} input").fill(str(value))
 
 
 def test_a_sweep_is_begun_its_cell_fills_and_stop_is_heard(page):
@@ -477,4 +476,4 @@ def test_a_sweep_is_deleted_when_the_question_is_answered(page, done):
     expect(status(page)).to_have_text("Stopped. Resume goes on where it was.")  # the one that is left
     assert not done.path.exists() and "sweep=" not in page.url
     assert not serious(page)
-    page.context.close()
+    leave(page)

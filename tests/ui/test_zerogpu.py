@@ -25,8 +25,6 @@ from tests.support.pages import Site, browser, clean_up, until, visit
 from tests.support.paths import ROOT
 from tests.support.runs import make_run
 
-pytestmark = pytest.mark.xdist_group("page")
-
 
 @pytest.fixture
 def space(tmp_path, monkeypatch) -> Path:
