@@ -25,7 +25,9 @@ from kd.runs.store import create_run, delete_run, list_runs, local_owner
 from kd.ui import settings
 from kd.ui.access import view_key
 from kd.ui.theme import EXAMPLES
-from tests.support.pages import AXE, leave, points, serious, shared_site, site, something_trains, until, visit
+from tests.support.pages import AXE, points, serious, shared_site, site, until, visit
+
+pytestmark = pytest.mark.xdist_group("page")
 
 
 @pytest.fixture(scope="module")
@@ -34,36 +36,19 @@ def page():
     for run in list_runs(site().folder):
         until(lambda run=run: run.status() in CLOSED)
         delete_run(run)
-    opened = visit(f"{site().url}/?__theme=light")
-    yield opened
-    leave(opened)
+    return visit(f"{site().url}/?__theme=light")
 
 
 @pytest.fixture(scope="module")
 def small_run(colours, teacher):
     """A run of a few seconds, which waits behind the one that is training."""
     config = DistillConfig.preset(
-        "custom", teacher=str(teacher), dataset=str(colours), student="mobilenet_v2_0.35", image_size=32, epochs=1,
-        batch_size=16, views=1, baseline="yes", export="no",
+        "custom", teacher=str(teacher), dataset=str(colours), student="mobilenet_v2_0.35", image_size=32, epochs=2,
+        batch_size=16, views=1, baseline="yes",
     )  # fmt: skip
     run = create_run(config, site().folder, local_owner(site().folder))
     start_run(run)
     return run
-
-
-@pytest.fixture
-def untimed():
-    """How long a run would take is not measured meanwhile."""
-    with something_trains(site().folder):
-        yield
-
-
-@pytest.fixture(scope="module")
-def second(page, small_run):
-    """Another tab of the same visitor, at the run that waits."""
-    opened = visit(f"{site().url}/?run={small_run.id}", context=page.context)
-    yield opened
-    opened.close()
 
 
 def status(page):
@@ -91,7 +76,7 @@ def test_before_the_first_run_there_is_an_example_that_says_that_it_is_one_and_w
     assert page.locator("#distill").bounding_box()["y"] < 900, "the button is on the first screen"
 
 
-def test_a_methods_own_settings_appear_only_when_it_is_chosen(page, untimed):
+def test_a_methods_own_settings_appear_only_when_it_is_chosen(page):
     def choose(method: str) -> None:
         page.locator("#set-method input").click()
         page.get_by_role("option", name=method, exact=True).click()
@@ -121,7 +106,7 @@ def test_a_methods_own_settings_appear_only_when_it_is_chosen(page, untimed):
     expect(temperature).to_have_value(f"{DistillConfig.preset('sample').temperature:g}")
 
 
-def test_a_list_that_is_left_as_it_was_takes_back_no_setting(page, untimed):
+def test_a_list_that_is_left_as_it_was_takes_back_no_setting(page):
     asked: list[str] = []
     page.locator("#set-epochs input").fill("3")
     page.locator("#more > button").click()
@@ -184,19 +169,21 @@ def test_a_poll_is_small(page):
     assert sorted(sizes)[1] < 400, sizes
 
 
-def test_a_run_behind_it_says_its_place(second):
+def test_a_run_behind_it_says_its_place(page, small_run):
+    second = visit(f"{site().url}/?run={small_run.id}", context=page.context)
     expect(status(second)).to_have_text(re.compile("^Waiting for the CPU: place 1 in the queue"))
+    second.close()
 
 
-def test_a_reload_and_a_second_tab_find_the_run_again(page, second):
+def test_a_reload_and_a_second_tab_find_the_run_again(page):
     run = list_runs(site().folder)[-1]
     page.reload()
     expect(status(page)).to_have_text(re.compile("Training.*, epoch"))
     until(lambda: points(page) > 3)
-    second.goto(site().url)  # no ?run=: the browser remembers
+    second = visit(site().url, context=page.context)  # no ?run=: the browser remembers
     expect(status(second)).to_have_text(re.compile("Training.*, epoch"))
     assert run.status() == "running"
-    second.goto("about:blank")
+    second.close()
 
 
 def test_the_server_can_restart_in_mid_run(page):
@@ -218,7 +205,7 @@ def test_stop_ends_it_and_resume_is_offered(page):
 # --- Before training
 
 
-def test_the_teacher_s_answer_moves_with_the_temperature_and_says_what_is_learned(page, untimed):
+def test_the_teacher_s_answer_moves_with_the_temperature_and_says_what_is_learned(page):
     page.get_by_role("button", name="Another picture").click()
     page.get_by_role("button", name="Ask about ankle-boot-1").click()
     panel, bars = page.locator("#dark"), page.locator("#dark .kd-bars li")
@@ -249,7 +236,7 @@ def test_the_teacher_s_answer_moves_with_the_temperature_and_says_what_is_learne
     assert not serious(page)
 
 
-def test_the_teacher_s_answer_to_an_upload_and_an_error_in_words(page, untimed, teacher, colours):
+def test_the_teacher_s_answer_to_an_upload_and_an_error_in_words(page, teacher, colours):
     page.locator("#models > button").click()
     fill_choice(page, "teacher", str(teacher))
     fill_choice(page, "dataset", str(colours))
@@ -271,14 +258,7 @@ def fill_choice(page, name: str, value: str) -> None:
 # --- A run that ends
 
 
-@pytest.fixture(scope="module")
-def at_work():
-    """From here on no time is measured."""
-    with something_trains(site().folder) as run:
-        yield run
-
-
-def test_the_next_run_ends_with_a_table_of_both(page, small_run, at_work):
+def test_the_next_run_ends_with_a_table_of_both(page, small_run):
     page.goto(f"{site().url}/?__theme=light&run={small_run.id}")
     expect(status(page)).to_have_text("Done")
     table = page.locator("#live table.kd-versus")
@@ -329,7 +309,7 @@ def test_compare_shows_two_pictures_side_by_side(page, colours, tmp_path):
     expect(page.locator("#pictures .thumbnail-item")).to_have_count(2)
     page.get_by_role("button", name="Compare", exact=True).click()
     cards = page.locator("#comparison .kd-card")
-    expect(cards).to_have_count(2, timeout=300_000)  # the models have the CPU when nobody else wants it
+    expect(cards).to_have_count(2)
     assert {"red brick", "blue sky"} <= set(
         page.locator(".kd-teacher li:first-child span:first-child").all_inner_texts()
     )
@@ -369,9 +349,9 @@ def png_of(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(side * (3 * side + 1)), 9)) + chunk(b"IEND", b"")  # fmt: skip
 
 
-def test_runs_are_overlaid(page, at_work):
+def test_runs_are_overlaid(page):
     tab(page, "Runs")
-    boxes = page.locator(f"#runs tr:not([data-run='{at_work.id}']) input[type=checkbox]")
+    boxes = page.locator("#runs input[type=checkbox]")
     expect(boxes).to_have_count(3)  # the last is the example's
     for box in boxes.all():
         box.check()
@@ -380,10 +360,8 @@ def test_runs_are_overlaid(page, at_work):
 
 
 @pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
-def test_on_a_phone_nothing_is_wider_than_the_screen_or_serious_to_axe(page, small_run, theme):
-    phone = page
-    phone.set_viewport_size({"width": 390, "height": 844})
-    phone.goto(f"{site().url}/?__theme={theme}&run={small_run.id}")
+def test_on_a_phone_nothing_is_wider_than_the_screen_or_serious_to_axe(small_run, theme):
+    phone = visit(f"{site().url}/?__theme={theme}&run={small_run.id}", width=390)
     expect(status(phone)).to_have_text("Done")
     expect(phone.locator("#dark .kd-bars li")).to_have_count(7)
     phone.locator("#live .kd-analysis").scroll_into_view_if_needed()
@@ -393,7 +371,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_or_serious_to_axe(page, sma
         phone.wait_for_timeout(700)
         assert phone.evaluate("document.documentElement.scrollWidth") == 390, name
         assert not serious(phone), name
-    phone.set_viewport_size({"width": 1280, "height": 900})
+    phone.context.close()
     if not AXE.exists():
         pytest.skip("The widths are right; axe-core is not there: `make test` fetches it with npm")
 
@@ -431,7 +409,7 @@ def test_a_second_visitor_of_a_shared_server_is_refused_by_page_and_by_raw_post(
     values = [settings.to_widget(name, value) for name, value in small_run.config().to_dict().items()]
     assert "a path" in shared_site().call("expected", "expected", {"values": values})["problem"]
     assert small_run.status() == "done"
-    leave(theirs)
+    theirs.context.close()
 
 
 def test_a_sweep_is_refused_to_a_second_visitor_by_page_and_by_raw_post(small_run):
@@ -440,7 +418,7 @@ def test_a_sweep_is_refused_to_a_second_visitor_by_page_and_by_raw_post(small_ru
     theirs = visit(f"{shared_site().url}/?sweep={one.id}")
     expect(theirs.locator("#sweep [role=status]")).to_have_text(re.compile("There is no sweep .* among yours"))
     assert not serious(theirs)
-    leave(theirs)
+    theirs.context.close()
     for owner in ("", "0" * 32, None, {}):
         asked = {"sweep": one.id, "owner": owner}
         assert shared_site().call("sweep", "poll", asked).keys() == {"refused"}
@@ -461,7 +439,7 @@ def test_a_link_that_is_shared_on_purpose_shows_the_run_and_changes_nothing(smal
     key = {"run": small_run.id, "owner": view_key(small_run), "view": view_key(small_run)}
     assert "problem" in shared_site().call("runs", "act", {**key, "do": "delete"})
     assert "refused" in shared_site().call("live", "poll", {**key, "view": view_key(small_run)[:-1] + "x"})
-    leave(theirs)
+    theirs.context.close()
 
 
 def test_the_link_to_share_is_copied(page, small_run):
