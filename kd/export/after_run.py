@@ -45,17 +45,19 @@ def failed(why: str) -> str:
 
 def onnx_summary(results: dict[str, Any]) -> dict[str, Any]:
     """Return what a report says of an export: ``teacher`` and ``student`` (``latency_ms`` of one picture and thread,
-    ``megabytes``), ``speedup``, the student's ``accuracy``, ``agreement`` with itself in PyTorch, ``success``, and ``others``, which says where it differs."""
+    ``megabytes``), ``speedup``, the student's ``accuracy``, ``agreement`` with itself in PyTorch, ``success``, and ``others``,
+    which says where the file that agrees least differs."""
     bare, whole = (results["files"][name] for name in FILES["onnx"])
+    worst = min(bare, whole, key=lambda one: one["agreement"])
     teacher = results["teacher"]
     return {
         "teacher": teacher and {"latency_ms": teacher["latency_ms"]["one_thread"], "megabytes": teacher["megabytes"]},
         "student": {"latency_ms": bare["latency_ms"]["one_thread"], "megabytes": bare["megabytes"]},
         "speedup": results["speedup"],
         "accuracy": whole["accuracy"],
-        "agreement": min(bare["agreement"], whole["agreement"]),
+        "agreement": worst["agreement"],
         "success": bare["success"] and whole["success"],
-        "others": whole["others"] or bare["others"],
+        "others": worst["others"],
         "seconds": results["seconds"],
     }
 

@@ -119,7 +119,12 @@ class Backup:
         for place in KINDS.values():
             for left in (self.folder / place).glob(BACK + "*"):
                 shutil.rmtree(left, ignore_errors=True)
-        missing = [(place, copy) for place, copy in copies(self.bucket) if not (self.folder / place / copy.id).exists()]
+        # What was here and is gone was deleted; its copy is only still to be.
+        missing = [
+            (place, copy)
+            for place, copy in copies(self.bucket)
+            if not (path := self.folder / place / copy.id).exists() and key_of(path) not in self.copied
+        ]
         self.done, self.of, self.missed, self.again = 0, len(missing), [], math.inf
         updated = time.monotonic()
         for place, copy in missing:

@@ -60,9 +60,8 @@ class Summary:
         if name in LIFECYCLE:
             changes = {"lifecycle": name, **{key: event.get(key) for key in ("message", "reason", "place")}}
             changes["ready"] = event["time"] + event["wait"] if "wait" in event else None
-        if (
-            name == "paused" and self.step
-        ):  # it has waited for its next piece since, and that is no stage that was reached
+        # While it waited for its next piece, its stage was that of the queue.
+        if name == "paused" and self.step:
             changes["stage"] = TRAINING
         if name in ("started", "resumed"):
             changes["oom_kills"] = event.get("oom_kills")

@@ -290,6 +290,17 @@ def test_a_copy_that_could_not_be_read_at_the_start_is_tried_again_later_and_a_d
     assert server.again == float("inf")
 
 
+def test_what_was_deleted_while_the_bucket_was_away_does_not_come_back_when_it_is_read_again(
+    folder, bucket, monkeypatch
+):
+    run = finished(folder)
+    server = serve(folder, bucket)
+    monkeypatch.setattr(Copy, "remove", lambda self: (_ for _ in ()).throw(OSError(5, "away")))
+    delete_run(run)
+    server.restore()
+    assert not run.path.exists() and Copy.of(run.path, bucket).read()
+
+
 @pytest.mark.parametrize(("runs", "bucket"), [("a", "a"), ("a", "a/b"), ("a/b", "a")])
 def test_a_bucket_that_is_not_apart_from_the_runs_is_refused_in_words(tmp_path, runs, bucket):
     run = finished(tmp_path / runs)
